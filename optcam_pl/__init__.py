@@ -1,0 +1,28 @@
+"""Opti-CAM and the saliency methods it is compared with, measured by corrected faithfulness metrics."""
+
+from importlib.metadata import version
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers import (
+    Explainer,
+    Explanation,
+    FakeCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    OptiCAM,
+    ScoreCAM,
+)
+
+__version__ = version("optcam_pl")
+
+__all__ = [
+    "Classifier",
+    "Explainer",
+    "Explanation",
+    "FakeCAM",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "OptiCAM",
+    "ScoreCAM",
+    "__version__",
+]

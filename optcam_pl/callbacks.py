@@ -1,0 +1,243 @@
+"""What a run shows: TensorBoard panels and curves, maps and overlays on disk, a progress bar in images."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from optcam_pl.data import ImageDataModule
+from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
+from optcam_pl.records import write_file
+from optcam_pl.report import load_run, summarise, table
+from optcam_pl.tasks import BlockResult, SaliencyTask
+
+
+def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
+    """Image | map | overlay | masked image of the block's i-th image, with class names and probabilities."""
+    probes, explanation = result.probes, result.explanation
+    image, saliency = result.batch["image"][i], explanation.saliency[i]
+    predicted, target = int(result.logits[i].argmax()), int(explanation.target[i])
+    p, o = float(probes.original[i]), float(probes.masked[i])
+    name = task.classifier.class_name
+    titles = [
+        f"predicted: {name(predicted)}",
+        f"map of: {name(target)}",
+        f"p = {p:.3f}",
+        f"masked: p = {o:.3f}",
+    ]
+    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(probes.masked_image[i])]
+    return row(tiles, titles)
+
+
+class _BlockCallback(Callback):
+    """Looks at every block's result, whatever the stage is."""
+
+    def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
+        """Called after every block, on every rank."""
+
+    def _after(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if isinstance(module, SaliencyTask) and module.result is not None:
+            self.on_block(trainer, module, module.result)
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _after
+
+
+class TensorBoardPanels(_BlockCallback):
+    """Shows a run in TensorBoard: panels, objective curves, the table, hyperparameters to compare runs by.
+
+    Scalars: ``objective/mean`` and ``objective/<image>`` against the iteration of the inner fit loop; the metrics are
+    logged by the task. Images: ``panel/<image>``. Text: ``table`` and ``settings``.
+
+    Args:
+        images: as many panels and single curves, from the dataset's first images of each rank's.
+    """
+
+    def __init__(self, images: int = 8) -> None:
+        if images < 0:
+            raise ValueError(f"Expected `images` to be zero or a positive integer, but got {images!r}.")
+        self.images = images
+        self._shown = 0
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._curves: list[list[float]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A new run starts at its first image."""
+        self._shown, self._sum, self._count, self._curves = 0, None, 0, []
+
+    def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
+        """Panels and curves of the first images, the sum of all curves."""
+        shown = {row.index for row in result.rows if row.status != "error"}
+        writer = _writer(trainer)
+        for i, index in enumerate(result.batch["index"].tolist()):
+            if index not in shown:
+                continue
+            if result.explanation.objective is not None:
+                curve = result.explanation.objective[:, i].double().cpu()
+                self._sum = curve if self._sum is None else self._sum + curve
+                self._count += 1
+            if writer is not None and self._shown < self.images:
+                self._shown += 1
+                image_id = _tag(result.batch["id"][i])
+                panel = image_panel(result, i, task)
+                writer.add_image(f"panel/{image_id}", panel, dataformats="HWC")
+                if result.explanation.objective is not None:
+                    self._curves.append(curve.tolist())
+                    for t, value in enumerate(self._curves[-1]):
+                        writer.add_scalar(f"objective/{image_id}", value, t)
+
+    def _finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not isinstance(module, SaliencyTask):
+            return
+        mean = self._mean_curve(trainer)
+        writer = _writer(trainer)
+        if writer is None:
+            return
+        if mean is not None:
+            for t, value in enumerate(mean):
+                writer.add_scalar("objective/mean", value, t)
+            writer.add_figure("objective", objective_curves(mean, self._curves))
+        run = load_run(module.run_dir)
+        summary = summarise(run)
+        writer.add_text("table", table([summary], format="markdown"))
+        settings = {key: str(value) for key, value in run.manifest["settings"].items()}
+        writer.add_text("settings", "\n".join(f"- {key}: `{value}`" for key, value in settings.items()))
+        settings |= {"explainer": summary.explainer, "data": summary.data}
+        if summary.metrics:
+            logger = next(lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger))
+            logger.log_hyperparams(settings, {f"hp/{key}": value for key, value in summary.values().items()})
+
+    def _mean_curve(self, trainer: L.Trainer) -> list[float] | None:
+        """The mean over all ranks' images; every rank takes part, also one that saw none."""
+        if trainer.world_size > 1:
+            # Curves are padded to one length, so the sums of ranks add up; a rank without images sends None.
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, (self._sum, self._count))
+        else:
+            gathered = [(self._sum, self._count)]
+        sums = [total for total, _ in gathered if total is not None]
+        count = sum(number for _, number in gathered)
+        return (torch.stack(sums).sum(0) / count).tolist() if count else None
+
+    on_train_end = on_validation_end = on_test_end = on_predict_end = _finish
+
+
+class MapWriter(_BlockCallback):
+    """Writes every image's map and overlay into the run's folder, as the block is done.
+
+    ``maps/<number>-<image>.npz`` holds ``saliency`` (H,W) float32 in [0,1], ``id``, ``target``, ``predicted``, ``p``
+    and ``o``; ``overlays/<number>-<image>.png`` the image | map | overlay | masked image panel;
+    ``overlays/index.json`` (or ``index-<rank>.json`` with several processes) says which file is which image's.
+
+    Args:
+        maps: write the npz files.
+        overlays: write the png files.
+    """
+
+    def __init__(self, maps: bool = True, overlays: bool = True) -> None:
+        self.maps, self.overlays = maps, overlays
+        self._index: dict[str, str] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A new run has a new index."""
+        self._index = {}
+
+    def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
+        """Write the block's files, each under a temporary name that is then renamed."""
+        position = {index: i for i, index in enumerate(result.batch["index"].tolist())}
+        for entry in result.rows:
+            if entry.status == "error":
+                continue
+            i, name = position[entry.index], file_name(entry.index, entry.id)
+            if self.maps:
+                saliency = result.explanation.saliency[i, 0].float().cpu().numpy()
+                facts = {"id": entry.id, "target": entry.target, "predicted": entry.predicted}
+                data = io.BytesIO()
+                np.savez_compressed(data, saliency=saliency, p=np.float64(entry.p), o=np.float64(entry.o), **facts)
+                write_file(task.run_dir / "maps" / f"{name}.npz", data.getvalue())
+            if self.overlays:
+                data = io.BytesIO()
+                Image.fromarray(image_panel(result, i, task)).save(data, "png")
+                write_file(task.run_dir / "overlays" / f"{name}.png", data.getvalue())
+                self._index[entry.id] = f"{name}.png"
+        if self.overlays and self._index:
+            suffix = "" if trainer.world_size == 1 else f"-{trainer.global_rank}"
+            write_file(task.run_dir / "overlays" / f"index{suffix}.json", json.dumps(self._index, indent=1))
+
+
+class ImageProgress(TQDMProgressBar):
+    """Lightning's progress bar with the time that is left, the images per second and the running metrics."""
+
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._start = 0.0
+
+    def on_sanity_check_start(self, *_: Any) -> None:
+        """No bar: there is nothing to check."""
+
+    def _begin(self, *_: Any) -> None:
+        self._start = time.monotonic()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Start the clock."""
+        super().setup(trainer, pl_module, stage)
+        self._begin()
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        items: dict[str, Any] = {}
+        if isinstance(pl_module, SaliencyTask):
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            blocks = max((bar.n for bar in self._bars()), default=0)
+            if isinstance(data, ImageDataModule) and blocks:
+                images = blocks * data.batch_size * trainer.world_size
+                items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
+            for metric in pl_module.running():
+                items[metric.label] = f"{float(metric.total / metric.count):.1f}"
+        return items
+
+    def _bars(self) -> list[Any]:
+        bars = (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar, self._predict_progress_bar)
+        return [bar for bar in bars if bar is not None]
+
+
+def file_name(index: int, image_id: str) -> str:
+    """A file name without extension that any file system takes: the image's number and what is legible of its id.
+
+    >>> file_name(7, "n01440764/tench é\\n<b>.JPEG")
+    '000007-n01440764_tench_b'
+    """
+    stem = re.sub(r"\.[A-Za-z0-9]{1,5}\Z", "", image_id)
+    legible = re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("._")[-80:]
+    return f"{index:06d}-{legible}" if legible else f"{index:06d}"
+
+
+def _tag(image_id: str) -> str:
+    """An id as a TensorBoard tag, which is shown in a page."""
+    return re.sub(r"[^\w./ -]+", "_", image_id)
+
+
+def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+    """The run's TensorBoard writer on rank 0, else None."""
+    if not trainer.is_global_zero:
+        return None
+    return next((lg.experiment for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
+
+
+def overlay_folder(run_dir: Path) -> Path | None:
+    """Where a run's overlays lie, if it wrote any."""
+    folder = run_dir / "overlays"
+    return folder if folder.is_dir() else None

@@ -1,0 +1,90 @@
+"""Recording what flows through a network's layers, leaving no trace behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerNotCalledError(RuntimeError):
+    """A layer was to be recorded, but the network did not call it."""
+
+
+class Record(dict[str, Tensor]):
+    """Layer name -> what the layer put out in its last call; asking for one that was not called is an error."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise LayerNotCalledError(
+            f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show."
+        )
+
+
+def tensor_of(output: object) -> Tensor:
+    """The tensor of a layer's output: itself, or the first of a tuple.
+
+    Raises:
+        TypeError: the layer puts out something else.
+    """
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, Tensor):
+        raise TypeError(f"Expected the layer to put out a tensor (or a tuple with one first), but got {type(output)}.")
+    return first
+
+
+def _hook(record: Record, name: str, cut: bool) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        value = tensor_of(output)
+        if not cut:
+            # A copy: a later layer may work in place on what this one put out.
+            record[name] = value.detach().clone()
+            return None
+        if not value.requires_grad:
+            # The first recorded layer: the graph begins here, so that no backward pass goes below it.
+            value = value.detach().requires_grad_()
+        record[name] = value
+        passed = value.clone()  # in-place layers after this one then work on a tensor that is not a leaf
+        return (passed, *output[1:]) if isinstance(output, (tuple, list)) else passed
+
+    return hook
+
+
+@contextmanager
+def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[Record]:
+    """Record the activations of layers while the context is open.
+
+    Args:
+        layers: name -> module.
+        cut: let the graph of the first recorded layer begin at its output, so that ``torch.autograd.grad`` of
+            something computed later, with respect to the recorded tensors, goes down to the layers and no further.
+            Without it the recorded tensors are detached copies.
+
+    Yields:
+        A `Record`, filled by each forward pass with the layer's own shape. Hooks are removed on the way out, also
+        after an exception.
+
+    >>> network = nn.Sequential(nn.Identity(), nn.ReLU())
+    >>> with capture({"1": network[1]}) as record:
+    ...     _ = network(torch.tensor([-1.0, 2.0]))
+    >>> record["1"]
+    tensor([0., 2.])
+    """
+    record = Record()
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.callback(module.register_forward_hook(_hook(record, name, cut)).remove)
+        yield record
+
+
+@contextmanager
+def own_grad_mode() -> Iterator[None]:
+    """Gradients on, whatever mode the caller is in.
+
+    `torch.enable_grad` alone does nothing inside `torch.inference_mode`; tensors made outside stay inference tensors
+    and have to be cloned in here before autograd may save them.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -1,0 +1,330 @@
+"""The classifier to be explained: pixels in [0,1] in, logits out, frozen.
+
+Shape letters: B images, C classes, K channels, h x w feature grid, H x W image, N tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl import layers
+from optcam_pl.imagenet import imagenet_names
+from optcam_pl.layers import Layout
+from optcam_pl.weights import Network, load_network
+
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+
+
+class Classifier(nn.Module):
+    """Any image classifier with its normalisation inside: `classifier(image)` turns pixels in [0,1] into logits.
+
+    The network is frozen (eval mode, no parameter requires a gradient) and stays so; a `torch.nn.Module` that is handed
+    in is frozen itself, not a copy of it.
+
+    Args:
+        network: "torchvision/resnet50", "timm/deit_base_patch16_224", "demo/efficientnet_lite0" (timm's network with
+            pretrained weights that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C).
+        weights: "default": the source's pretrained ones, or the module as it is. None: random ones. For torchvision
+            also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of it: a state
+            dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes like
+            `module.`; every name and shape has to fit.
+        target_layer: the layer or layers to explain, by dotted name ("layer4.2", "layer4.-1"); None: the family's usual
+            one (the paper's where it names one), for an unknown module the last with a grid of features.
+        mean: per channel, in [0,1]; subtracted from the pixels. None: the source's; for a module none (0).
+        std: per channel; divides them. None: the source's; for a module none (1).
+        input_size: H = W or (H,W) in pixels. None: the source's; for a module 224.
+        interpolation: for resizing images to it. None: the source's; for a module "bilinear".
+        crop_fraction: in (0,1], the part of the resized image that a centre crop keeps. None: the source's; for a
+            module 0.875.
+        num_classes: None: the network's, or what the weight file has. Pretrained weights of another number of classes
+            get a new, random head, with a warning; a file has to have this number.
+        class_names: one a class. None: ImageNet's, if the network comes from a source and has 1000 classes.
+        layout: how a layer's activations lie in memory; see `to_grid`.
+
+    Attributes:
+        name: the network's name, for reports.
+        mean, std: (3,) buffers, not saved with the weights; 0 and 1 where nothing is normalised.
+        input_size: (H,W). interpolation, crop_fraction: as above.
+        class_names: a tuple, or None.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unknown network, layer or setting, or weights that do not fit; the message says what was expected
+            and lists the nearest names.
+        FileNotFoundError: there is no such weight file.
+        ImportError: "demo/..." without the extra `optcam_pl[demo]`.
+        RuntimeError: the pretrained weights could not be downloaded.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> classifier = Classifier(network, input_size=4, class_names=["cat", "dog"])
+        >>> classifier(torch.rand(5, 3, 4, 4)).shape
+        torch.Size([5, 2])
+        >>> classifier.target_layers, classifier.num_classes, classifier.class_name(1)
+        (('1',), 2, 'dog')
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(  # noqa: PLR0917
+        self,
+        network: Network,
+        weights: str | Path | None = "default",
+        target_layer: str | list[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        interpolation: Interpolation | None = None,
+        crop_fraction: float | None = None,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        layout: Layout = "auto",
+    ) -> None:
+        super().__init__()
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
+        _check_choice("layout", layout, Layout)
+        loaded = load_network(network, weights, num_classes)
+        self.name = network if isinstance(network, str) else type(network).__name__
+        self.weights = "random" if weights is None else str(weights)
+        self.network = loaded.network
+        self.layout = layout
+        device = layers.zeros_for(self.network, (1, 1)).device
+        for key, given, own in (("mean", mean, loaded.mean), ("std", std, loaded.std)):
+            values = _check_colour(key, own if given is None else given)
+            self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
+        self._normalises = bool((self.mean != 0).any() or (self.std != 1).any())
+        self.input_size = loaded.input_size if input_size is None else _check_size(input_size)
+        self.interpolation = _check_choice("interpolation", interpolation or loaded.interpolation, Interpolation)
+        self.crop_fraction = _check_fraction(loaded.crop_fraction if crop_fraction is None else crop_fraction)
+        self.network.requires_grad_(False)
+        self.eval()
+        self._layers = self._choose_layers(target_layer)
+        self._classes = _final_width(self.network) if isinstance(network, str) else None
+        self._hash: tuple[object, str] | None = None
+        if num_classes not in (None, self.num_classes):
+            raise ValueError(f"Expected {num_classes} classes, but {self.name} has {self.num_classes}.")
+        if class_names is None and isinstance(network, str) and self.num_classes == len(imagenet_names()):
+            class_names = list(imagenet_names())
+        if class_names is not None and len(class_names) != self.num_classes:
+            raise ValueError(f"Expected {self.num_classes} `class_names` for {self.name}, but got {len(class_names)}.")
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    def _choose_layers(self, target_layer: str | Sequence[str] | None) -> tuple[str, ...] | None:
+        if target_layer is None:
+            name = layers.family_layer(self.network)
+            return None if name is None else (name,)
+        names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
+        chosen = tuple(layers.canonical_name(self.network, name) for name in names)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"Expected `target_layer` to name one layer or several different ones, but got {names}.")
+        return chosen
+
+    @property
+    def target_layers(self) -> tuple[str, ...]:
+        """Full names of the layers to explain.
+
+        For an unknown module without a given layer it is looked for when it is first asked for, by one pass of a black
+        image: of the modules that are called once, the last that puts out a grid of features.
+
+        Raises:
+            ValueError: the module has no such layer.
+        """
+        if self._layers is None:
+            name = layers.last_spatial(self._trace(), self.input_size)
+            if name is None:
+                raise ValueError(
+                    f"Found no layer of {self.name} that puts out a grid of features, (B,K,h,w) or tokens, for an image"
+                    f" of {self.input_size[0]} x {self.input_size[1]}. Name one with `target_layer`."
+                )
+            self._layers = (name,)
+        return self._layers
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits C; of a module that is no known source's, counted once, on a black image."""
+        if self._classes is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._classes = self(layers.zeros_for(self.network, self.input_size)).shape[1]
+        return self._classes
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many class, distillation and register tokens stand before the patches; 0 for a network without tokens."""
+        known = layers.known_prefix(self.network)
+        if known is not None:
+            return known
+        shapes = {name: shape for name, shape in self._trace() if len(shape) == 3}
+        tokens = shapes[self.target_layers[-1]][1] if self.target_layers[-1] in shapes else 0
+        grid = layers.token_grid(tokens, self.input_size, None) if tokens else None
+        return 0 if grid is None else grid[0]
+
+    def _trace(self) -> list[layers.TracedLayer]:
+        with torch.inference_mode(False), torch.no_grad():
+            image = layers.zeros_for(self.network, self.input_size)
+            return layers.trace(self.network, lambda: self(image))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of images.
+
+        Args:
+            image: (B,3,H,W) floating-point pixels in [0,1], not normalised.
+
+        Returns:
+            (B,C). Of a network that puts out more than a tensor: its `logits`, else the first of its outputs.
+
+        Raises:
+            TypeError: the image is no floating-point tensor.
+            ValueError: the image or the network's output has another shape.
+        """
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(f"Expected images as floating-point tensors in [0, 1], but got {kind}.")
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"Expected images of shape (B, 3, H, W), but got {tuple(image.shape)}.")
+        if self._normalises:
+            mean, std = (value.to(image.dtype).view(3, 1, 1) for value in (self.mean, self.std))
+            image = (image - mean) / std
+        logits = _logits_of(self.network(image))
+        if logits.ndim != 2:
+            raise ValueError(f"Expected {self.name} to return logits (B, C), but got the shape {tuple(logits.shape)}.")
+        return logits
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Softmax of the logits, (B,C), in float32, or float64 where the logits are."""
+        logits = self(image)
+        return torch.softmax(logits, 1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+    def layer(self, name: str) -> nn.Module:
+        """A layer by its dotted name; `layer4.-1` and `layer4[-1]` count from the end.
+
+        Raises:
+            ValueError: there is none; the message lists the nearest names.
+        """
+        return self.network.get_submodule(layers.canonical_name(self.network, name))
+
+    def to_grid(self, activation: Tensor, image_size: tuple[int, int], layer: str = "the layer") -> Tensor:
+        """A layer's activations as feature maps (B,K,h,w); see `optcam_pl.layers.to_grid`, with the own `layout`.
+
+        Args:
+            activation: (B,K,h,w), (B,h,w,K) or tokens (B,N,D), of which class and register tokens are dropped.
+            image_size: (H,W) of the images that it belongs to.
+            layer: its name, for the message.
+        """
+        return layers.to_grid(activation, image_size, self.layout, self.network, layer)
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number where no names are known.
+
+        Raises:
+            ValueError: the index is none of 0 ... C-1.
+        """
+        if not 0 <= index < self.num_classes:
+            raise ValueError(f"Expected a class from 0 to {self.num_classes - 1}, but got {index}.")
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    def weight_hash(self) -> str:
+        """SHA-256 over name, type, shape and bytes of everything in the network's state dict, as 64 hex digits.
+
+        The same on every device; computed again only after a tensor has been replaced or written to.
+        """
+        state = {name: value.detach() for name, value in self.network.state_dict().items()}
+        versions = [(v.data_ptr(), v.dtype, 0 if v.is_inference() else v._version) for v in state.values()]
+        if self._hash is None or self._hash[0] != versions:
+            digest = hashlib.sha256()
+            for name, value in state.items():
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._hash = (versions, digest.hexdigest())
+        return self._hash[1]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that are printed with results: plain numbers, strings and lists."""
+        return {
+            "classifier": self.name,
+            "weights": self.weights,
+            "layer": list(self.target_layers),
+            "mean": [round(value, 7) for value in self.mean.tolist()],
+            "std": [round(value, 7) for value in self.std.tolist()],
+            "input_size": list(self.input_size),
+        }
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Stay in eval mode; warns when asked to train."""
+        if mode:
+            warnings.warn(f"{self.name} is frozen and stays in eval mode: explanations do not train it.", stacklevel=2)
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Classifier:
+        """Stay frozen.
+
+        Raises:
+            RuntimeError: gradients were asked for.
+        """
+        if requires_grad:
+            raise RuntimeError(f"{self.name} is frozen: no gradient is ever computed for the classifier's parameters.")
+        return super().requires_grad_(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's tensors lie elsewhere: their hash is not the copied one's by address.
+        return {**self.__dict__, "_hash": None}
+
+
+def _logits_of(output: Any) -> Tensor:
+    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
+    if not isinstance(output, Tensor):
+        if isinstance(output, Mapping):
+            output = output.get("logits", next(iter(output.values()), None))
+        elif isinstance(output, (tuple, list)):
+            output = output[0] if output else None
+        else:
+            output = getattr(output, "logits", None)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            "Expected the network to return logits: a tensor, or an object, mapping or tuple that has them."
+        )
+    return output
+
+
+def _final_width(network: nn.Module) -> int | None:
+    """Number of outputs of the last linear or convolutional layer, which in the known sources is the classifier."""
+    widths = [m.weight.shape[0] for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    return int(getattr(network, "num_classes", 0) or widths[-1])
+
+
+def _check_choice(name: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(get_args(choices))}, but got {value!r}.")
+    return value
+
+
+def _check_colour(name: str, values: Sequence[float]) -> list[float]:
+    if len(values) != 3:
+        raise ValueError(f"Expected `{name}` to be three numbers, one a channel, but got {values!r}.")
+    low_ok = all(math.isfinite(value) and (value >= 0 if name == "mean" else value > 0) for value in values)
+    if not low_ok or (name == "mean" and max(values) > 1):
+        wanted = "in [0, 1], like the pixels" if name == "mean" else "positive"
+        raise ValueError(f"Expected `{name}` to be three numbers {wanted}, but got {list(values)}.")
+    return [float(value) for value in values]
+
+
+def _check_size(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"Expected `input_size` to be one or two positive integers, but got {size!r}.")
+    return sides
+
+
+def _check_fraction(fraction: float) -> float:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"Expected `crop_fraction` to be in (0, 1], but got {fraction!r}.")
+    return float(fraction)

@@ -1,0 +1,138 @@
+"""Reading one image file into RGB pixels, or saying in words why that cannot be done."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Formats that Pillow recognises by their first bytes and decodes itself. Left out are those that take almost any bytes
+# for an image (TGA) and those that start another program (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO", "AVIF")
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif"),
+    )
+)
+"""Endings, in lower case, of the files that are taken for images when a folder is searched."""
+
+
+class ImageReadError(ValueError):
+    """An image file could not be read.
+
+    Attributes:
+        reason: why, in words and without the file's name, so that it is the same on every machine.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        # One argument has to do: a DataLoader worker's exception is made anew from its message alone.
+        super().__init__(message)
+        self.reason = reason or message
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as it is meant to be looked at, in RGB with 8 bits a channel.
+
+    The EXIF orientation is applied (a damaged EXIF block is ignored). Palettes, grey and CMYK are converted. 16-bit
+    grey is scaled by 255/65535, where Pillow's own conversion would clip it; floating-point grey must lie in [0, 1].
+    Transparent pixels are laid over white. Of an animation, the first frame is taken. Colour profiles are ignored.
+
+    Args:
+        path: the file.
+
+    Returns:
+        An image of mode "RGB", fully decoded; the file is closed.
+
+    Raises:
+        ImageReadError: the file is missing, empty, no image, cut off, damaged, or has more than Pillow's
+            ``Image.MAX_IMAGE_PIXELS`` pixels (a decompression bomb); the message holds its name and the reason.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "grey.png")
+        ...     Image.fromarray(np.array([[0, 65535], [257, 32896]], dtype=np.uint16)).save(file)
+        ...     image = read_image(file)
+        >>> image.mode, image.size, [image.getpixel((x, y))[0] for y in (0, 1) for x in (0, 1)]
+        ('RGB', (2, 2), [0, 255, 1, 128])
+    """
+    name = os.fspath(path)
+    try:
+        _check_file(name)
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata, which does not matter here, and of bombs, which are refused.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode(name)
+    except Exception as fault:  # Pillow's decoders raise nearly every exception on damaged bytes
+        reason = _reason(fault)
+        raise ImageReadError(f"Cannot read the image {name!r}: {reason}.", reason) from fault
+
+
+def _check_file(name: str) -> None:
+    info = Path(name).stat()  # raises FileNotFoundError, PermissionError, ...
+    if stat.S_ISDIR(info.st_mode):
+        raise ImageReadError("it is a folder")
+    if not stat.S_ISREG(info.st_mode):
+        raise ImageReadError("it is not a regular file")  # opening a pipe would wait for ever
+    if info.st_size == 0:
+        raise ImageReadError("the file is empty")
+
+
+def _decode(name: str) -> Image.Image:
+    Image.init()
+    with Image.open(name, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as image:
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF block says; as it is stored where that block is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are sound, whatever the metadata is
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(pixels: np.ndarray) -> Image.Image:
+    """Grey of 16 bits, 32 bits (older Pillows' mode for 16-bit PNG) or floating point, (H,W) -> 8-bit grey image."""
+    top = 1.0 if pixels.dtype.kind == "f" else 65535.0
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= top):  # also true of NaN
+        raise ImageReadError(f"its grey values {low:g} to {high:g} lie outside [0, {top:g}], so their scale is unknown")
+    return Image.fromarray(np.rint(pixels * (255.0 / top)).astype(np.uint8))
+
+
+def _reason(fault: Exception) -> str:
+    """Why reading failed, in words that do not depend on the machine."""
+    text = " ".join(str(fault).split())
+    if isinstance(fault, ImageReadError):
+        return fault.reason
+    if isinstance(fault, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(fault, UnidentifiedImageError):
+        return "it is not an image of a known format"
+    if isinstance(fault, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels and is refused as a decompression bomb"
+    if isinstance(fault, MemoryError):
+        return "there is not enough memory to decode it"
+    if isinstance(fault, OSError) and fault.errno is not None and fault.strerror:
+        return f"the system says: {fault.strerror}"
+    if "truncated" in text.lower() or isinstance(fault, EOFError):
+        return "the file is truncated"
+    return f"the file is damaged ({type(fault).__name__}: {text})"

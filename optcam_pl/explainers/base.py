@@ -1,0 +1,164 @@
+"""What an explainer is: `explainer(classifier, image, target) -> Explanation`."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl.capture import Record, capture, own_grad_mode
+from optcam_pl.classifier import Classifier
+from optcam_pl.saliency import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
+
+_PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an explainer says of a batch of B images.
+
+    Attributes:
+        saliency: (B,1,H,W) in [0,1], finite, on the image's device.
+        target: (B,) int64, the class that is explained.
+        degenerate: (B,) bool, the map was constant or not finite before normalisation and is zero now.
+        weights: (B,K) what the map's feature maps are weighted with, where the method has one weight a channel.
+        objective: (T+1,B) what an optimising explainer maximised: before the first step, ..., after the last.
+    """
+
+    saliency: Tensor
+    target: Tensor
+    degenerate: Tensor
+    weights: Tensor | None = None
+    objective: Tensor | None = None
+
+
+class Explainer(nn.Module, ABC):
+    """A saliency method. Subclasses give the formula (`explain`); what all share stands here, once.
+
+    The steps of a call:
+
+    1. Check image and target, in words.
+    2. Step out of the caller's grad or inference mode, with a copy of the image in float32 (float64 stays).
+    3. Find the target where none is given: the predicted class.
+    4. `explain`: the method itself.
+
+    The result of an image depends on nothing but the image, the target, the network and the explainer's settings: not
+    on the batch's other images (bit for bit at the same batch size) nor on earlier calls. Nothing is left behind: no
+    hook, no ``.grad``, no changed mode or ``requires_grad``, also after an exception.
+
+    Args:
+        layer: dotted name of the layer (or layers) whose feature maps are used; None is the classifier's
+            `target_layers`.
+        baseline: what stands where a mask is 0, for methods that mask ("black", "mean", "blur" or an RGB triple). A
+            task hands its own to the explainer, so that one run has one baseline.
+    """
+
+    def __init__(self, layer: str | list[str] | None = None, baseline: Baseline = "black") -> None:
+        super().__init__()
+        self.layer = layer
+        self.baseline: Baseline = baseline
+
+    def forward(self, classifier: Classifier, image: Tensor, target: Tensor | int | None = None) -> Explanation:
+        """Explain why `classifier` gives the images their classes.
+
+        Args:
+            classifier: the frozen network.
+            image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalised.
+            target: (B,) int64 or one number, the class to explain; None is the predicted class.
+
+        Returns:
+            An `Explanation` without any graph attached.
+
+        Raises:
+            TypeError: the image is no floating tensor, the target not integral.
+            ValueError: a shape, pixel or class that cannot be.
+        """
+        with own_grad_mode():
+            image, target = self.prepare(classifier, image, target)
+            return self.explain(classifier, image, target)
+
+    @abstractmethod
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """The method: checked arguments, gradients on, `image` (B,3,H,W) of its own, `target` (B,)."""
+
+    def prepare(self, classifier: Classifier, image: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor]:
+        """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
+        self.check_image(image)
+        image = image.detach().clone()  # a clone made out here is no inference tensor, so autograd may save it
+        image = image if image.dtype == torch.float64 else image.float()
+        if target is None:
+            with torch.no_grad():
+                target = classifier(image).argmax(1)
+        return image, self.check_target(target, image, classifier)
+
+    def settings(self) -> dict[str, object]:
+        """The constructor's arguments as they stand now: what a result depends on and is printed with it."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def layers(self, classifier: Classifier) -> dict[str, nn.Module]:
+        """Dotted name -> module of the layers in use."""
+        if self.layer is None:
+            names: tuple[str, ...] = classifier.target_layers
+        else:
+            names = (self.layer,) if isinstance(self.layer, str) else tuple(self.layer)
+        return {name: classifier.layer(name) for name in names}
+
+    @contextmanager
+    def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:
+        """`optcam_pl.capture.capture` of the layers in use."""
+        with capture(self.layers(classifier), cut=cut) as record:
+            yield record
+
+    def reference(self, classifier: Classifier, image: Tensor) -> Tensor | None:
+        """What masking fades into; None is black."""
+        return None if self.baseline == "black" else baseline_image(image, self.baseline, classifier.mean)
+
+    @staticmethod
+    def grids(record: Record, classifier: Classifier, image: Tensor) -> list[Tensor]:
+        """The recorded activations as [(B,K,h,w)] in the image's dtype, tokens laid on their grid."""
+        size = (image.shape[2], image.shape[3])
+        return [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+
+    @staticmethod
+    def finish(raw: Tensor, image: Tensor, target: Tensor, how: Normalizer = "range") -> Explanation:
+        """Upsample a map (B,1,h,w) to the image, normalise it, say which were degenerate."""
+        full = upsample(raw.detach(), (image.shape[2], image.shape[3]))
+        return Explanation(normalize(full, how), target, degenerate(full))
+
+    @staticmethod
+    def check_image(image: Tensor) -> None:
+        """(B,3,H,W), floating, finite, in [0,1]."""
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            what = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(f"Expected `image` to be a floating tensor with pixels in [0, 1], but got {what}.")
+        if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
+            raise ValueError(f"Expected `image` to have shape (B,3,H,W), but got {tuple(image.shape)}.")
+        low, high = finite_range(image)
+        if not (-_PIXEL_SLACK <= low and high <= 1 + _PIXEL_SLACK):
+            if low != low:  # NaN
+                raise ValueError("Expected `image` to have finite pixels in [0, 1], but got NaN.")
+            raise ValueError(
+                f"Expected `image` to have pixels in [0, 1], before mean/std normalisation (the classifier does that "
+                f"itself), but got values from {low:.4g} to {high:.4g}."
+            )
+
+    @staticmethod
+    def check_target(target: Tensor | int, image: Tensor, classifier: Classifier) -> Tensor:
+        """(B,) int64 with 0 <= target < C."""
+        given = torch.as_tensor(target, device=image.device)
+        if given.is_floating_point() or given.dtype == torch.bool:
+            raise TypeError(f"Expected `target` to hold class indices (int64), but got {given.dtype}.")
+        batch, classes = image.shape[0], classifier.num_classes
+        if given.ndim == 0:
+            given = given.expand(batch)
+        if given.shape != (batch,):
+            raise ValueError(f"Expected `target` to have shape ({batch},), one class an image, but got {given.shape}.")
+        wrong = given[(given < 0) | (given >= classes)]
+        if wrong.numel():
+            raise ValueError(f"Expected `target` to be in 0..{classes - 1}, but got {wrong.tolist()}.")
+        return given.to(torch.int64).clone()

@@ -1,0 +1,292 @@
+"""Opti-CAM: the map's weights are optimised for each image (Zhang et al., CVIU 248, 2024, 104101)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from optcam_pl.capture import own_grad_mode
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.saliency import Baseline, Normalizer, check_baseline, combine, degenerate, mask_image, normalize, upsample
+
+Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
+OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Stepper(Protocol):
+    """What the inner fit loop needs of an optimiser: torch's own, or Lightning's wrapper that counts steps."""
+
+    def step(self) -> object:
+        """Move the parameters along their ``.grad``; leave those alone that have none."""
+
+
+def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
+    """F_c of the paper's equations 10, 19, F.1 and F.2, with g_c the logit of the class.
+
+    Args:
+        objective: ``mask`` g(x.s); ``diff`` -|g(x) - g(x.s)|; ``io_mask`` g(x.s) - g(x.(1-s));
+            ``io_diff`` -|g(x) - g(x.s)| + |g(x) - g(x.(1-s))|.
+        logit: (B,) g_c of the image.
+        inside: (B,) g_c of the image masked by s.
+        outside: (B,) g_c of the image masked by 1 - s; the ``io`` objectives need it.
+
+    Returns:
+        (B,) to be maximised.
+
+    >>> logit, inside, outside = torch.tensor([5.0]), torch.tensor([4.0]), torch.tensor([2.0])
+    >>> [objective_value(name, logit, inside, outside).item() for name in get_args(Objective)]
+    [4.0, -1.0, 2.0, 2.0]
+    """
+    if objective == "mask":
+        return inside
+    if objective == "diff":
+        return -(logit - inside).abs()
+    if outside is None:
+        raise ValueError(f"Expected `outside` for the objective {objective!r}, but got None.")
+    if objective == "io_mask":
+        return inside - outside
+    return (logit - outside).abs() - (logit - inside).abs()
+
+
+class OptiCAM(Explainer):
+    """``s(x; u) = n(up(sum_k softmax(u)_k A_k))`` with ``u* = argmax_u F_c(x; u)``.
+
+    The inner fit loop, T = `max_iter` steps an image at most:
+
+    1. A: feature maps of the layer, from one forward pass; several layers share one softmax over all their channels,
+       each upsampled on its own.
+    2. u = 0, the uniform combination (where the authors' program starts too, with another constant).
+    3. F_c of every image; a whole image stops where F_c changes by less than `tol` from one step to the next, and
+       stays as it is from then on.
+    4. One step of the optimiser up the gradient of F_c with respect to u, and u alone: neither the network's
+       parameters nor the image ever get a gradient.
+    5. After the last step, F_c once more; the map of the final u.
+
+    Every image has a parameter of its own, and the objectives are added up, never averaged: an image's steps do not
+    depend on the batch that it came in. Differences from the authors' program: its stop rule looks at the sum over
+    the batch and only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing
+    after a layer that ends in one).
+
+    Args:
+        layer: see `Explainer`.
+        objective: F_c, see `objective_value`.
+        normalizer: n, see `optcam_pl.saliency.normalize`.
+        max_iter: T, at most so many steps.
+        lr: learning rate of the default optimiser.
+        tol: an image stops where its objective changes by less; 0 never stops.
+        optimizer: a torch optimiser class with its settings bound, ``params -> Optimizer``; None is Adam with `lr`.
+            Those that need a closure (LBFGS) are refused.
+        relu: clamp the features at 0 first, as the authors' program does.
+        baseline: see `Explainer`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        layer: str | list[str] | None = None,
+        objective: Objective = "mask",
+        normalizer: Normalizer = "range",
+        max_iter: int = 100,
+        lr: float = 0.1,
+        tol: float = 1e-10,
+        optimizer: OptimizerCallable | None = None,
+        relu: bool = False,
+        baseline: Baseline = "black",
+    ) -> None:
+        super().__init__(layer, check_baseline(baseline))
+        if not isinstance(max_iter, int) or isinstance(max_iter, bool) or max_iter < 1:
+            raise ValueError(f"Expected `max_iter` to be a positive integer, but got {max_iter!r}.")
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"Expected `lr` to be a positive number, but got {lr!r}.")
+        if not 0 <= tol < float("inf"):
+            raise ValueError(f"Expected `tol` to be zero or a positive number, but got {tol!r}.")
+        for name, value, known in (
+            ("objective", objective, get_args(Objective)),
+            ("normalizer", normalizer, get_args(Normalizer)),
+        ):
+            if value not in known:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
+        self.objective, self.normalizer = objective, normalizer
+        self.max_iter, self.lr, self.tol, self.relu = max_iter, lr, tol, relu
+        self.optimizer = optimizer
+
+    def settings(self) -> dict[str, object]:
+        """See `Explainer.settings`; the optimiser is given by what it says of itself."""
+        named = super().settings()
+        if self.optimizer is None:
+            named["optimizer"] = "Adam"
+        else:
+            made = self.make_optimizer([nn.Parameter(torch.zeros(1))])
+            options = {k: v for k, v in made.defaults.items() if isinstance(v, (int, float, tuple, list))}
+            named["optimizer"] = f"{type(made).__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"
+            named.pop("lr")
+        return named
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """Steps 1 to 5; see the class."""
+        features, logit = self.features(classifier, image, target)
+        # One parameter an image, so that no optimiser can mix them, not even one that looks at a whole parameter.
+        u = [nn.Parameter(image.new_zeros(sum(A.shape[1] for A in features))) for _ in image]
+        return self._optimize(classifier, image, target, features, logit, u, self.make_optimizer(u))
+
+    def fit(
+        self,
+        classifier: Classifier,
+        image: Tensor,
+        target: Tensor,
+        u: Sequence[nn.Parameter],
+        optimizer: Stepper,
+    ) -> Explanation:
+        """The same as a call, on parameters and an optimiser that the caller keeps, as a LightningModule does.
+
+        Args:
+            classifier: the network.
+            image: (B,3,H,W) in [0,1].
+            target: (B,) classes.
+            u: B parameters (K,) on the image's device, set to 0 here.
+            optimizer: steps `u`; its state must be fresh.
+        """
+        with own_grad_mode():
+            image, target = self.prepare(classifier, image, target)
+            features, logit = self.features(classifier, image, target)
+            for parameter in u:
+                parameter.detach().zero_()
+            return self._optimize(classifier, image, target, features, logit, u, optimizer)
+
+    def from_weights(self, classifier: Classifier, image: Tensor, target: Tensor, weights: Tensor) -> Explanation:
+        """The map of weights found earlier (`Explanation.weights`), without optimising anew.
+
+        Args:
+            classifier: the network that the weights were found for.
+            image: (B,3,H,W) in [0,1].
+            target: (B,) the classes that the weights were found for.
+            weights: (B,K) non-negative, each row summing to 1.
+
+        Raises:
+            ValueError: K is not the number of the layer's channels.
+        """
+        with own_grad_mode(), torch.no_grad():
+            image, target = self.prepare(classifier, image, target)
+            features, _ = self.features(classifier, image, target)
+            channels = sum(A.shape[1] for A in features)
+            if weights.shape != (image.shape[0], channels):
+                raise ValueError(
+                    f"Expected `weights` to have shape {(image.shape[0], channels)}, one for each channel of the "
+                    f"layer, but got {tuple(weights.shape)}."
+                )
+            raw = self.raw_map(weights.to(features[0]), features, image)
+            return Explanation(normalize(raw, self.normalizer), target, degenerate(raw), weights)
+
+    def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
+        """K, found by one forward pass over a black image of `size` (H,W)."""
+        device = classifier.mean.device
+        image = torch.zeros(1, 3, *size, device=device)
+        with torch.no_grad():
+            features, _ = self.features(classifier, image, torch.zeros(1, dtype=torch.int64, device=device))
+        return sum(A.shape[1] for A in features)
+
+    def features(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Step 1: A as [(B,K,h,w)], and g_c(f(x)) (B,)."""
+        with torch.no_grad(), self.recording(classifier) as record:
+            logit = _of_class(classifier(image), target)
+            features = self.grids(record, classifier, image)
+        return [A.relu() for A in features] if self.relu else features, logit
+
+    def make_optimizer(self, u: Iterable[nn.Parameter]) -> Optimizer:
+        """The configured optimiser over the images' parameters.
+
+        Raises:
+            TypeError: the slot did not give a torch optimiser, or one that needs a closure.
+        """
+        if self.optimizer is None:
+            return Adam(u, lr=self.lr)
+        made = self.optimizer(u)
+        if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
+            raise TypeError(
+                f"Expected `optimizer` to give a torch optimiser that steps without a closure, but got {type(made)}."
+            )
+        return made
+
+    def _optimize(
+        self,
+        classifier: Classifier,
+        image: Tensor,
+        target: Tensor,
+        features: Sequence[Tensor],
+        logit: Tensor,
+        u: Sequence[nn.Parameter],
+        optimizer: Stepper,
+    ) -> Explanation:
+        """Steps 3 to 5."""
+        trace: list[Tensor] = []
+        active = torch.ones_like(target, dtype=torch.bool)
+        moves: list[bool] = []
+        reference = self.reference(classifier, image)
+
+        def value() -> Tensor:
+            weights = torch.softmax(torch.stack(list(u)), dim=1)
+            s = normalize(self.raw_map(weights, features, image), self.normalizer)
+            return self._objective(classifier, image, s, reference, target, logit)
+
+        for _ in range(self.max_iter):
+            F = value()
+            trace.append(F.detach())
+            if len(trace) > 1:
+                # A NaN change counts as a stop too: from there no step can lead anywhere.
+                active &= (trace[-1] - trace[-2]).abs() >= self.tol
+            moves = active.tolist()
+            if not any(moves):
+                break
+            self._set_gradients(F, u, moves)
+            optimizer.step()
+        with torch.no_grad():
+            # Where all have stopped early their last value is repeated: a curve always has T + 1 points.
+            trace += [value()] if any(moves) else []
+            trace += [trace[-1]] * (self.max_iter + 1 - len(trace))
+            weights = torch.softmax(torch.stack(list(u)), dim=1)
+            raw = self.raw_map(weights, features, image)
+        for parameter in u:
+            parameter.grad = None
+        saliency = normalize(raw, self.normalizer)
+        return Explanation(saliency, target, degenerate(raw), weights, torch.stack(trace))
+
+    def raw_map(self, weights: Tensor, features: Sequence[Tensor], image: Tensor) -> Tensor:
+        """``up(S(x; u))`` (B,1,H,W), before normalisation."""
+        size, parts = (image.shape[2], image.shape[3]), weights.split([A.shape[1] for A in features], dim=1)
+        maps = [upsample(combine(w, A), size) for w, A in zip(parts, features, strict=True)]
+        return maps[0] if len(maps) == 1 else torch.stack(maps).sum(0)
+
+    def _objective(
+        self,
+        classifier: Classifier,
+        image: Tensor,
+        s: Tensor,
+        reference: Tensor | None,
+        target: Tensor,
+        logit: Tensor,
+    ) -> Tensor:
+        inside = _of_class(classifier(mask_image(image, s, reference)), target)
+        outside = None
+        if self.objective in ("io_mask", "io_diff"):
+            outside = _of_class(classifier(mask_image(image, 1 - s, reference)), target)
+        return objective_value(self.objective, logit, inside, outside)
+
+    @staticmethod
+    def _set_gradients(F: Tensor, u: Sequence[nn.Parameter], moves: Sequence[bool]) -> None:
+        """Downhill gradients of -F; an image that has stopped gets none, so that the optimiser leaves it alone."""
+        gradients = torch.autograd.grad(-F.sum(), list(u))
+        for parameter, gradient, move in zip(u, gradients, moves, strict=True):
+            parameter.grad = gradient if move else None
+
+
+def _of_class(logits: Tensor, target: Tensor) -> Tensor:
+    """(B,C), (B,) -> (B,) the logit of each image's class, in float32 at least."""
+    picked = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+    return picked if picked.dtype == torch.float64 else picked.float()

@@ -1,0 +1,95 @@
+"""Pictures of maps: colours, overlays, panels. Arrays in, arrays out; nothing here touches a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
+_FONT = 13
+_LINE = _FONT + 4
+
+
+def picture(image: Tensor) -> Picture:
+    """An image (3,H,W) in [0,1] as 8-bit RGB (H,W,3).
+
+    >>> import torch
+    >>> picture(torch.full((3, 1, 1), 0.5)).tolist()
+    [[[128, 128, 128]]]
+    """
+    array = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(array)
+
+
+def heatmap(saliency: Tensor, colors: str = "jet") -> Picture:
+    """A map (1,H,W) or (H,W) in [0,1] in the colours of a matplotlib colormap, (H,W,3)."""
+    values = saliency.detach().float().cpu().numpy().reshape(saliency.shape[-2:])
+    return (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
+
+
+def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5) -> Picture:
+    """The coloured map laid over the image (3,H,W); `opacity` in [0,1] is the map's share."""
+    mixed = (1 - opacity) * picture(image).astype(np.float64) + opacity * heatmap(saliency)
+    return mixed.round().astype(np.uint8)
+
+
+def row(pictures: Sequence[Picture], titles: Sequence[str] = (), gap: int = 4) -> Picture:
+    """Pictures of one height side by side on white, each under its title.
+
+    Args:
+        pictures: (H,W,3) each.
+        titles: one for each picture, or none at all; may have several lines.
+        gap: white pixels between neighbours.
+    """
+    height = pictures[0].shape[0]
+    head = _LINE * max((title.count("\n") + 1 for title in titles), default=0)
+    width = sum(p.shape[1] for p in pictures) + gap * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, height + head), "white")
+    draw, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT), 0
+    for i, tile in enumerate(pictures):
+        sheet.paste(Image.fromarray(tile), (left, head))
+        for line, text in enumerate(titles[i].split("\n") if titles else ()):
+            draw.text((left + 2, 1 + line * _LINE), _fitting(text, tile.shape[1] - 2, font), "black", font)
+        left += tile.shape[1] + gap
+    return np.asarray(sheet)
+
+
+def column(pictures: Sequence[Picture], gap: int = 4) -> Picture:
+    """Pictures below each other on white, aligned at the left."""
+    width = max(p.shape[1] for p in pictures)
+    sheet = np.full((sum(p.shape[0] for p in pictures) + gap * (len(pictures) - 1), width, 3), 255, dtype=np.uint8)
+    top = 0
+    for p in pictures:
+        sheet[top : top + p.shape[0], : p.shape[1]] = p
+        top += p.shape[0] + gap
+    return sheet
+
+
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
+    """A figure of the objective against the iteration: the mean in black, single images in grey."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        axes.plot(curve, color="0.75", linewidth=0.8)
+    axes.plot(mean, color="black", label="mean over images")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("objective")
+    axes.legend()
+    return figure

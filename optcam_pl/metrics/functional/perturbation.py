@@ -1,0 +1,268 @@
+"""How the class score moves while pixels are replaced in the order of a saliency map, and what a curve amounts to.
+
+The way from a map to a number: `pixel_rank` or `patch_rank` says when each pixel is replaced, `perturbed_images` (or
+`imputed_images`) makes the images of many steps at once, the network, which is not here, scores them, and `curve_area`
+or `aopc_score` turns the curve into a number per image.
+
+Shapes: B images of H x W, S steps of a chunk, T points of a curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Area = Literal["mean", "trapezoid"]
+
+_TOLERANCE = 1e-6  # of the residual, relative to where it starts: a few 1e-5 in the pixels of a 224 x 224 image
+_CHECK_EVERY = 16  # iterations between two looks at the residuals, each of which waits for the device
+
+
+def pixel_rank(saliency: Tensor) -> Tensor:
+    """When each pixel's turn comes: 0 for the most salient one.
+
+    Equal pixels come in reading order, rows from the top and each from the left, whatever the device. The least
+    salient first is `pixel_rank(-saliency)`.
+
+    Args:
+        saliency: (B,1,H,W), finite.
+
+    Returns:
+        (B,1,H,W) int32, each of 0 .. H*W-1 once per image.
+
+    Example:
+        >>> pixel_rank(torch.tensor([[[[0.5, 0.9], [0.1, 0.5]]]]))
+        tensor([[[[1, 0],
+                  [3, 2]]]], dtype=torch.int32)
+    """
+    _check_maps(saliency)
+    return _inverse(saliency.flatten(1).sort(dim=1, descending=True, stable=True).indices).view(saliency.shape)
+
+
+def patch_rank(saliency: Tensor, patch: int, regions: int | None = None) -> Tensor:
+    """When each pixel's turn comes if whole square patches are replaced, those with the largest sum of saliency first.
+
+    The patches tile the image from its top left corner and are cut off at its other borders.
+
+    Args:
+        saliency: (B,1,H,W), finite.
+        patch: side of a patch in pixels.
+        regions: how many patches are replaced; None for all.
+
+    Returns:
+        (B,1,H,W) int32: 0 for the pixels of the first patch; `regions` for pixels that are never replaced. Equal
+        patches come in reading order.
+
+    Raises:
+        ValueError: If the image has fewer patches than `regions`.
+
+    Example:
+        >>> patch_rank(torch.tensor([[[[0.0, 0.1, 0.9, 0.0], [0.0, 0.0, 0.0, 0.2]]]]), patch=2)
+        tensor([[[[1, 1, 0, 0],
+                  [1, 1, 0, 0]]]], dtype=torch.int32)
+    """
+    _check_maps(saliency)
+    H, W = saliency.shape[2:]
+    wide = saliency if saliency.dtype == torch.float64 else saliency.float()
+    sums = F.avg_pool2d(F.pad(wide, (0, -W % patch, 0, -H % patch)), patch, divisor_override=1)
+    most = sums[0].numel()
+    if regions is not None and not 0 < regions <= most:
+        raise ValueError(f"Expected `regions` to be in 1 .. {most}, the number of patches, but got {regions}.")
+    rank = pixel_rank(sums).clamp(max=most if regions is None else regions)
+    return rank.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :H, :W]
+
+
+def step_counts(total: int, steps: int) -> Tensor:
+    """How many of `total` pixels are replaced after each of `steps` equal steps, from none to all.
+
+    Args:
+        total: number of pixels (or patches).
+        steps: number of steps, at most `total`.
+
+    Returns:
+        (steps + 1,) int64; where `total` is no multiple of `steps`, the shares are rounded down.
+
+    Example:
+        >>> step_counts(10, 4)
+        tensor([ 0,  2,  5,  7, 10])
+        >>> step_counts(224 * 224, 224)[1:3]
+        tensor([224, 448])
+    """
+    if not 0 < steps <= total:
+        raise ValueError(f"Expected `steps` to be in 1 .. {total}, the number of pixels, but got {steps}.")
+    return torch.arange(steps + 1) * total // steps
+
+
+def perturbed_images(image: Tensor, reference: Tensor, rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
+    """The images of a chunk of steps: after n replacements the pixels with a rank below n are the reference's.
+
+    Deletion replaces the image's pixels by a baseline; insertion replaces a blurred image's pixels by the image's.
+
+    Args:
+        image: (B,3,H,W) what is there before the first step.
+        reference: what is there after the last one; anything that broadcasts to (B,3,H,W).
+        rank: (B,1,H,W) from `pixel_rank` or `patch_rank`.
+        steps: (S,) numbers n of replaced pixels (or patches).
+
+    Returns:
+        (B,S,3,H,W) in the dtype of `image`.
+
+    Example:
+        >>> image, rank = torch.ones(1, 3, 1, 3), torch.tensor([[[[1, 0, 2]]]])
+        >>> perturbed_images(image, torch.zeros(()), rank, [0, 1, 2])[0, :, 0, 0]
+        tensor([[1., 1., 1.],
+                [1., 0., 1.],
+                [0., 0., 1.]])
+    """
+    reference = reference.to(image).expand_as(image)
+    return torch.where(_replaced(rank, steps), reference.unsqueeze(1), image.unsqueeze(1))
+
+
+def imputed_images(
+    image: Tensor, rank: Tensor, steps: Tensor | Sequence[int], noise: float = 0.01, seed: int = 0
+) -> Tensor:
+    """The images of a chunk of steps whose replaced pixels are guessed from their surroundings: ROAD's imputation.
+
+    Each replaced pixel becomes the weighted mean of its neighbours, 1/6 for those beside it and 1/12 for those across
+    the corner (rescaled at the border), all replaced pixels of an image together: a linear system per image, step and
+    channel, solved for all at once by conjugate gradients on the image's device. Noise then keeps a network from
+    reading the shape of the replaced area (Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
+    Methods", ICML 2022). The noise depends on the seed and the size alone, so that no image depends on its batch.
+
+    Args:
+        image: (B,3,H,W), float32 or float64.
+        rank: (B,1,H,W) from `pixel_rank`.
+        steps: (S,) numbers of replaced pixels; with all of them replaced nothing is left to guess from, which gives 0.
+        noise: standard deviation of the noise, in the image's units.
+        seed: of the noise.
+
+    Returns:
+        (B,S,3,H,W).
+
+    Example:
+        >>> image = torch.tensor([0.0, 7.0, 0.5]).expand(1, 3, 1, 3)
+        >>> imputed_images(image, torch.tensor([[[[1, 0, 2]]]]), [1], noise=0.0)[0, 0, 0]
+        tensor([[0.0000, 0.2500, 0.5000]])
+    """
+    unknown = _replaced(rank, steps)
+    known = torch.where(unknown, 0, image.unsqueeze(1))
+    solved = known + _solve(unknown.to(image.dtype), known)
+    if noise:
+        generator = torch.Generator().manual_seed(seed)
+        field = noise * torch.randn(image.shape[1:], generator=generator)
+        solved = solved + unknown * field.to(image)
+    return solved
+
+
+def curve_area(curve: Tensor, area: Area = "mean") -> Tensor:
+    """The area under a curve whose points stand at equal distances over [0, 1].
+
+    Args:
+        curve: (B,T) scores after 0, 1, ... T-1 steps.
+        area: "mean" of all T points, or "trapezoid" rule, as in RISE's program (the end points count half).
+
+    Returns:
+        (B,).
+
+    Example:
+        >>> curve_area(torch.tensor([[1.0, 0.5, 0.0, 0.0]]))
+        tensor([0.3750])
+        >>> curve_area(torch.tensor([[1.0, 0.5, 0.0, 0.0]]), "trapezoid")
+        tensor([0.3333])
+    """
+    if area not in get_args(Area):
+        raise ValueError(f"Expected `area` to be one of {get_args(Area)}, but got {area!r}.")
+    return curve.mean(1) if area == "mean" else torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
+
+
+def aopc_score(curve: Tensor, origin: bool = False) -> Tensor:
+    r"""Area over the perturbation curve, :math:`\frac{1}{L} \sum_{k=1}^{L} f(x_0) - f(x_k)`.
+
+    Samek et al., "Evaluating the visualization of what a deep neural network has learned", TNNLS 2017, count k = 0, too,
+    and divide by L + 1; Quantus, which the paper used, leaves it out.
+
+    Args:
+        curve: (B,L+1) scores f(x_0) ... f(x_L) of the image after 0 .. L replaced regions.
+        origin: whether k = 0 counts.
+
+    Returns:
+        (B,).
+
+    Example:
+        >>> aopc_score(torch.tensor([[0.75, 0.5, 0.25]])), aopc_score(torch.tensor([[0.75, 0.5, 0.25]]), origin=True)
+        (tensor([0.3750]), tensor([0.2500]))
+    """
+    return (curve[:, :1] - curve)[:, 0 if origin else 1 :].mean(1)
+
+
+def road_counts(total: int, percentiles: Sequence[int]) -> Tensor:
+    """How many pixels lie at or above each percentile: those that ROAD replaces.
+
+    Args:
+        total: number of pixels.
+        percentiles: each in 1 .. 99; 80 replaces a fifth of the pixels.
+
+    Returns:
+        (S,) int64.
+
+    Example:
+        >>> road_counts(101, [20, 80])
+        tensor([81, 21])
+    """
+    return torch.tensor([total + (-percentile * (total - 1)) // 100 for percentile in percentiles])
+
+
+def _replaced(rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
+    """(B,S,1,H,W) bool: the pixels that are replaced at each step."""
+    return rank.unsqueeze(1) < torch.as_tensor(steps, device=rank.device).view(1, -1, 1, 1, 1)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The inverse of each row's permutation, int32."""
+    places = torch.arange(order.shape[1], dtype=torch.int32, device=order.device).expand_as(order)
+    return torch.empty_like(places).scatter_(1, order, places)
+
+
+def _neighbours(maps: Tensor) -> Tensor:
+    """Weighted sum of the eight neighbours, nothing beyond the border.
+
+    Written with shifts: a convolution may compute in TF32, which is too coarse for solving with it.
+    """
+    padded = F.pad(maps, (1, 1, 1, 1))
+    rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:] - 4 * maps) / 12
+
+
+def _solve(unknown: Tensor, known: Tensor) -> Tensor:
+    """Conjugate gradients for (D - W) v = W known on the unknown pixels, D the sums of the weights W of a pixel.
+
+    With D in place the matrix is symmetric and, as long as a single pixel is known, positive definite. A system that
+    has converged is left as it is, so that none depends on the others.
+    """
+    degree = _neighbours(torch.ones_like(unknown))
+    v = torch.zeros_like(known)
+    residual = unknown * _neighbours(known)
+    direction = residual
+    square = residual.square().sum((-2, -1), keepdim=True)
+    enough = _TOLERANCE**2 * square
+    for iteration in range(10 * sum(known.shape[-2:])):
+        if iteration % _CHECK_EVERY == 0 and not (square > enough).any():
+            break
+        image = unknown * (degree * direction - _neighbours(direction))
+        running = square > enough
+        length = torch.where(running, square / (direction * image).sum((-2, -1), keepdim=True), 0)
+        v = v + length * direction
+        residual = residual - length * image
+        before, square = square, torch.where(running, residual.square().sum((-2, -1), keepdim=True), square)
+        direction = torch.where(running, residual + square / before * direction, direction)
+    return v
+
+
+def _check_maps(saliency: Tensor) -> None:
+    if saliency.ndim != 4 or saliency.shape[1] != 1:
+        raise ValueError(f"Expected `saliency` to have shape (B,1,H,W), but got {tuple(saliency.shape)}.")
+

@@ -1,0 +1,402 @@
+"""The rows of a run: one per image, written durably, found again after any crash, read by the report.
+
+A run folder is::
+
+    RUN/manifest.json       what the run is: written once, atomically, before the first row
+    RUN/rows/*.jsonl        the rows: one new file per attempt and rank, a checksum per line
+    RUN/weights, RUN/maps   tensors, each file written under a temporary name and renamed
+    RUN/.lock               held by the running process, released by the kernel when it dies
+
+What is promised: a row that `RecordWriter.write` returned from survives the death of the process and, as far as the
+file system keeps its word, of the machine. A line that a crash cut short is not taken for a row, a line whose bytes
+have changed is noticed, and nothing here ever overwrites or deletes a row.
+"""
+# ruff: noqa: PLC0414 - `as` marks the names that this module offers as its own
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import operator
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from optcam_pl.storage import NEW_FILE, sync_data, sync_folder, write_all
+from optcam_pl.storage import RecordError as RecordError
+from optcam_pl.storage import RunLock as RunLock
+from optcam_pl.storage import load_metadata as load_metadata
+from optcam_pl.storage import load_tensors as load_tensors
+from optcam_pl.storage import save_tensors as save_tensors
+from optcam_pl.storage import write_file as write_file
+
+Status = Literal["ok", "degenerate", "error"]
+Score = float | list[float] | None
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MANIFEST_KEYS = (
+    *("format", "stage", "run", "data", "classifier", "explainer", "images", "metrics", "settings", "fingerprint"),
+    "created",
+)
+
+_STATUSES = frozenset(get_args(Status))
+_ROW_FILE = re.compile(r"a(\d+)-r(\d+)\.jsonl")
+_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"}\Z')
+
+
+class FingerprintMismatch(RecordError):  # noqa: N818 - named after what it reports
+    """A run was started with other settings than the folder's.
+
+    Attributes:
+        keys: The dotted names of the settings that differ.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
+def _finite(value: float | None) -> float | None:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _score(value: Any) -> Score:
+    if isinstance(value, (list, tuple)):
+        values = [float(v) for v in value]
+        return values if all(map(math.isfinite, values)) else None
+    return _finite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a run found out about one image.
+
+    Numbers that are not finite become None at construction (a list with such a number as a whole), so that a row is
+    equal to itself read back from its file.
+
+    Attributes:
+        index: Place of the image in the dataset, from 0.
+        id: Name of the image, the same in every run and on every machine.
+        status: "ok"; "degenerate" where the map is constant or a score is undefined; "error" where there is no result.
+        reason: Why the status is not "ok".
+        target: Class that was explained.
+        predicted: Class that the network predicts for the unmasked image; -1 where it is not known.
+        p: Probability of the target for the image, in [0, 1]; None where there is none.
+        o: The same for the masked image.
+        scores: Per-image values by metric; None where the metric is undefined for this image.
+        seconds: Time spent on this image.
+
+    Raises:
+        ValueError: If the index is negative (the padding of a block is no image), the status unknown, or the time
+            negative or not finite.
+        TypeError: If a number is none.
+
+    Example:
+        >>> row = Row(index=3, id="cat.png", status="ok", target=281, predicted=281, p=0.5, o=0.75,
+        ...           scores={"average_gain": 50.0, "average_drop": float("nan")}, seconds=0.5)
+        >>> row.scores["average_drop"] is None
+        True
+        >>> Row.from_json(row.to_json()) == row
+        True
+    """
+
+    index: int
+    id: str
+    status: Status
+    reason: str = ""
+    target: int
+    predicted: int
+    p: float | None
+    o: float | None
+    scores: dict[str, Score] = field(default_factory=dict)
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.status not in _STATUSES:
+            raise ValueError(f"Expected `status` to be one of {sorted(_STATUSES)}, but got {self.status!r}.")
+        for name in ("index", "target", "predicted"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        if self.index < 0:
+            raise ValueError(f"Expected `index` to be 0 or more, but got {self.index}.")
+        if not (isinstance(self.id, str) and isinstance(self.reason, str)):
+            raise TypeError(f"Expected `id` and `reason` to be strings, but got {self.id!r} and {self.reason!r}.")
+        if not isinstance(self.scores, Mapping):
+            raise TypeError(f"Expected `scores` to be a dict, but got {self.scores!r}.")
+        seconds = _finite(self.seconds)
+        if seconds is None or seconds < 0:
+            raise ValueError(f"Expected `seconds` to be a finite number, 0 or more, but got {self.seconds}.")
+        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "p", _finite(self.p))
+        object.__setattr__(self, "o", _finite(self.o))
+        object.__setattr__(self, "scores", {key: _score(value) for key, value in self.scores.items()})
+
+    def to_json(self) -> str:
+        """One line of ASCII JSON: no newline inside, no NaN, whatever the id holds (undecodable bytes as well)."""
+        return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Row:
+        """The row of a line; ValueError or TypeError where the text is none."""
+        return cls(**json.loads(text))
+
+
+def _seal(row: Row) -> bytes:
+    """The row's line: its JSON with a checksum of the bytes before it as the last entry."""
+    body = row.to_json().encode("ascii")[:-1]
+    return b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def _unseal(line: bytes) -> Row:
+    """The row of a sealed line; ValueError says what is wrong with it."""
+    seal = _SEAL.search(line)
+    if seal is None:
+        raise ValueError("no checksum at its end")
+    body = line[: seal.start()]
+    if zlib.crc32(body) != int(seal[1], 16):
+        raise ValueError("its checksum does not match")
+    try:
+        return Row.from_json(body + b"}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"it is not a row: {error}") from error
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Row]):
+    """The rows of a run, sorted by index, each index once, and in `damaged` a sentence for each unreadable line."""
+
+    rows: tuple[Row, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+    def __getitem__(self, item: Any) -> Any:  # an index or a slice
+        return self.rows[item]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+def _row_files(run_dir: Path) -> list[tuple[int, int, Path]]:
+    """(attempt, rank, path) of every row file, oldest attempt first."""
+    found = ((_ROW_FILE.fullmatch(path.name), path) for path in (run_dir / "rows").glob("*.jsonl"))
+    return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
+
+
+def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
+    """Read every row of a run.
+
+    The last line of a file may be cut short, as a crash leaves it: it is no row. An index may stand in several files if
+    the rows are equal but for their seconds (a block that was done again); the oldest is kept.
+
+    Args:
+        run_dir: The run's folder; one without rows has none.
+        strict: Raise at the first damaged line instead of collecting it in `Rows.damaged`.
+
+    Raises:
+        RecordError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
+    """
+    rows: dict[int, tuple[Row, Path]] = {}
+    damaged: list[str] = []
+    for _, _, path in _row_files(Path(run_dir)):
+        try:
+            *lines, rest = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
+        for number, line in enumerate([*lines, rest], start=1):
+            try:
+                row = _unseal(line)
+            except ValueError as error:
+                if number > len(lines):  # without its newline: empty, or cut short by a crash
+                    continue
+                damaged.append(f"{path}, line {number}: {error}")
+                if strict:
+                    raise RecordError(f"Damaged row in {damaged[-1]}.") from error
+                continue
+            first, where = rows.setdefault(row.index, (row, path))
+            if first is not row and replace(row, seconds=first.seconds) != first:
+                raise RecordError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
+    return Rows(tuple(rows[index][0] for index in sorted(rows)), tuple(damaged))
+
+
+class RecordWriter:
+    """Appends rows to a file of its own: `RUN/rows/a<attempt>-r<rank>.jsonl`, the attempt one more than the last.
+
+    A context manager; entering it makes the folder and the file, so an unwritable place is noticed at once. Rows are
+    durable when `write` returns; after a failed write the writer is closed, and rows written before stay readable. A
+    run that goes on writes the missing rows only: on a device that does not repeat its results bit for bit, a row
+    written again would contradict the first.
+
+    Args:
+        run_dir: The run's folder.
+        rank: Number of the process (or shard), 0 or more.
+
+    Raises:
+        RecordError: If the folder or the file cannot be made or written; the message names it.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], rank: int = 0) -> None:
+        if rank < 0:
+            raise ValueError(f"Expected `rank` to be 0 or more, but got {rank}.")
+        self.run_dir, self.rank = Path(run_dir), rank
+        self.path: Path | None = None
+        self._fd: int | None = None
+        self._size = 0
+
+    def __enter__(self) -> RecordWriter:
+        folder = self.run_dir / "rows"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            attempt = 1 + max((a for a, rank, _ in _row_files(self.run_dir) if rank == self.rank), default=0)
+            self.path, self._size = folder / f"a{attempt:04d}-r{self.rank:05d}.jsonl", 0
+            self._fd = os.open(self.path, NEW_FILE, 0o666)
+            sync_folder(folder)
+        except OSError as error:
+            self._close()
+            raise RecordError(f"Cannot write rows into {folder}: {error.strerror}.") from error
+        return self
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows (a block's) and return when they are on the disk: one write, one sync.
+
+        Raises:
+            RecordError: If the disk is full, the file was deleted, or anything else is in the way.
+        """
+        if self._fd is None:
+            raise RecordError(f"The writer of {self.path or self.run_dir} is closed.")
+        data = b"".join(map(_seal, rows))
+        try:
+            write_all(self._fd, data)
+            sync_data(self._fd)
+            if not os.fstat(self._fd).st_nlink:  # writing to a deleted file succeeds, and is for nothing
+                raise FileNotFoundError(errno.ENOENT, "the file was deleted")  # noqa: TRY301 - reported like the others
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            self._close()
+            if isinstance(error, OSError):
+                raise RecordError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
+            raise
+        self._size += len(data)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+    """Write `RUN/manifest.json` at once.
+
+    Args:
+        run_dir: The run's folder, made where it is missing.
+        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them.
+
+    Raises:
+        ValueError: If an entry is missing or a number is not finite.
+        TypeError: If an entry is not JSON.
+        RecordError: If the file cannot be written.
+    """
+    manifest = {"format": FORMAT, **manifest}
+    if absent := [key for key in MANIFEST_KEYS if key not in manifest]:
+        raise ValueError(f"Expected the manifest to have all of its entries, but {', '.join(absent)} is missing.")
+    write_file(Path(run_dir) / MANIFEST, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+
+
+def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read `RUN/manifest.json`.
+
+    Raises:
+        RecordError: If there is none, or it is not a manifest of this format.
+    """
+    path = Path(run_dir) / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RecordError(f"{run_dir} is not a run folder: it has no {MANIFEST}.") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not {*MANIFEST_KEYS} <= {*manifest}:
+        raise RecordError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
+    return manifest
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts with their dotted names."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was started differently.
+
+    Args:
+        old: The fingerprint in the folder's manifest.
+        new: This run's; compared as JSON, so a tuple equals a list.
+
+    Raises:
+        FingerprintMismatch: If a key differs; the message has each with its two values, nested keys dotted.
+
+    Example:
+        >>> check_fingerprint({"block": 8, "data": {"root": "a"}}, {"block": 8, "data": {"root": "b"}})
+        Traceback (most recent call last):
+        optcam_pl.records.FingerprintMismatch: The run in this folder was made with other settings:
+          data.root: "a" there, "b" now
+    """
+    before, now = ({key: json.dumps(leaf, sort_keys=True) for key, leaf in flatten(side)} for side in (old, new))
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if differ:
+        lines = [f"  {key}: {before.get(key, 'nothing')} there, {now.get(key, 'nothing')} now" for key in differ]
+        raise FingerprintMismatch("\n".join(["The run in this folder was made with other settings:", *lines]), differ)
+
+
+def missing(rows: Iterable[Row], n: int) -> list[int]:
+    """The indices below `n` that have no row, in order."""
+    have = {row.index for row in rows}
+    return [index for index in range(n) if index not in have]
+
+
+def completed_blocks(rows: Iterable[Row], n: int, block_size: int) -> set[int]:
+    """The blocks of a dataset of `n` images whose every image has a row; block k starts at index k * `block_size`.
+
+    Raises:
+        ValueError: If `block_size` is not positive.
+
+    Example:
+        >>> row = dict(id="", status="ok", target=0, predicted=0, p=None, o=None, seconds=0)
+        >>> completed_blocks([Row(index=i, **row) for i in (0, 1, 2, 4)], n=5, block_size=2)
+        {0, 2}
+    """
+    if block_size < 1:
+        raise ValueError(f"Expected `block_size` to be a positive integer, but got {block_size}.")
+    return set(range(-(-n // block_size))) - {index // block_size for index in missing(rows, n)}
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Write integers as ranges, for messages.
+
+    Example:
+        >>> format_ranges([7, 1, 2, 3])
+        '1-3, 7'
+    """
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)

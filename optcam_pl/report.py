@@ -1,0 +1,180 @@
+"""Run folders to tables: what a run's rows say, and nothing else.
+
+A summary is a pure function of the rows and the manifest: the rows are taken in the order of the dataset's index and
+added with math.fsum, so a report gives the same digits for any number of processes and restarts, on any machine. No
+network is loaded and no tensor of the run is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from optcam_pl.metrics import METRICS
+from optcam_pl.records import (
+    MANIFEST,
+    RecordError,
+    Row,
+    Rows,
+    flatten,
+    format_ranges,
+    missing,
+    read_manifest,
+    read_rows,
+    write_file,
+)
+from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
+
+__all__ = ["Run", "Summary", "find_runs", "load_run", "report", "report_command", "summarise", "table"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder has it."""
+
+    path: Path
+    manifest: dict[str, Any]
+    rows: Rows
+
+    @property
+    def usable(self) -> list[Row]:
+        """The rows of the dataset's images that have a result, in the dataset's order."""
+        return [row for row in self.rows if row.status != "error" and row.index < self.manifest["images"]]
+
+
+def load_run(run_dir: str | os.PathLike[str]) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RecordError: If it is none, or its rows contradict each other.
+    """
+    return Run(Path(run_dir), read_manifest(run_dir), read_rows(run_dir))
+
+
+def _examples(texts: Sequence[str], most: int = 3) -> str:
+    return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
+    """What a reader of the run's numbers has to know: whatever was not counted, in words."""
+    n, notes = run.manifest["images"], []
+    if absent := missing(run.rows, n):
+        ranges = format_ranges(absent).split(", ")
+        shown = ", ".join(ranges[:20]) + (", ..." if len(ranges) > 20 else "")
+        notes.append(f"incomplete: {len(absent)} of {n} images missing: {shown}")
+        if run.rows.damaged:
+            notes.append(f"damaged lines ({len(run.rows.damaged)}): {_examples(run.rows.damaged)}")
+    if beyond := [row.index for row in run.rows if row.index >= n]:
+        notes.append(f"not counted: rows beyond the {n} images of the dataset: {format_ranges(beyond)}")
+    if errors := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "error"]:
+        notes.append(f"errors ({len(errors)}), not counted: {_examples(errors)}")
+    if odd := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "degenerate"]:
+        notes.append(f"degenerate ({len(odd)}): {_examples(odd)}")
+    for key, estimate in metrics.items():
+        if estimate.undefined:
+            notes.append(
+                f"{key} is undefined for {estimate.undefined} of {len(run.usable)} images, left out of its mean"
+            )
+    if unknown := [key for key in run.manifest["metrics"] if key not in METRICS]:
+        notes.append(f"left out, not metrics of this package: {', '.join(unknown)}")
+    return notes
+
+
+def _estimate(key: str, rows: Iterable[Row]) -> Estimate:
+    scores = [row.scores.get(key) for row in rows]
+    value = METRICS[key].reduce(scores)
+    return Estimate(value if math.isfinite(value) else None, sum(score is None for score in scores))
+
+
+def summarise(run: Run) -> Summary:
+    """Make a run's numbers from its rows.
+
+    Rows with an error count in the notes alone; seconds per image is the mean over the others.
+    """
+    rows, manifest = run.usable, run.manifest
+    metrics = {key: _estimate(key, rows) for key in manifest["metrics"] if key in METRICS}
+    counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
+    return Summary(
+        **{key: manifest[key] for key in ("run", "stage", "data", "classifier", "explainer", "images")},
+        settings=dict(flatten(manifest["settings"])) if manifest["settings"] else {},
+        statuses={
+            **{status: counts[status] for status in ("ok", "degenerate", "error")},
+            "missing": manifest["images"] - counts.total(),
+        },
+        seconds_per_image=math.fsum(row.seconds for row in rows) / len(rows) if rows else None,
+        metrics=metrics,
+        notes=tuple(_notes(run, metrics)),
+    )
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """A key that sorts version_2 before version_10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", os.fspath(path))]
+
+
+def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders at or below the given ones, in the order given, below one sorted by name, each once.
+
+    Raises:
+        RecordError: If a folder is missing, or has no run in it or below it.
+    """
+    runs: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        found = []
+        for folder, below, files in os.walk(path):
+            if MANIFEST in files:
+                found.append(Path(folder))
+                below.clear()
+        if not found:
+            what = (
+                f"There is no run in {path}: no {MANIFEST} in it or below it."
+                if path.is_dir()
+                else f"No folder {path}."
+            )
+            raise RecordError(what)
+        for run in sorted(found, key=_natural):
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
+
+
+def report(run_dirs: Iterable[str | os.PathLike[str]], format: Format = "text") -> str:
+    """The table of several runs, made from their rows.
+
+    Args:
+        run_dirs: Run folders, or folders that have runs below them (`logs/`).
+        format: "text", "markdown", "csv", "latex" or "json".
+
+    Raises:
+        RecordError: If a folder has no run, or a run contradicts itself.
+    """
+    return table([summarise(load_run(path)) for path in find_runs(run_dirs)], format)
+
+
+def report_command(argv: Sequence[str]) -> int:
+    """`optcam report RUN_DIR... [--format FORMAT] [--output FILE]`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="optcam report", description="Print the table of finished or unfinished runs, made from their rows."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
+    parser.add_argument("--format", choices=get_args(Format), default="text", help="default: text")
+    parser.add_argument("--output", metavar="FILE", help="write the table to this file instead of printing it")
+    options = parser.parse_args(argv)
+    try:
+        text = report(options.runs, options.format)
+        if options.output:
+            write_file(options.output, text)
+        else:
+            encoding = sys.stdout.encoding or "utf-8"
+            print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
+    except RecordError as error:
+        print(f"optcam report: {printable(str(error))}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,218 @@
+"""Tensor maths that explainers and probes share: combine, upsample, normalise, baselines, masking.
+
+Shape letters, the same in every file: B images, C classes, K channels, h x w feature grid, H x W image, T steps.
+Everything here is differentiable, works on any device and never leaves it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+Baseline: TypeAlias = Literal["black", "mean", "blur"] | tuple[float, float, float]
+Normalizer: TypeAlias = Literal["range", "max", "sigmoid"]
+
+_BLUR_KERNEL, _BLUR_SIGMA = 11, 5.0
+
+
+def combine(weights: Tensor, features: Tensor) -> Tensor:
+    """Weighted sum of feature maps, ``S = sum_k w_k A_k``.
+
+    Args:
+        weights: (B,K) one weight a channel.
+        features: (B,K,h,w) feature maps A.
+
+    Returns:
+        (B,1,h,w).
+
+    >>> combine(torch.tensor([[0.25, 0.75]]), torch.tensor([[[[4.0]], [[8.0]]]]))
+    tensor([[[[7.]]]])
+    """
+    # A matrix product of its own for each image: the result of one does not depend on its neighbours. Autocast would
+    # round the weights, which Opti-CAM's optimiser moves by less than bfloat16 can tell.
+    with torch.autocast(weights.device.type, enabled=False):
+        maps = torch.bmm(weights.unsqueeze(1), features.flatten(2))
+    return maps.view(features.shape[0], 1, *features.shape[2:])
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear upsampling to the image's resolution, corners not aligned.
+
+    Args:
+        maps: (B,K,h,w).
+        size: (H,W) in pixels.
+
+    Returns:
+        (B,K,H,W).
+
+    >>> upsample(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+    tensor([[[[0., 1., 3., 4.]]]])
+    """
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def degenerate(maps: Tensor) -> Tensor:
+    """Which maps say nothing: constant, or with a value that is not finite.
+
+    Args:
+        maps: (B,K,H,W) or (B,H,W).
+
+    Returns:
+        (B,) bool.
+
+    >>> degenerate(torch.tensor([[[[1.0, 2.0]]], [[[3.0, 3.0]]], [[[0.0, float("nan")]]]]))
+    tensor([False,  True,  True])
+    """
+    flat = maps.flatten(1)
+    span = flat.amax(1) - flat.amin(1)
+    return ~(torch.isfinite(span) & (span > torch.finfo(flat.dtype).tiny))
+
+
+def normalize(maps: Tensor, how: Normalizer = "range") -> Tensor:
+    """Bring each map into [0,1]: the n of PROTOCOL's ``s(x; u) = n(up(S(x; u)))``.
+
+    ========  ==========================================
+    range     (A - min)/(max - min)
+    max       max(A, 0)/max
+    sigmoid   1/(1 + exp(-A))
+    ========  ==========================================
+
+    The extremes are those of the single map (of each channel of an image), never of the batch. A constant map, one
+    with a value that is not finite, and for `max` one without a positive value become zeros; gradients there are zero
+    as well, never NaN.
+
+    Args:
+        maps: (B,K,H,W).
+        how: the normaliser.
+
+    Returns:
+        (B,K,H,W) in [0,1].
+
+    >>> normalize(torch.tensor([[[[1.0, 2.0, 5.0]]]]))
+    tensor([[[[0.0000, 0.2500, 1.0000]]]])
+    >>> normalize(torch.tensor([[[[1.0, 2.0, 5.0]]]]), "max")
+    tensor([[[[0.2000, 0.4000, 1.0000]]]])
+    >>> normalize(torch.full((1, 1, 1, 2), 7.0), "sigmoid")
+    tensor([[[[0., 0.]]]])
+    """
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    tiny = torch.finfo(maps.dtype).tiny
+    valid = torch.isfinite(high - low) & (high - low > tiny)
+    if how == "max":
+        valid = valid & (high > tiny)
+    # The invalid ones are taken out before any division, so that no NaN can come back through the gradient.
+    maps = torch.where(valid, maps, 0)
+    if how == "range":
+        low = torch.where(valid, low, 0)
+        return (maps - low) / (torch.where(valid, high, 1) - low)
+    if how == "max":
+        return maps.clamp(min=0) / torch.where(valid, high, 1)
+    if how == "sigmoid":
+        return torch.where(valid, maps.sigmoid(), 0)
+    raise ValueError(f"Expected `how` to be one of {get_args(Normalizer)}, but got {how!r}.")
+
+
+def check_baseline(baseline: object) -> Baseline:
+    """The baseline as given, or an error in words.
+
+    Raises:
+        ValueError: neither a known name nor three numbers in [0,1].
+
+    >>> check_baseline([0, 0.5, 1])
+    (0.0, 0.5, 1.0)
+    """
+    if baseline == "black" or baseline == "mean" or baseline == "blur":  # noqa: PLR1714 (mypy narrows only this form)
+        return baseline
+    if isinstance(baseline, (tuple, list)) and len(baseline) == 3:
+        red, green, blue = (float(value) for value in baseline)
+        if all(0 <= value <= 1 for value in (red, green, blue)):
+            return red, green, blue
+    raise ValueError(
+        f"Expected `baseline` to be 'black', 'mean', 'blur' or three numbers in [0, 1] (RGB), but got {baseline!r}."
+    )
+
+
+@functools.cache
+def _blur_kernel() -> Tensor:
+    """The kernel of RISE's program: a Gaussian filter's answer to one point on an 11 x 11 grid, borders reflected."""
+    point = torch.zeros(_BLUR_KERNEL, dtype=torch.float64)
+    point[_BLUR_KERNEL // 2] = 1
+    return torch.from_numpy(gaussian_filter(point.numpy(), _BLUR_SIGMA))
+
+
+def blur(image: Tensor, border: Tensor) -> Tensor:
+    """Gaussian blur, 11 x 11 pixels, sigma 5 (Petsiuk et al., RISE, 2018: the start of insertion).
+
+    Args:
+        image: (B,3,H,W).
+        border: (3,) the colour that lies outside of the image. RISE pads the normalised image with zeros, which is the
+            network's mean colour.
+
+    Returns:
+        (B,3,H,W).
+    """
+    pad, border = _BLUR_KERNEL // 2, border.to(image).view(1, 3, 1, 1)
+    kernel = _blur_kernel().to(image).view(1, 1, -1, 1).expand(3, 1, -1, 1)
+    offset = F.pad(image - border, (pad, pad, pad, pad))
+    rows = F.conv2d(offset, kernel, groups=3)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=3) + border
+
+
+def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
+    """What stands where the mask is 0.
+
+    Args:
+        image: (B,3,H,W) in [0,1].
+        baseline: "black" (pixel 0), "mean" (the network's mean colour), "blur", or an RGB triple in [0,1].
+        mean: (3,) the network's mean colour.
+
+    Returns:
+        A tensor that broadcasts to (B,3,H,W).
+
+    >>> baseline_image(torch.ones(1, 3, 2, 2), (0.0, 0.5, 1.0), torch.zeros(3)).flatten()
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    if baseline == "black":
+        return image.new_zeros(1, 3, 1, 1)
+    if baseline == "mean":
+        return mean.to(image).view(1, 3, 1, 1)
+    if baseline == "blur":
+        return blur(image, mean)
+    return image.new_tensor(check_baseline(baseline)).view(1, 3, 1, 1)
+
+
+def mask_image(image: Tensor, saliency: Tensor, reference: Tensor | None = None) -> Tensor:
+    """``x . s``: what is salient stays, the rest fades into the reference.
+
+    Args:
+        image: (B,3,H,W) in [0,1], *before* mean/std.
+        saliency: (B,1,H,W) in [0,1].
+        reference: broadcasts to (B,3,H,W); None is black.
+
+    Returns:
+        (B,3,H,W): ``reference + (image - reference) * saliency``.
+
+    >>> mask_image(torch.full((1, 3, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.5), torch.ones(1, 3, 1, 1)).flatten()
+    tensor([0.7500, 0.7500, 0.7500])
+    """
+    if reference is None:
+        return image * saliency
+    return reference + (image - reference) * saliency
+
+
+def finite_range(values: Tensor) -> tuple[float, float]:
+    """Smallest and largest value in one pass; NaN if there is any.
+
+    >>> finite_range(torch.tensor([1.0, 3.0]))
+    (1.0, 3.0)
+    """
+    if values.numel() == 0:
+        return math.nan, math.nan
+    low, high = torch.aminmax(values.detach())
+    return float(low), float(high)

@@ -1,0 +1,202 @@
+"""Files that a crash leaves whole: written at once, and a run folder's lock, released by the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as _load_tensors
+from safetensors.torch import save as _save_tensors
+from torch import Tensor
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+sync_data = getattr(os, "fdatasync", os.fsync)  # what a file holds, its length included, without its times
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+
+
+class RecordError(RuntimeError):
+    """A run folder cannot be written, or what it holds contradicts itself; the message names the file."""
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write bytes to an open file, all of them (one call of the system may take a part)."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system lets folders be opened."""
+    with contextlib.suppress(PermissionError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a whole file so that its name leads to the old or the new content at any moment, never to a part.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: The content; text is written as UTF-8.
+
+    Raises:
+        RecordError: If it cannot be written; an old file is then as it was.
+    """
+    path = Path(path)
+    data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(temporary, NEW_FILE, 0o666)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
+        raise
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
+
+    Raises:
+        RecordError: If the file cannot be written.
+    """
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(path, _save_tensors(own, dict(metadata or {})))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        RecordError: If the file is missing or damaged.
+    """
+    try:
+        return _load_tensors(Path(path).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"Cannot read {path}: {error}.") from error
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors.
+
+    Raises:
+        RecordError: If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"Cannot read {path}: {error}.") from error
+
+
+_held: set[int] = set()
+
+
+def _drop_held() -> None:
+    """In a forked child (a data worker): give up the parent's locks, which else would outlive the parent with it."""
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_held)
+
+
+def _try_lock(fd: int) -> None:
+    """Take the lock of an open file, or raise OSError; the system gives it back when the process ends, however."""
+    if sys.platform == "win32":
+        os.lseek(fd, 1 << 30, os.SEEK_SET)  # a byte beyond the text, which others may then still read
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class RunLock:
+    """Keeps a second process out of a run folder while this one writes; a crash does not leave it behind.
+
+    A context manager on `RUN/.lock` (flock; on Windows a locked byte). The file stays, with the last holder's process
+    id, host and time in it; only the kernel's lock counts. On a file system without locks it warns and lets pass.
+
+    Args:
+        run_dir: The run's folder, made where it is missing.
+        name: Name of the file, for parts of a run that go on side by side (the shards of a job array).
+
+    Raises:
+        RecordError: If another process holds it (named with its host), or the folder cannot be written.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], name: str = ".lock") -> None:
+        self.path = Path(run_dir) / name
+        self._fd: int | None = None
+
+    def __enter__(self) -> RunLock:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+        try:
+            self._take(fd)
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_all(fd, json.dumps(holder).encode())
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, OSError):
+                raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+            raise
+        self._fd = fd
+        _held.add(fd)
+        return self
+
+    def _take(self, fd: int) -> None:
+        try:
+            _try_lock(fd)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+                warnings.warn(f"No lock for {self.path.parent}: its file system has none.", stacklevel=3)
+                return
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise
+            os.lseek(fd, 0, os.SEEK_SET)
+            try:
+                holder = "process {pid} on {host} since {since}".format_map(json.loads(os.read(fd, 4096)))
+            except (ValueError, KeyError, TypeError):
+                holder = "another process"
+            raise RecordError(f"The run folder {self.path.parent} is in use by {holder}.") from error
+
+    def __exit__(self, *_: object) -> None:
+        fd, self._fd = self._fd, None
+        if fd in _held:  # not in a forked child
+            _held.discard(fd)
+            os.close(fd)

@@ -1,0 +1,441 @@
+"""SaliencyTask: explains a dataset's images and measures the explanations."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning as L
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.explainers import Explainer, Explanation, OptiCAM
+from optcam_pl.metrics import AverageDrop, AverageGain, AverageIncrease, ImageMetric
+from optcam_pl.probes import Probes
+from optcam_pl.records import RecordWriter, Row, write_manifest
+from optcam_pl.report import load_run, summarise
+from optcam_pl.saliency import Baseline, check_baseline
+from optcam_pl.tasks.stored import StoredWeights, save_weights
+
+Target: TypeAlias = Literal["label", "predicted", "second", "least"]
+Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a task found out about one block of B images; callbacks show it.
+
+    Attributes:
+        batch: the block, with its padding (``index`` -1).
+        logits: (B,C) the network's answer to the images.
+        explanation: the maps.
+        probes: what was measured.
+        rows: one for each real image, in the block's order.
+    """
+
+    batch: Batch
+    logits: Tensor
+    explanation: Explanation
+    probes: Probes
+    rows: tuple[Row, ...]
+
+
+class SaliencyTask(L.LightningModule):
+    """One explainer on one dataset.
+
+    ``test`` (and ``validate``) explains every image, measures the maps, writes one row an image and logs the metrics,
+    which are a pure function of the rows. ``predict`` explains without measuring more than p and o. ``fit`` runs the
+    inner fit loop of an optimising explainer (`OptiCAM`) through Lightning's own optimiser, one global step an
+    iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
+
+    The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
+    number of processes.
+
+    Args:
+        classifier: the network that is explained.
+        explainer: the saliency method.
+        target: the class that is explained and measured: the image's ``label`` (the paper's metrics), the
+            ``predicted`` class, the ``second`` or the ``least`` probable one, or a class index.
+        baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves the
+            explainer's own ("black" where it has none).
+        metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase.
+        weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        explainer: Explainer,
+        target: Target | int = "label",
+        baseline: Baseline | None = None,
+        metrics: list[ImageMetric] | None = None,
+        weights_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the inner fit loop steps by itself
+        if not (target in get_args(Target) or (isinstance(target, int) and 0 <= target < classifier.num_classes)):
+            raise ValueError(
+                f"Expected `target` to be one of {', '.join(get_args(Target))} or a class in "
+                f"0..{classifier.num_classes - 1}, but got {target!r}."
+            )
+        if baseline is not None:
+            explainer.baseline = check_baseline(baseline)
+        if weights_from is not None and not isinstance(explainer, OptiCAM):
+            raise ValueError(
+                f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
+                f"{type(explainer).__name__}."
+            )
+        self.classifier, self.explainer, self.target = classifier, explainer, target
+        chosen = [AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics
+        self._check_metrics(chosen)
+        # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
+        self.metrics = MetricCollection({metric.key: metric for metric in chosen}, compute_groups=False)
+        self.stored = None if weights_from is None else StoredWeights(weights_from)
+        self.weights = nn.ParameterList()
+        self.result: BlockResult | None = None
+        self._writer: RecordWriter | None = None
+
+    @property
+    def baseline(self) -> Baseline:
+        """What stands where a map is 0: one for the explainer and the metrics."""
+        return self.explainer.baseline
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The data module of the run.
+
+        Raises:
+            TypeError: the trainer was given something else.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise TypeError(
+                f"Expected the trainer's `datamodule` to be an ImageDataModule, whose blocks show every image exactly "
+                f"once, but got {type(data).__name__}."
+            )
+        return data
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run; known from `setup` on."""
+        return self._run_dir
+
+    # What Lightning calls ------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Match data and network, and find the run's folder (on every rank: the name comes from rank 0)."""
+        network = self.classifier
+        self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+        self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if stage == "fit":
+            self._setup_fit()
+
+    def _setup_fit(self) -> None:
+        if not isinstance(self.explainer, OptiCAM):
+            raise TypeError(
+                f"Expected an explainer with something to fit (OptiCAM), but got {type(self.explainer).__name__}: "
+                f"use `test` or `predict`."
+            )
+        # The images of `fit` and of validation are the same ones: no second pass over them.
+        self.trainer.limit_val_batches = 0
+        channels = self.explainer.channels(self.classifier, self.data.preprocessing.size)
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(channels)) for _ in range(self.data.batch_size))
+        # Nothing here is to be averaged or broadcast over ranks: each has images of its own.
+        ignored = [name for name, _ in [*self.named_parameters(), *self.named_buffers()] if name != "weights.0"]
+        self._ddp_params_and_buffers_to_ignore = ignored
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The explainer's optimiser, over one parameter an image of the block."""
+        assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
+        return self.explainer.make_optimizer(self.weights)
+
+    def train(self, mode: bool = True) -> SaliencyTask:
+        """Nothing here has a training mode: the network that is explained stays as it is."""
+        self.training = mode
+        return self
+
+    def on_fit_start(self) -> None:
+        """Open the rows."""
+        self._begin("fit")
+
+    def on_validation_start(self) -> None:
+        """Open the rows."""
+        self._begin("validate")
+
+    def on_test_start(self) -> None:
+        """Open the rows."""
+        self._begin("test")
+
+    def on_predict_start(self) -> None:
+        """Open the rows."""
+        self._begin("predict")
+
+    def training_step(self, batch: Batch) -> None:
+        """Fit the weights of one block and store them."""
+        self._block(batch, self._fit, measure=False)
+        assert self.result is not None
+        if self.result.rows:
+            ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
+            save_weights(self.run_dir, self._number(batch), ids, self.result.explanation)
+
+    def validation_step(self, batch: Batch) -> None:
+        """Explain and measure one block."""
+        self._block(batch, self._explain_or_recall(batch), measure=True)
+
+    def test_step(self, batch: Batch) -> None:
+        """Explain and measure one block."""
+        self._block(batch, self._explain_or_recall(batch), measure=True)
+
+    def predict_step(self, batch: Batch) -> dict[str, Any]:
+        """Explain one block.
+
+        Returns:
+            ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), of the block's n real images.
+        """
+        self._block(batch, self._explain_or_recall(batch), measure=False)
+        assert self.result is not None
+        real = (batch["index"] >= 0).nonzero().flatten()
+        return {
+            "id": [batch["id"][i] for i in real.tolist()],
+            "saliency": self.result.explanation.saliency[real],
+            "target": self.result.explanation.target[real],
+            "predicted": self.result.logits.argmax(1)[real],
+        }
+
+    def on_train_epoch_end(self) -> None:
+        """Close the rows."""
+        self._end("fit")
+
+    def on_validation_epoch_end(self) -> None:
+        """Close the rows and log what they say."""
+        self._end("validate")
+
+    def on_test_epoch_end(self) -> None:
+        """Close the rows and log what they say."""
+        self._end("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Close the rows."""
+        self._end("predict")
+
+    # One block -----------------------------------------------------------------------------------------------------
+
+    def _block(self, batch: Batch, explain: Callable[[Tensor, Tensor], Explanation], *, measure: bool) -> None:
+        """Predict, explain, measure, write. `explain` takes the images and their classes."""
+        image = batch["image"]
+        with torch.no_grad():
+            logits = self.classifier(image)
+            target = self._targets(batch, logits)
+            self._synchronize()
+            start = time.perf_counter()
+            explanation = explain(image, target)
+            self._synchronize()
+            seconds = (time.perf_counter() - start) / len(image)
+            probes = Probes(self.classifier, image, logits, explanation, self.baseline)
+            scores = self._measure(probes, batch) if measure else {}
+            rows = self._rows(batch, logits, probes, scores, seconds)
+        assert self._writer is not None  # see _begin
+        self._writer.write(rows)
+        self.result = BlockResult(batch, logits, explanation, probes, rows)
+
+    def _explain(self, image: Tensor, target: Tensor) -> Explanation:
+        explanation: Explanation = self.explainer(self.classifier, image, target)
+        return explanation
+
+    def _explain_or_recall(self, batch: Batch) -> Callable[[Tensor, Tensor], Explanation]:
+        stored = self.stored
+        if stored is None:
+            return self._explain
+
+        def recall(image: Tensor, target: Tensor) -> Explanation:
+            assert isinstance(self.explainer, OptiCAM)  # see __init__
+            if not bool((batch["index"] >= 0).any()):
+                return self._explain(image, target)
+            ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
+            weights = stored.block(self._number(batch), ids, target).to(image.device)
+            return self.explainer.from_weights(self.classifier, image, target, weights)
+
+        return recall
+
+    def _fit(self, image: Tensor, target: Tensor) -> Explanation:
+        assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        optimizer.optimizer.state.clear()  # the moments of the block before have nothing to say here
+        return self.explainer.fit(self.classifier, image, target, list(self.weights), optimizer)
+
+    def _targets(self, batch: Batch, logits: Tensor) -> Tensor:
+        """(B,) the classes to explain; padding and unreadable images get the predicted one."""
+        predicted = logits.argmax(1)
+        if self.target == "predicted":
+            return predicted
+        if self.target == "second":
+            return logits.topk(2, dim=1).indices[:, 1]
+        if self.target == "least":
+            return logits.argmin(1)
+        if isinstance(self.target, int):
+            return torch.full_like(predicted, self.target)
+        real = torch.tensor([i >= 0 and not e for i, e in zip(batch["index"].tolist(), batch["error"], strict=True)])
+        label = torch.where(real.to(predicted.device), batch["target"], predicted)
+        wrong = (label < 0) | (label >= logits.shape[1])
+        if bool(wrong.any()):
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Expected a label in 0..{logits.shape[1] - 1} for image {batch['id'][first]!r}, but it has "
+                f"{int(label[first])}"
+                + (": the dataset has no labels; set `target` to predicted." if label[first] < 0 else ".")
+            )
+        return label
+
+    def _measure(self, probes: Probes, batch: Batch) -> dict[str, Tensor]:
+        """Scores (B,...) by metric; the metrics' running values see the real images only."""
+        real = torch.tensor([i >= 0 and not e for i, e in zip(batch["index"].tolist(), batch["error"], strict=True)])
+        scores: dict[str, Tensor] = {}
+        for key, metric in self._metric_items():
+            scores[key] = metric.score(**probes.evidence(metric.evidence()))
+            metric.accumulate(scores[key][real.to(scores[key].device)])
+        return scores
+
+    def _rows(
+        self, batch: Batch, logits: Tensor, probes: Probes, scores: dict[str, Tensor], seconds: float
+    ) -> tuple[Row, ...]:
+        """One row for each real image."""
+        predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
+        p, o = probes.original.tolist(), probes.masked.tolist()
+        degenerate = probes.explanation.degenerate.tolist()
+        values = {key: score.tolist() for key, score in scores.items()}
+        rows = []
+        for i, (image_id, index) in enumerate(_named(batch)):
+            if index < 0:
+                continue
+            if batch["error"][i]:
+                reason = batch["error"][i]
+                rows.append(
+                    Row(index=index, id=image_id, status="error", reason=reason, target=int(batch["target"][i]),
+                        predicted=-1, p=None, o=None, seconds=seconds)
+                )  # fmt: skip
+                continue
+            rows.append(
+                Row(
+                    index=index, id=image_id, status="degenerate" if degenerate[i] else "ok",
+                    reason="the map is constant or not finite" if degenerate[i] else "", target=target[i],
+                    predicted=predicted[i], p=p[i], o=o[i], scores={key: value[i] for key, value in values.items()},
+                    seconds=seconds,
+                )
+            )  # fmt: skip
+        return tuple(rows)
+
+    def _number(self, batch: Batch) -> int:
+        """The block's number in the dataset."""
+        return int(batch["index"][0]) // self.data.batch_size
+
+    def _synchronize(self) -> None:
+        """Wait for the GPU, so that a time is one of the work and not of its launch."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # The run -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, stage: Stage) -> None:
+        self.metrics.reset()
+        manifest = self.manifest(stage)
+        if self.stored is not None:
+            self.stored.check(manifest["fingerprint"])
+        if self.trainer.is_global_zero:
+            write_manifest(self.run_dir, manifest)
+        self.trainer.strategy.barrier("manifest")
+        self._writer = RecordWriter(self.run_dir, self.global_rank).__enter__()
+
+    def _end(self, stage: Stage) -> None:
+        """Wait until every rank has written its rows; log the metrics, which are a function of all rows."""
+        assert self._writer is not None
+        self._writer.__exit__(None, None, None)
+        self._writer = None
+        self.trainer.strategy.barrier("rows")
+        if stage in ("validate", "test"):
+            values = summarise(load_run(self.run_dir)).values() if self.trainer.is_global_zero else {}
+            values = self.trainer.strategy.broadcast(values)
+            # Every rank has the same values already: nothing to reduce.
+            self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        """What the run is: its names, the settings printed with its numbers, and its fingerprint."""
+        data, network = self.data, self.classifier.describe()
+        preprocessing = data.preprocessing
+        settings = {
+            **network,
+            "layer": self.explainer.layer or network["layer"],
+            "input": f"{preprocessing.size[0]}x{preprocessing.size[1]} {preprocessing.resize}, "
+            f"{preprocessing.interpolation}",
+            "baseline": self.baseline,
+            "target": self.target,
+            "precision": str(self.trainer.precision),
+        }
+        for _, metric in self._metric_items():
+            settings.update(metric.settings())
+        explainer = {"class": type(self.explainer).__name__, **self.explainer.settings()}
+        fingerprint = {
+            "classifier": {**network, "hash": self.classifier.weight_hash()},
+            "explainer": explainer,
+            "target": self.target,
+            "baseline": self.baseline,
+            "metrics": {key: metric.settings() for key, metric in self._metric_items()},
+            "data": data.fingerprint(),
+            "block_size": data.batch_size,
+            "precision": str(self.trainer.precision),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            },
+        }
+        return {
+            "stage": stage,
+            "run": str(self.run_dir),
+            "data": data.name,
+            "classifier": network["classifier"],
+            "explainer": explainer["class"],
+            "explainer_settings": explainer,
+            "images": len(data.table),
+            "metrics": [key for key, _ in self._metric_items()] if stage in ("validate", "test") else [],
+            "settings": settings,
+            "fingerprint": fingerprint,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def running(self) -> list[ImageMetric]:
+        """The metrics that have seen an image on this rank, with this rank's sums: for a progress bar."""
+        return [metric for _, metric in self._metric_items() if int(metric.count)]
+
+    def _metric_items(self) -> list[tuple[str, ImageMetric]]:
+        return [(key, m) for key, m in self.metrics.items(keep_base=True) if isinstance(m, ImageMetric)]
+
+    @staticmethod
+    def _check_metrics(metrics: Sequence[ImageMetric]) -> None:
+        known = Probes.names()
+        for metric in metrics:
+            missing = [name for name in metric.evidence() if name not in known]
+            if missing:
+                raise ValueError(f"Metric {metric.key!r} needs {', '.join(missing)}, which no probe measures.")
+        keys = [metric.key for metric in metrics]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
+
+
+def _named(batch: Batch) -> list[tuple[str, int]]:
+    """(id, index) of each image of a block; the index of padding is -1."""
+    return list(zip(batch["id"], batch["index"].tolist(), strict=True))

@@ -1,0 +1,87 @@
+"""The weights that a `fit` found, stored a block a file and read again by `test`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optcam_pl.explainers import Explanation
+from optcam_pl.records import check_fingerprint, load_metadata, load_tensors, read_manifest, save_tensors
+
+# What a map depends on when its weights are given; the rest of a fingerprint (metrics, versions ...) may differ.
+FINGERPRINT_KEYS = ("classifier", "explainer", "target", "baseline", "data", "block_size")
+
+
+def _file(run_dir: Path, block: int) -> Path:
+    return run_dir / "weights" / f"b{block:06d}.safetensors"
+
+
+def save_weights(run_dir: Path, block: int, ids: Sequence[str], explanation: Explanation) -> None:
+    """Store a block's `weights` (B,K), `objective` (T+1,B) and `target` (B,).
+
+    Args:
+        run_dir: the fit's run folder.
+        block: number of the block in the dataset.
+        ids: B image ids, "" for padding.
+        explanation: of an optimising explainer.
+
+    Raises:
+        RecordError: the disk is full or the folder cannot be written.
+    """
+    if explanation.weights is None or explanation.objective is None:
+        raise ValueError("Expected an explanation with weights and an objective, but it has none.")
+    tensors = {"weights": explanation.weights, "objective": explanation.objective, "target": explanation.target}
+    save_tensors(_file(run_dir, block), tensors, {"ids": json.dumps(list(ids))})
+
+
+class StoredWeights:
+    """Reads what `save_weights` wrote.
+
+    Args:
+        run_dir: the run folder of a finished `fit`.
+
+    Raises:
+        RecordError: no run folder.
+        ValueError: the run is no `fit`.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.manifest = read_manifest(run_dir)
+        if self.manifest["stage"] != "fit":
+            raise ValueError(
+                f"Expected `weights_from` to be the run folder of an `optcam fit`, but {run_dir} is one of an "
+                f"`optcam {self.manifest['stage']}`."
+            )
+
+    def check(self, fingerprint: Mapping[str, Any]) -> None:
+        """Refuse weights that were found for something else.
+
+        Raises:
+            FingerprintMismatch: naming each key that differs.
+        """
+        old = self.manifest["fingerprint"]
+        check_fingerprint(
+            {key: old.get(key) for key in FINGERPRINT_KEYS}, {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
+        )
+
+    def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
+        """The weights (B,K) of a block, on the CPU.
+
+        Raises:
+            ValueError: the block was never fitted, or holds other images or targets.
+        """
+        path = _file(self.run_dir, block)
+        if not path.is_file():
+            raise ValueError(f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing.")
+        stored = load_tensors(path)
+        if json.loads(load_metadata(path)["ids"]) != list(ids):
+            raise ValueError(f"{path} holds the weights of other images than {', '.join(ids)}.")
+        if not torch.equal(stored["target"], target.cpu()):
+            raise ValueError(f"{path} holds the weights for the classes {stored['target'].tolist()}, not {target}.")
+        return stored["weights"]

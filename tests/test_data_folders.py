@@ -1,0 +1,177 @@
+"""Files, folders and class folders are found in one order everywhere, and what does not fit is told by name."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from optcam_pl.data import ImageFolder, ImagePaths
+from optcam_pl.imagenet import imagenet_names, imagenet_wnids
+
+
+def put(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name, "PNG")
+    return root
+
+
+def ids(data: ImagePaths | ImageFolder) -> list[str]:
+    return [entry.id for entry in data.table.entries]
+
+
+def targets(data: ImageFolder) -> dict[str, int]:
+    return {entry.id: entry.target for entry in data.table.entries}
+
+
+# ---------------------------------------------------------------------------------------------------------- paths
+
+
+def test_a_single_file_is_named_by_its_name(tmp_path: Path) -> None:
+    put(tmp_path, "photo.jpg")
+    data = ImagePaths(str(tmp_path / "photo.jpg"), size=4)
+    assert ids(data) == ["photo.jpg"]
+    assert data.name == "images"
+    assert next(iter(data.predict_dataloader()))["target"].tolist() == [-1] * 8
+
+
+def test_files_folders_and_patterns_are_named_from_their_common_root(tmp_path: Path) -> None:
+    put(tmp_path, "a/2.png", "a/10.PNG", "a/deep/x.webp", "b/y.jpg", "c/z1.png", "c/z2.png", "a/.hidden.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "c" / "z3.txt").write_text("no image")
+    data = ImagePaths([str(tmp_path / "c" / "z*"), str(tmp_path / "a"), str(tmp_path / "b" / "y.jpg")])
+    assert ids(data) == ["c/z1.png", "c/z2.png", "a/10.PNG", "a/2.png", "a/deep/x.webp", "b/y.jpg"]
+    assert ImagePaths(str(tmp_path / "a")).name == "a"
+
+
+def test_an_image_named_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a/x.png", "a/y.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids(ImagePaths(["a/y.png", "a", "a/../a/x.png", str(tmp_path / "a" / "*.png")])) == ["y.png", "x.png"]
+
+
+def test_odd_names_are_names_and_not_patterns(tmp_path: Path) -> None:
+    put(tmp_path, "with space.png", "[1].png", "ü\n<b>.png", "1.png")
+    assert ids(ImagePaths(str(tmp_path / "[1].png"))) == ["[1].png"]
+    assert set(ids(ImagePaths(str(tmp_path)))) == {"with space.png", "[1].png", "ü\n<b>.png", "1.png"}
+
+
+def test_a_file_named_outright_is_taken_whatever_its_ending(tmp_path: Path) -> None:
+    put(tmp_path, "photo.jpg").joinpath("photo.jpg").rename(tmp_path / "photo.upload")
+    assert ids(ImagePaths(str(tmp_path / "photo.upload"))) == ["photo.upload"]
+
+
+def test_missing_paths_are_named_at_once(tmp_path: Path) -> None:
+    for path in ("nothing.jpg", "nothing/", "none*.jpg"):
+        with pytest.raises(FileNotFoundError, match="nothing|none"):
+            ImagePaths([str(tmp_path / path)])
+    with pytest.raises(ValueError, match="`paths`"):
+        ImagePaths([])
+
+
+def test_a_folder_without_images_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"found no image: looked for files that end in \.avif.* in .*"):
+        ImagePaths(str(tmp_path)).setup()
+
+
+# -------------------------------------------------------------------------------------------------------- folders
+
+
+def test_some_of_imagenets_folders_have_imagenets_indices(tmp_path: Path) -> None:
+    put(tmp_path, "n02123045/b.png", "n02123045/a.png", "n01440764/x/deep.png", "n02123045/.hidden.png")
+    for classes in (None, "imagenet"):
+        data = ImageFolder(str(tmp_path), classes)
+        assert targets(data) == {"n01440764/x/deep.png": 0, "n02123045/a.png": 281, "n02123045/b.png": 281}
+        assert data.class_names == imagenet_names()
+    assert data.name == tmp_path.name
+
+
+def test_folders_may_have_imagenets_class_names(tmp_path: Path) -> None:
+    put(tmp_path, "tabby/a.png", "Great White_Shark/a.png", "n01443537/a.png")
+    expected = {"Great White_Shark/a.png": 2, "n01443537/a.png": 1, "tabby/a.png": 281}
+    assert targets(ImageFolder(str(tmp_path), "imagenet")) == expected
+
+
+def test_other_folders_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+    put(tmp_path, "b/1.png", "a/1.png", "B/1.png", "stray.png", ".git/1.png")
+    data = ImageFolder(str(tmp_path))
+    with pytest.raises(ValueError, match="second one of the class"):  # b and B: not told apart on every machine
+        data.setup()
+    put(tmp_path / "other", "b/1.png", "a/1.png", "n01440764/1.png", "stray.png", ".git/1.png")
+    data = ImageFolder(str(tmp_path / "other"))
+    assert data.class_names == ("a", "b", "n01440764")
+    assert targets(data) == {"a/1.png": 0, "b/1.png": 1, "n01440764/1.png": 2}
+
+
+def test_a_class_list_or_file_numbers_the_folders(tmp_path: Path) -> None:
+    put(tmp_path / "data", "cat/1.png", "dog/1.png")
+    (tmp_path / "classes.txt").write_text("bird\ndog\ncat\n")
+    for classes in (["bird", "dog", "cat"], str(tmp_path / "classes.txt")):
+        data = ImageFolder(str(tmp_path / "data"), classes)
+        assert data.class_names == ("bird", "dog", "cat")
+        assert targets(data) == {"cat/1.png": 2, "dog/1.png": 1}
+
+
+def test_an_unknown_folder_is_told_with_the_nearest_names(tmp_path: Path) -> None:
+    put(tmp_path, "tabbi/1.png")
+    with pytest.raises(ValueError, match=r"'tabbi' belongs to none of the 1000 classes; the nearest are 'tabby'"):
+        ImageFolder(str(tmp_path), "imagenet").setup()
+
+
+def test_wrong_class_lists_are_refused(tmp_path: Path) -> None:
+    for classes, message in (([], "none"), (["a", "a"], "'a'"), (["a", ""], "''")):
+        with pytest.raises(ValueError, match=message):
+            ImageFolder(str(tmp_path), classes)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ImageFolder(str(tmp_path), "nowhere.txt")
+
+
+def test_a_missing_root_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no folder .*nothing"):
+        ImageFolder(str(tmp_path / "nothing"))
+    put(tmp_path, "file.png")
+    with pytest.raises(NotADirectoryError, match="it is a file"):
+        ImageFolder(str(tmp_path / "file.png"))
+
+
+def test_a_root_without_class_folders_says_so(tmp_path: Path) -> None:
+    put(tmp_path, "stray.png")
+    with pytest.raises(ValueError, match="in the class folders of"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_links_out_of_the_root_are_refused_unless_allowed(tmp_path: Path) -> None:
+    put(tmp_path, "root/a/1.png", "root/b/1.png", "secret/2.png")
+    (tmp_path / "root" / "a" / "inside.png").symlink_to("../b/1.png")
+    root = str(tmp_path / "root")
+    assert "a/inside.png" in targets(ImageFolder(root))
+    for link, target in (("root/a/2.png", "secret/2.png"), ("root/c", "secret")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        with pytest.raises(ValueError, match="leads out of the data's root"):
+            ImageFolder(root).setup()
+        assert len(targets(ImageFolder(root, allow_outside=True))) == 4
+        (tmp_path / link).unlink()
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "up").symlink_to("..")
+    with pytest.raises(ValueError, match="round in a circle"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_a_link_as_root_and_a_broken_link_inside(tmp_path: Path) -> None:
+    put(tmp_path, "real/a/1.png")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "a" / "gone.png").symlink_to("nothing.png")
+    data = ImageFolder(str(tmp_path / "link"), on_error="record", size=4)
+    batch = next(iter(data.test_dataloader()))
+    assert batch["id"][:2] == ["a/1.png", "a/gone.png"]
+    assert batch["error"][:2] == ["", "there is no such file"]
+
+
+def test_every_class_of_imagenet_is_found_by_wnid_and_by_name(tmp_path: Path) -> None:
+    from optcam_pl.data.folders import match_folders
+
+    assert list(match_folders(imagenet_wnids(), imagenet_names(), imagenet_wnids()).values()) == list(range(1000))
+    assert list(match_folders(imagenet_names(), imagenet_names(), imagenet_wnids()).values()) == list(range(1000))
