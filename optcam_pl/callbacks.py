@@ -48,11 +48,12 @@ class _BlockCallback(Callback):
     def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
         """Called after every block, on every rank."""
 
-    def _after(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if isinstance(module, SaliencyTask) and module.result is not None:
-            self.on_block(trainer, module, module.result)
+    def _after(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if isinstance(pl_module, SaliencyTask) and pl_module.result is not None:
+            self.on_block(trainer, pl_module, pl_module.result)
 
-    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _after
+    on_train_batch_end = on_validation_batch_end = _after
+    on_test_batch_end = on_predict_batch_end = _after
 
 
 class TensorBoardPanels(_BlockCallback):
@@ -99,8 +100,8 @@ class TensorBoardPanels(_BlockCallback):
                     for t, value in enumerate(self._curves[-1]):
                         writer.add_scalar(f"objective/{image_id}", value, t)
 
-    def _finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not isinstance(module, SaliencyTask):
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, SaliencyTask):
             return
         mean = self._mean_curve(trainer)
         writer = _writer(trainer)
@@ -110,7 +111,7 @@ class TensorBoardPanels(_BlockCallback):
             for t, value in enumerate(mean):
                 writer.add_scalar("objective/mean", value, t)
             writer.add_figure("objective", objective_curves(mean, self._curves))
-        run = load_run(module.run_dir)
+        run = load_run(pl_module.run_dir)
         summary = summarise(run)
         writer.add_text("table", table([summary], format="markdown"))
         settings = {key: str(value) for key, value in run.manifest["settings"].items()}
@@ -164,9 +165,16 @@ class MapWriter(_BlockCallback):
             i, name = position[entry.index], file_name(entry.index, entry.id)
             if self.maps:
                 saliency = result.explanation.saliency[i, 0].float().cpu().numpy()
-                facts = {"id": entry.id, "target": entry.target, "predicted": entry.predicted}
+                facts = {
+                    "id": entry.id,
+                    "target": entry.target,
+                    "predicted": entry.predicted,
+                    "p": entry.p,
+                    "o": entry.o,
+                }
+                arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
                 data = io.BytesIO()
-                np.savez_compressed(data, saliency=saliency, p=np.float64(entry.p), o=np.float64(entry.o), **facts)
+                np.savez_compressed(data, saliency=saliency, **arrays)
                 write_file(task.run_dir / "maps" / f"{name}.npz", data.getvalue())
             if self.overlays:
                 data = io.BytesIO()
@@ -206,7 +214,7 @@ class ImageProgress(TQDMProgressBar):
                 images = blocks * data.batch_size * trainer.world_size
                 items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
             for metric in pl_module.running():
-                items[metric.label] = f"{float(metric.total / metric.count):.1f}"
+                items[metric.label] = f"{float(metric.of_means(metric.total / metric.count)):.1f}"
         return items
 
     def _bars(self) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -49,11 +49,9 @@ class Classifier(nn.Module):
         class_names: one a class. None: ImageNet's, if the network comes from a source and has 1000 classes.
         layout: how a layer's activations lie in memory; see `to_grid`.
 
-    Attributes:
-        name: the network's name, for reports.
-        mean, std: (3,) buffers, not saved with the weights; 0 and 1 where nothing is normalised.
-        input_size: (H,W). interpolation, crop_fraction: as above.
-        class_names: a tuple, or None.
+    The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
+    not saved with the weights (0 and 1 where nothing is normalised), `input_size` as (H,W), `interpolation`,
+    `crop_fraction`, `class_names` as a tuple or None, `num_classes`, `target_layers`.
 
     Raises:
         TypeError: an argument of another type.
@@ -75,7 +73,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         network: Network,
         weights: str | Path | None = "default",
@@ -104,14 +102,16 @@ class Classifier(nn.Module):
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalises = bool((self.mean != 0).any() or (self.std != 1).any())
         self.input_size = loaded.input_size if input_size is None else _check_size(input_size)
-        self.interpolation = _check_choice("interpolation", interpolation or loaded.interpolation, Interpolation)
+        self.interpolation = _check_choice(
+            "interpolation", loaded.interpolation if interpolation is None else interpolation, Interpolation
+        )
         self.crop_fraction = _check_fraction(loaded.crop_fraction if crop_fraction is None else crop_fraction)
         self.network.requires_grad_(False)
         self.eval()
         self._layers = self._choose_layers(target_layer)
-        self._classes = _final_width(self.network) if isinstance(network, str) else None
+        self._classes = _stated_classes(self.network, self.name) if isinstance(network, str) else None
         self._hash: tuple[object, str] | None = None
-        if num_classes not in (None, self.num_classes):
+        if num_classes is not None and num_classes != self.num_classes:
             raise ValueError(f"Expected {num_classes} classes, but {self.name} has {self.num_classes}.")
         if class_names is None and isinstance(network, str) and self.num_classes == len(imagenet_names()):
             class_names = list(imagenet_names())
@@ -138,23 +138,28 @@ class Classifier(nn.Module):
 
         Raises:
             ValueError: the module has no such layer.
+            RuntimeError: the module fails on that image.
         """
+        found = self._find_layers()
+        if not found:
+            raise ValueError(
+                f"Found no layer of {self.name} that puts out a grid of features, (B,K,h,w) or tokens, for an image of"
+                f" {self.input_size[0]} x {self.input_size[1]}. Name one with `target_layer`."
+            )
+        return found
+
+    def _find_layers(self) -> tuple[str, ...]:
         if self._layers is None:
-            name = layers.last_spatial(self._trace(), self.input_size)
-            if name is None:
-                raise ValueError(
-                    f"Found no layer of {self.name} that puts out a grid of features, (B,K,h,w) or tokens, for an image"
-                    f" of {self.input_size[0]} x {self.input_size[1]}. Name one with `target_layer`."
-                )
-            self._layers = (name,)
+            traced = layers.trace(self.network, self._explore)
+            name = layers.last_spatial(self.network, traced, self.input_size)
+            self._layers = () if name is None else (name,)
         return self._layers
 
     @property
     def num_classes(self) -> int:
-        """Number of logits C; of a module that is no known source's, counted once, on a black image."""
+        """Number of logits C; of a module that was handed in, counted once, on a black image of `input_size`."""
         if self._classes is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._classes = self(layers.zeros_for(self.network, self.input_size)).shape[1]
+            self._classes = self._explore().shape[1]
         return self._classes
 
     @property
@@ -163,15 +168,22 @@ class Classifier(nn.Module):
         known = layers.known_prefix(self.network)
         if known is not None:
             return known
-        shapes = {name: shape for name, shape in self._trace() if len(shape) == 3}
-        tokens = shapes[self.target_layers[-1]][1] if self.target_layers[-1] in shapes else 0
-        grid = layers.token_grid(tokens, self.input_size, None) if tokens else None
+        explained = self._find_layers()
+        traced = layers.trace(self.network, self._explore)
+        tokens = [shape[1] for name, shape in traced if name in explained and len(shape) == 3]
+        grid = layers.token_grid(tokens[-1], self.input_size, None) if tokens else None
         return 0 if grid is None else grid[0]
 
-    def _trace(self) -> list[layers.TracedLayer]:
-        with torch.inference_mode(False), torch.no_grad():
-            image = layers.zeros_for(self.network, self.input_size)
-            return layers.trace(self.network, lambda: self(image))
+    def _explore(self) -> Tensor:
+        """The logits of one black image, to learn shapes from."""
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self(layers.zeros_for(self.network, self.input_size))  # type: ignore[no-any-return]
+        except Exception as error:  # whatever a network of somebody else's raises
+            raise RuntimeError(
+                f"{self.name} fails on a black image of {self.input_size[0]} x {self.input_size[1]} pixels"
+                f" ({type(error).__name__}: {error}). If it wants images of another size, give `input_size`."
+            ) from error
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of images.
@@ -252,7 +264,7 @@ class Classifier(nn.Module):
         return {
             "classifier": self.name,
             "weights": self.weights,
-            "layer": list(self.target_layers),
+            "layer": list(self._find_layers()),
             "mean": [round(value, 7) for value in self.mean.tolist()],
             "std": [round(value, 7) for value in self.std.tolist()],
             "input_size": list(self.input_size),
@@ -295,10 +307,15 @@ def _logits_of(output: Any) -> Tensor:
     return output
 
 
-def _final_width(network: nn.Module) -> int | None:
-    """Number of outputs of the last linear or convolutional layer, which in the known sources is the classifier."""
-    widths = [m.weight.shape[0] for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return int(getattr(network, "num_classes", 0) or widths[-1])
+def _stated_classes(network: nn.Module, name: str) -> int:
+    """What timm's networks say of themselves; the width of the last layer with one, which torchvision's end with."""
+    if name.startswith("torchvision/"):
+        heads = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        return heads[-1].weight.shape[0]
+    classes = int(getattr(network, "num_classes", 0))
+    if classes < 1:
+        raise ValueError(f"{name} puts out features, not classes. Give `num_classes` to get a new head.")
+    return classes
 
 
 def _check_choice(name: str, value: str, choices: Any) -> Any:
@@ -308,13 +325,13 @@ def _check_choice(name: str, value: str, choices: Any) -> Any:
 
 
 def _check_colour(name: str, values: Sequence[float]) -> list[float]:
-    if len(values) != 3:
+    if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != 3:
         raise ValueError(f"Expected `{name}` to be three numbers, one a channel, but got {values!r}.")
-    low_ok = all(math.isfinite(value) and (value >= 0 if name == "mean" else value > 0) for value in values)
-    if not low_ok or (name == "mean" and max(values) > 1):
-        wanted = "in [0, 1], like the pixels" if name == "mean" else "positive"
-        raise ValueError(f"Expected `{name}` to be three numbers {wanted}, but got {list(values)}.")
-    return [float(value) for value in values]
+    if name == "mean" and not all(0 <= number <= 1 for number in numbers):
+        raise ValueError(f"Expected `mean` to be three numbers in [0, 1], like the pixels, but got {numbers}.")
+    if name == "std" and not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"Expected `std` to be three positive numbers, but got {numbers}.")
+    return numbers
 
 
 def _check_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,10 +25,12 @@ from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.data import ImageDataModule
 from optcam_pl.explainers import Explainer
+from optcam_pl.gallery import gallery_command
 from optcam_pl.layers import nearest
 from optcam_pl.records import RecordError
 from optcam_pl.report import load_run, report_command, summarise, table
 from optcam_pl.tasks import SaliencyTask
+from optcam_pl.verify import verify_command
 
 _DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and measure the explanations.
 
@@ -37,6 +38,8 @@ fit, validate, test and predict take --config FILE (several are merged in their 
 _EPILOG = """Further commands (each has its own --help):
   optcam compare --config FILE --explainers A B ...   test several explainers, print one table
   optcam report RUN_DIR...                            print that table from finished runs
+  optcam verify RUN_DIR...                            check that a run is whole
+  optcam gallery RUN_DIR...                           one page with the overlays of several runs
 
 For example:
   optcam compare --config configs/demo.yaml --explainers OptiCAM GradCAM FakeCAM
@@ -48,6 +51,7 @@ _IGNORED = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
     ".*Trainer already configured with model summary callbacks.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
@@ -90,6 +94,8 @@ class OptcamCLI(LightningCLI):
     @property
     def run_dir(self) -> Path:
         """Where the run wrote its results."""
+        if isinstance(self.model, SaliencyTask):  # known on each rank; the trainer's would ask all ranks together
+            return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -123,7 +129,7 @@ class OptcamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, with the run's logger and what a run shows unless the config says otherwise."""
-        config = self._get(self.config_init, "trainer", Namespace())
+        config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
         callbacks: list[Callback] = list(config.get("callbacks") or [])
@@ -165,8 +171,8 @@ def compare_command(argv: Sequence[str]) -> int:
     """`optcam compare`: one `optcam test` an explainer, each with a run folder of its own, then one table."""
     parser = argparse.ArgumentParser(
         prog="optcam compare",
-        description="Test several explainers on the same data and print one table. All other arguments go to "
-        "`optcam test`, once for each explainer.",
+        description="Test several explainers on the same data and print one table. All other arguments "
+        "(--config FILE, --data.root FOLDER ...) go to `optcam test`, once for each explainer.",
         allow_abbrev=False,
     )
     parser.add_argument("--explainers", nargs="+", required=True, metavar="NAME", help=", ".join(sorted(_known())))
@@ -175,7 +181,10 @@ def compare_command(argv: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     for name in options.explainers:
         if name not in _known() and "." not in name:
-            raise ValueError(f"Expected `--explainers` to name explainers, but got {name!r}. The nearest are: {nearest(name, list(_known()))}.")
+            raise ValueError(
+                f"Expected `--explainers` to name explainers, but got {name!r}. "
+                f"The nearest are: {nearest(name, list(_known()))}."
+            )
     runs: list[Path] = []
     leader = True
     for name in options.explainers:
@@ -226,7 +235,12 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    commands = {"compare": compare_command, "report": report_command}
+    commands = {
+        "compare": compare_command,
+        "report": report_command,
+        "verify": verify_command,
+        "gallery": gallery_command,
+    }
     with _quiet():
         if argv and argv[0] in commands:
             return commands[argv[0]](list(argv[1:]))

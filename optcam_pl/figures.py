@@ -31,13 +31,14 @@ def picture(image: Tensor) -> Picture:
 def heatmap(saliency: Tensor, colors: str = "jet") -> Picture:
     """A map (1,H,W) or (H,W) in [0,1] in the colours of a matplotlib colormap, (H,W,3)."""
     values = saliency.detach().float().cpu().numpy().reshape(saliency.shape[-2:])
-    return (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
+    coloured: Picture = (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
+    return coloured
 
 
 def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5) -> Picture:
     """The coloured map laid over the image (3,H,W); `opacity` in [0,1] is the map's share."""
     mixed = (1 - opacity) * picture(image).astype(np.float64) + opacity * heatmap(saliency)
-    return mixed.round().astype(np.uint8)
+    return np.asarray(mixed.round(), dtype=np.uint8)
 
 
 def row(pictures: Sequence[Picture], titles: Sequence[str] = (), gap: int = 4) -> Picture:

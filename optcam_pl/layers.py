@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -43,12 +44,15 @@ DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("timm", "DenseNet"): "features.norm5",
     ("timm", "EfficientNet"): "bn2",
     ("timm", "Eva"): "blocks.-1.norm1",
+    ("timm", "HighResolutionNet"): "final_layer",
     ("timm", "MobileNetV3"): "blocks.-1",
     ("timm", "ResNet"): "layer4.-1",
     ("timm", "SwinTransformer"): "norm",
     ("timm", "SwinTransformerV2"): "norm",
+    ("timm", "TNT"): "blocks.-1.norm_out",
     ("timm", "VGG"): "features.-2",  # the ReLU before the last pool
     ("timm", "VisionTransformer"): "blocks.-1.norm1",
+    ("timm", "VisionTransformerRelPos"): "blocks.-1.norm1",
 }
 # Families whose 4-D activations are (B,h,w,K); asked only where the shape alone fits both ways.
 _CHANNELS_LAST = {("torchvision", "SwinTransformer"), ("timm", "SwinTransformer"), ("timm", "SwinTransformerV2")}
@@ -98,7 +102,8 @@ def canonical_name(network: nn.Module, name: str) -> str:
     parts: list[str] = []
     module = network
     for part in re.sub(r"\[(-?\d+)\]", r".\1", name).split("."):
-        children = dict(module.named_children())
+        # Not named_children(), which lists a module that stands in two places once.
+        children = {key: child for key, child in module._modules.items() if child is not None}
         index = int(part) if re.fullmatch(r"-\d+", part) else 0
         resolved = list(children)[index] if -len(children) <= index < 0 else part
         if resolved not in children:
@@ -114,18 +119,20 @@ def canonical_name(network: nn.Module, name: str) -> str:
 def family_layer(network: nn.Module) -> str | None:
     """The default layer by the network's family, else by timm's `feature_info`; None where neither knows."""
     candidates = [DEFAULT_LAYERS[family] for family in families(network) if family in DEFAULT_LAYERS]
-    if families(network)[0][0] == "timm":
+    if any(source == "timm" for source, _ in families(network)):
         info: Any = getattr(network, "feature_info", None)
         candidates += [info[-1]["module"]] if info else []
     for candidate in candidates:
         try:
-            return canonical_name(network, candidate)
+            name = canonical_name(network, candidate)
         except ValueError:  # a variant of the family that is built otherwise: ask the next
             continue
+        if not isinstance(network.get_submodule(name), (nn.ModuleList, nn.ModuleDict)):  # those are never called
+            return name
     return None
 
 
-def trace(network: nn.Module, run: Any) -> list[TracedLayer]:
+def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
     """Run once and list the modules in the order in which they finish, with the shapes that they put out.
 
     Modules that are called several times are left out (their name means no single activation), and so are those that
@@ -138,7 +145,7 @@ def trace(network: nn.Module, run: Any) -> list[TracedLayer]:
     calls: dict[str, list[tuple[int, ...]]] = {}
     order: list[str] = []
 
-    def record(name: str, output: Any) -> None:
+    def record(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
         output = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(output, Tensor):
             order.append(name)
@@ -147,18 +154,20 @@ def trace(network: nn.Module, run: Any) -> list[TracedLayer]:
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if name and not isinstance(module, (nn.Identity, nn.Dropout)):
-                hook = functools.partial(lambda name, _module, _args, output: record(name, output), name)
-                stack.callback(module.register_forward_hook(hook).remove)
+                stack.callback(module.register_forward_hook(functools.partial(record, name)).remove)
         run()
     return [TracedLayer(name, calls[name][0]) for name in order if len(calls[name]) == 1]
 
 
-def last_spatial(traced: list[TracedLayer], image_size: tuple[int, int]) -> str | None:
+def last_spatial(network: nn.Module, traced: list[TracedLayer], image_size: tuple[int, int]) -> str | None:
     """The name of the last module that put out a grid of more than one cell, or tokens that lie on one."""
     for name, shape in reversed(traced):
-        if len(shape) == 4 and shape[2] * shape[3] > 1:
-            return name
-        if len(shape) == 3 and shape[1] > 1 and token_grid(shape[1], image_size, None) is not None:
+        grid: tuple[int, ...] = (1,)
+        if len(shape) == 4:
+            grid = shape[1:3] if _is_channels_last(shape, image_size, network) else shape[2:]
+        elif len(shape) == 3:
+            grid = (token_grid(shape[1], image_size, None) or (0, 1, 1))[1:]
+        if math.prod(grid) > 1:
             return name
     return None
 
@@ -250,7 +259,9 @@ def to_grid(
         patches = activation[:, prefix:].transpose(1, 2)
         return patches.view(*patches.shape[:2], height, width)
     if activation.ndim == 4 and layout != "tokens":
-        last = _is_channels_last(activation, image_size, network) if layout == "auto" else layout == "channels_last"
+        last = (
+            _is_channels_last(activation.shape, image_size, network) if layout == "auto" else layout == "channels_last"
+        )
         return activation.permute(0, 3, 1, 2) if last else activation
     raise ValueError(
         f"Expected {layer!r} to put out feature maps (B,K,h,w), (B,h,w,K) or tokens (B,N,D) with layout {layout!r}, but"
@@ -258,8 +269,8 @@ def to_grid(
     )
 
 
-def _is_channels_last(activation: Tensor, image_size: tuple[int, int], network: nn.Module) -> bool:
-    _, a, b, c = activation.shape
+def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network: nn.Module) -> bool:
+    _, a, b, c = shape
     first, last = _fits((b, c), image_size), _fits((a, b), image_size)
     return last and (not first or any(family in _CHANNELS_LAST for family in families(network)))
 

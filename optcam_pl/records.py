@@ -192,14 +192,11 @@ def _row_files(run_dir: Path) -> list[tuple[int, int, Path]]:
 
 
 def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
-    """Read every row of a run.
+    """Read every row of a run; a folder without rows has none.
 
     The last line of a file may be cut short, as a crash leaves it: it is no row. An index may stand in several files if
-    the rows are equal but for their seconds (a block that was done again); the oldest is kept.
-
-    Args:
-        run_dir: The run's folder; one without rows has none.
-        strict: Raise at the first damaged line instead of collecting it in `Rows.damaged`.
+    the rows are equal but for their seconds (a block that was done again); the oldest is kept. Other lines that are no
+    rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
 
     Raises:
         RecordError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from optcam_pl.metrics import METRICS
+from optcam_pl.published import beside_published
 from optcam_pl.records import (
     MANIFEST,
     RecordError,
@@ -94,6 +95,10 @@ def _estimate(key: str, rows: Iterable[Row]) -> Estimate:
     return Estimate(value if math.isfinite(value) else None, sum(score is None for score in scores))
 
 
+def _leaves(nested: dict[str, Any] | None) -> dict[str, Any]:
+    return dict(flatten(nested)) if nested else {}
+
+
 def summarise(run: Run) -> Summary:
     """Make a run's numbers from its rows.
 
@@ -101,10 +106,12 @@ def summarise(run: Run) -> Summary:
     """
     rows, manifest = run.usable, run.manifest
     metrics = {key: _estimate(key, rows) for key in manifest["metrics"] if key in METRICS}
+    settings, options = (_leaves(manifest.get(key)) for key in ("settings", "explainer_settings"))
     counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
     return Summary(
         **{key: manifest[key] for key in ("run", "stage", "data", "classifier", "explainer", "images")},
-        settings=dict(flatten(manifest["settings"])) if manifest["settings"] else {},
+        settings=settings,
+        options={key: value for key, value in options.items() if key not in ("class", *settings)},
         statuses={
             **{status: counts[status] for status in ("ok", "degenerate", "error")},
             "missing": manifest["images"] - counts.total(),
@@ -134,41 +141,47 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 found.append(Path(folder))
                 below.clear()
         if not found:
-            what = (
-                f"There is no run in {path}: no {MANIFEST} in it or below it."
-                if path.is_dir()
-                else f"No folder {path}."
-            )
-            raise RecordError(what)
+            none = f"There is no run in {path}: no {MANIFEST} in it or below it."
+            raise RecordError(none if path.is_dir() else f"No folder {path}.")
         for run in sorted(found, key=_natural):
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
 
 
-def report(run_dirs: Iterable[str | os.PathLike[str]], format: Format = "text") -> str:
+def report(run_dirs: Iterable[str | os.PathLike[str]], format: Format = "text", *, beside_paper: bool = False) -> str:
     """The table of several runs, made from their rows.
 
     Args:
         run_dirs: Run folders, or folders that have runs below them (`logs/`).
         format: "text", "markdown", "csv", "latex" or "json".
+        beside_paper: Put the published values beside ours, or say which settings differ.
 
     Raises:
         RecordError: If a folder has no run, or a run contradicts itself.
     """
-    return table([summarise(load_run(path)) for path in find_runs(run_dirs)], format)
+    summaries = [summarise(load_run(path)) for path in find_runs(run_dirs)]
+    if beside_paper:
+        summaries = [beside_published(summary) for summary in summaries]
+    return table(summaries, format)
 
 
-def report_command(argv: Sequence[str]) -> int:
-    """`optcam report RUN_DIR... [--format FORMAT] [--output FILE]`; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optcam report", description="Print the table of finished or unfinished runs, made from their rows."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
-    parser.add_argument("--format", choices=get_args(Format), default="text", help="default: text")
-    parser.add_argument("--output", metavar="FILE", help="write the table to this file instead of printing it")
-    options = parser.parse_args(argv)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
+    add("--format", choices=get_args(Format), default="text", help="default: text")
+    add("--output", metavar="FILE", help="write the table to this file instead of printing it")
+    add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
+    return parser
+
+
+def report_command(argv: Sequence[str]) -> int:
+    """`optcam report RUN_DIR... [options]`; returns the exit code."""
+    options = _parser().parse_args(argv)
     try:
-        text = report(options.runs, options.format)
+        text = report(options.runs, options.format, beside_paper=options.published)
         if options.output:
             write_file(options.output, text)
         else:

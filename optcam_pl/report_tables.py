@@ -9,8 +9,8 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -18,6 +18,27 @@ from rich.cells import cell_len
 from optcam_pl.metrics import METRICS
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    """A published value: the number in our unit, its table, and which settings differ from the run beside it."""
+
+    value: float
+    table: str
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A run's mean difference to another run on the images that both have, its interval and its p value."""
+
+    run: str
+    images: int
+    difference: float
+    low: float
+    high: float
+    p: float
 
 
 @dataclass(frozen=True)
@@ -29,12 +50,22 @@ class Estimate:
         undefined: Number of images without the score, which the mean leaves out.
         low: Lower end of its interval, where one was asked for.
         high: Upper end.
+        published: The paper's value, where one was asked for and exists.
+        against: The difference to another run, where one was asked for.
     """
 
     value: float | None
     undefined: int = 0
     low: float | None = None
     high: float | None = None
+    published: PaperValue | None = None
+    against: Paired | None = None
+
+    @property
+    def beyond_published(self) -> float | None:
+        """Ours minus the paper's, where all settings are the paper's."""
+        comparable = self.value is not None and self.published is not None and not self.published.differences
+        return self.value - self.published.value if comparable else None  # type: ignore[union-attr, operator]
 
 
 @dataclass(frozen=True)
@@ -48,6 +79,7 @@ class Summary:
         classifier: Name of the network.
         explainer: Name of the method.
         settings: What the numbers depend on, by dotted name.
+        options: The method's own settings.
         images: Number of images in the dataset of the run.
         statuses: How many of them are "ok", "degenerate", "error" and "missing".
         seconds_per_image: Mean over the images without an error; None where there is none.
@@ -61,6 +93,7 @@ class Summary:
     classifier: str
     explainer: str
     settings: dict[str, Any]
+    options: dict[str, Any]
     images: int
     statuses: dict[str, int]
     seconds_per_image: float | None
@@ -79,7 +112,13 @@ class Summary:
         shown = {**self.settings, "classifier": self.classifier, "data": self.data}
         if self.stage != "test":
             shown["stage"] = self.stage
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in shown.items()}
+        return {key: _words(value) for key, value in shown.items()}
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -91,6 +130,7 @@ class _Grid:
     left: int  # this many columns are words, the others numbers
     common: list[str]
     notes: list[str]
+    title: str = ""
 
     @property
     def below(self) -> list[str]:
@@ -111,10 +151,18 @@ def _decimals(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _digits(key: str) -> int:
+    return 2 if METRICS[key].unit == "%" else 4
+
+
+def _signed(key: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:+.{_digits(key)}f}"
+
+
 def _cell(key: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
-    digits = 2 if METRICS[key].unit == "%" else 4
+    digits = _digits(key)
     text = _decimals(estimate.value, digits)
     if estimate.low is None or estimate.high is None:
         return text
@@ -129,14 +177,23 @@ def _union(keys: Sequence[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(key for some in keys for key in some))
 
 
+def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The settings that have several values among those of one owner."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for owner, settings in of:
+        for key, value in settings.items():
+            values.setdefault((key, owner), set()).add(_words(value))
+    return _union([[key for (key, _), found in values.items() if len(found) > 1]])
+
+
 def _grid(summaries: Sequence[Summary]) -> _Grid:
-    """One row a run; a setting in which runs differ is a column, one on which they agree stands below, once."""
-    values: dict[str, dict[str, list[str]]] = {}  # setting -> its values -> the methods that have it
-    for summary in summaries:
-        for key, value in summary.conditions.items():
-            values.setdefault(key, {}).setdefault(value, []).append(summary.explainer)
-    columns = [key for key, found in values.items() if len(found) > 1]
-    words = [[s.explainer, *(s.conditions.get(key, "-") for key in columns)] for s in summaries]
+    """One row a run; a setting in which runs differ is a column, what holds for all stands below, once."""
+    columns = _differing(("", s.conditions) for s in summaries)
+    own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
+    words = [
+        [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(_words(s.options.get(k, "-")) for k in own)]
+        for s in summaries
+    ]
     named = len({tuple(row) for row in words}) < len(words)  # then only the runs' own names tell them apart
     metrics = _union([list(summary.metrics) for summary in summaries])
     body = [
@@ -149,11 +206,53 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
         ]
         for summary, row in zip(summaries, words, strict=True)
     ]
-    header = [*(["run"] if named else []), "method", *columns]
-    common = [_setting(key, found, len(body)) for key, found in values.items() if len(found) == 1]
+    header = [*(["run"] if named else []), "method", *columns, *own]
+    common = {key: _setting(key, summaries) for s in summaries for key in s.conditions if key not in columns}
+    for s in summaries:
+        options = ", ".join(f"{k}={_words(v)}" for k, v in s.options.items() if k not in own and v is not None)
+        common |= {f"({s.explainer})": f"{s.explainer}({options})"} if options else {}
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
-    return _Grid([*header, *map(_head, metrics), "s/image", "images"], body, len(header), common, notes)
+    return _Grid([*header, *map(_head, metrics), "s/image", "images"], body, len(header), list(common.values()), notes)
+
+
+def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
+    """The paper's values beside ours, a row for each of them."""
+    body, reasons = [], []
+    for summary in summaries:
+        for key, estimate in summary.metrics.items():
+            if (paper := estimate.published) is None:
+                continue
+            values = [_decimals(estimate.value, _digits(key)), _decimals(paper.value, _digits(key))]
+            body.append([summary.explainer, _head(key), *values, _signed(key, estimate.beyond_published), paper.table])
+            if paper.differences:
+                reasons.append(
+                    f"{summary.explainer}, table {paper.table}: not comparable: {', '.join(paper.differences)}"
+                )
+    header = ["method", "metric", "ours", "paper", "difference", "table"]
+    title = "Beside the published values (Zhang et al., CVIU 2024):"
+    return _Grid(header, body, 2, [], list(dict.fromkeys(reasons)), title) if body else None
+
+
+def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
+    """The paired differences, a row for each of them."""
+    pairs = [(s, key, e.against) for s in summaries for key, e in s.metrics.items() if e.against is not None]
+    body = [
+        [
+            *(s.explainer, _head(key), _signed(key, pair.difference)),
+            f"[{_signed(key, pair.low)}, {_signed(key, pair.high)}]",
+            *(f"{pair.p:.2g}", str(pair.images)),
+        ]
+        for s, key, pair in pairs
+    ]
+    header = ["method", "metric", "difference", "95 % interval", "p (Holm)", "images"]
+    title = f"Difference to {pairs[0][2].run}, on the images of both:" if pairs else ""
+    return _Grid(header, body, 2, [], [], title) if body else None
+
+
+def _grids(summaries: Sequence[Summary]) -> list[_Grid]:
+    others = (_published_grid(summaries), _against_grid(summaries))
+    return [_grid(summaries), *(grid for grid in others if grid is not None)]
 
 
 def _images(summary: Summary) -> str:
@@ -161,10 +260,11 @@ def _images(summary: Summary) -> str:
     return str(done) if done == summary.images else f"{done}/{summary.images}"
 
 
-def _setting(key: str, found: dict[str, list[str]], runs: int) -> str:
+def _setting(key: str, summaries: Sequence[Summary]) -> str:
     """`key: value`, with the methods that have the setting where not all runs have it."""
-    ((value, methods),) = found.items()
-    return f"{key}: {value}" if len(methods) == runs else f"{key} ({', '.join(dict.fromkeys(methods))}): {value}"
+    having = [summary for summary in summaries if key in summary.conditions]
+    some = f" ({', '.join(_union([[s.explainer for s in having]]))})" if len(having) < len(summaries) else ""
+    return f"{key}{some}: {having[0].conditions[key]}"
 
 
 def _wrap(text: str) -> list[str]:
@@ -182,7 +282,8 @@ def _text(grid: _Grid) -> str:
             padded.append(cell + space if column < grid.left else space + cell)
         return "  ".join(padded).rstrip()
 
-    lines = [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
+    lines = [printable(grid.title)] if grid.title else []
+    lines += [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
     whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # a setting is not broken over lines
     lines += [part.replace("\0", " ") for part in _wrap("; ".join(whole))]
     lines += [part for note in grid.notes for part in _wrap(printable(note))]
@@ -196,7 +297,8 @@ def _markdown(grid: _Grid) -> str:
     rules = ["---" if column < grid.left else "---:" for column in range(len(grid.header))]
     rows = [[escape(cell) for cell in row] for row in [grid.header, *grid.body]]
     lines = [f"| {' | '.join(row)} |" for row in [rows[0], rules, *rows[1:]]]
-    return "\n".join([*lines, "", *(f"- {escape(below)}" for below in grid.below)]) + "\n"
+    title = [escape(grid.title), ""] if grid.title else []
+    return "\n".join([*title, *lines, "", *(f"- {escape(below)}" for below in grid.below)]) + "\n"
 
 
 _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
@@ -212,46 +314,69 @@ def _latex(grid: _Grid) -> str:
     rows = [" & ".join(map(escape, row)) + r" \\" for row in [grid.header, *grid.body]]
     columns = "l" * grid.left + "r" * (len(grid.header) - grid.left)
     below = [rf"\par{{\footnotesize {escape(line)}\par}}" for line in grid.below]
-    head = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule"]
+    title = rf"\par {escape(grid.title)}\par" if grid.title else "% needs \\usepackage{booktabs}"
+    head = [title, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule"]
     return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", *below]) + "\n"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\A([=+@-])", r"'\1", printable(text))
 
 
 def _csv(summaries: Sequence[Summary]) -> str:
     """Everything at full precision, one row a run; a text that a spreadsheet would take for a formula gets a quote."""
-    settings = _union([list(summary.settings) for summary in summaries])
+    settings = _union([[*summary.settings, *summary.options] for summary in summaries])
     metrics = _union([list(summary.metrics) for summary in summaries])
     statuses = ["ok", "degenerate", "error", "missing"]
     fixed = ["run", "stage", "data", "classifier", "explainer"]
+    numbers = [{key: _numbers(estimate) for key, estimate in summary.metrics.items()} for summary in summaries]
+    extra = _union([list(found) for of_run in numbers for found in of_run.values()])
+    columns = [(key, kind) for key in metrics for kind in extra]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    bounds = ["low", "high"] if any(e.low is not None for s in summaries for e in s.metrics.values()) else []
-    ends = [f"{key}_{end}" for key in metrics for end in bounds]
-    writer.writerow([*fixed, *settings, "images", *statuses, "seconds_per_image", *metrics, *ends])
-    for s in summaries:
-        words = [getattr(s, key) for key in fixed] + [s.settings.get(key, "") for key in settings]
-        texts = [word if isinstance(word, str) else json.dumps(word) for word in words]
-        estimates = [s.metrics.get(key, Estimate(None)) for key in metrics]
-        numbers = [s.seconds_per_image, *(e.value for e in estimates)]
-        numbers += [getattr(e, end) for e in estimates for end in bounds]
-        writer.writerow(
-            [*(re.sub(r"\A([=+@-])", r"'\1", printable(text)) for text in texts), s.images]
-            + [s.statuses[status] for status in statuses]
-            + ["" if number is None else repr(number) for number in numbers]
-        )
+    names = [f"{key}{'_' + kind if kind else ''}" for key, kind in columns]
+    writer.writerow([*fixed, *map(_plain, settings), "images", *statuses, "seconds_per_image", *names])
+    for s, found in zip(summaries, numbers, strict=True):
+        words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
+        values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
+        counts = [s.images, *(s.statuses[status] for status in statuses)]
+        texts = [_plain(_words(word)) for word in words]
+        writer.writerow([*texts, *counts, *("" if value is None else repr(value) for value in values)])
     return out.getvalue()
+
+
+def _numbers(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate's numbers by the ends of their CSV columns' names; those that no run has get no column."""
+    found: dict[str, float | None] = {"": estimate.value}
+    if estimate.low is not None:
+        found |= {"low": estimate.low, "high": estimate.high}
+    if paper := estimate.published:
+        found |= {"published": paper.value, "published_difference": estimate.beyond_published}
+    if pair := estimate.against:
+        found |= {"against": pair.difference, "against_low": pair.low, "against_high": pair.high, "against_p": pair.p}
+    return found
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
     """A summary as the JSON report has it: numbers at full precision, metric names those of the published table."""
-    keys = ("run", "stage", "data", "classifier", "explainer", "settings", "images", "statuses", "seconds_per_image")
-    metrics = {}
+    keys = ("run", "stage", "data", "classifier", "explainer", "settings", "options", "images", "statuses")
+    metrics: dict[str, dict[str, Any]] = {}
     for key, estimate in summary.metrics.items():
         metrics[key] = {"value": estimate.value}
         if estimate.low is not None:
             metrics[key] |= {"low": estimate.low, "high": estimate.high}
         if estimate.undefined:
             metrics[key]["undefined"] = estimate.undefined
-    return {**{key: getattr(summary, key) for key in keys}, "metrics": metrics, "notes": list(summary.notes)}
+        if paper := estimate.published:
+            metrics[key]["published"] = {**asdict(paper), "difference": estimate.beyond_published}
+        if pair := estimate.against:
+            metrics[key]["against"] = asdict(pair)
+    return {
+        **{key: getattr(summary, key) for key in keys},
+        "seconds_per_image": summary.seconds_per_image,
+        "metrics": metrics,
+        "notes": list(summary.notes),
+    }
 
 
 def _json(summaries: Sequence[Summary]) -> str:
@@ -259,10 +384,10 @@ def _json(summaries: Sequence[Summary]) -> str:
 
 
 _FORMATS: dict[Format, Callable[[Sequence[Summary]], str]] = {
-    "text": lambda summaries: _text(_grid(summaries)),
-    "markdown": lambda summaries: _markdown(_grid(summaries)),
+    "text": lambda summaries: "\n".join(map(_text, _grids(summaries))),
+    "markdown": lambda summaries: "\n".join(map(_markdown, _grids(summaries))),
     "csv": _csv,
-    "latex": lambda summaries: _latex(_grid(summaries)),
+    "latex": lambda summaries: "\n".join(map(_latex, _grids(summaries))),
     "json": _json,
 }
 

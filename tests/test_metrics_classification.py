@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from metric_tester import MetricTester
 from torchmetrics import MetricCollection
 
-from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease
-from optcam_pl.metrics.functional import average_drop, average_gain, average_increase
+from optcam_pl.metrics import METRICS, AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
+from optcam_pl.metrics.functional import average_drop, average_drop_deletion, average_gain, average_increase
+from optcam_pl.published import published
 
 CLASSES = [AverageDrop, AverageGain, AverageIncrease]
 FUNCTIONS = [average_drop, average_gain, average_increase]
@@ -55,6 +56,27 @@ class TestClasses(MetricTester):
         value = stored[f"{metric.label}_percent"]
         assert metric.compute().item() == pytest.approx(value, abs=1e-10)
         assert metric.reduce(metric.score(p, o).tolist()) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.ddp
+class TestAverageDropDeletion(MetricTester):
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_keeps_what_every_metric_promises(self, signed):
+        p, d = [0.5, 0.5, 0.0, 1.0, 0.8], [0.25, 0.75, 0.5, 0.0, 0.8]
+        expected = [50.0, -50.0 if signed else 0.0, 0.0, 100.0, 0.0]
+        batches = [
+            {"original": torch.tensor(p[part]), "deleted": torch.tensor(d[part])} for part in (slice(0, 3), slice(3, 5))
+        ]
+        self.check(lambda: AverageDropDeletion(signed=signed), batches, [expected[:3], expected[3:]])
+
+
+def test_drop_in_deletion_is_the_stored_signed_share_of_p(golden):
+    for row in json.loads(golden("adcc.json").read_text())["C"]["per_image"].values():
+        if isinstance(row, dict):
+            p = torch.full((4,), 0.25, dtype=torch.float64)
+            d = p * (1 - torch.tensor(row["add"], dtype=torch.float64))
+            got = average_drop_deletion(p, d, reduction="none")
+            torch.testing.assert_close(got, 100 * torch.tensor(row["add"], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("column", range(3), ids=lambda column: FUNCTIONS[column].__name__)
@@ -164,7 +186,7 @@ def test_bad_arguments_are_named(function, original, masked, error, message):
 
 
 def test_an_unknown_reduction_is_named():
-    with pytest.raises(ValueError, match="'mean' or 'none', but got 'sum'"):
+    with pytest.raises(ValueError, match="one of 'mean', 'none', but got 'sum'"):
         average_drop(torch.ones(1), torch.ones(1), reduction="sum")
 
 
@@ -176,3 +198,10 @@ def test_plot_draws_the_value():
     figure, axis = metric.plot()
     assert axis.lines[0].get_ydata()[0] == 100
     matplotlib.pyplot.close(figure)
+
+
+def test_every_published_metric_has_its_class_which_needs_no_arguments():
+    needed = {row.metric for row in published()} - {"seconds_per_batch_of_8", "top1_accuracy"}
+    assert needed <= set(METRICS)
+    for key, metric in METRICS.items():
+        assert (metric().key, metric.key) == (key, key)

@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,8 @@ def a_run(folder: Path, rows: list[Row], images: int | None = None, files: int =
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     """Two runs of two images, all values by hand."""
-    a_run(
-        tmp_path / "OptiCAM", [a_row(0, 0.0, 50.0), a_row(1, 5.0, 0.0)], settings={"baseline": "black", "max_iter": 9}
-    )
+    options = {"class": "OptiCAM", "baseline": "black", "max_iter": 9, "optimizer": None}
+    a_run(tmp_path / "OptiCAM", [a_row(0, 0.0, 50.0), a_row(1, 5.0, 0.0)], explainer_settings=options)
     a_run(tmp_path / "GradCAM", [a_row(0, 12.345678, 10.0), a_row(1, 7.0, 0.0, seconds=1.0)])
     return tmp_path
 
@@ -61,7 +61,7 @@ def test_the_text_table_as_a_person_would_write_it(two):
         "-------  ----  -----  -----  -------  ------",
         "OptiCAM  2.50  25.00  50.00   0.5000       2",
         "GradCAM  9.67   5.00  50.00   0.7500       2",
-        "baseline: black; max_iter (OptiCAM): 9; classifier: timm/tiny_1; data: photos",
+        "baseline: black; classifier: timm/tiny_1; data: photos; OptiCAM(max_iter=9)",
     ]
 
 
@@ -91,17 +91,17 @@ def test_the_latex_table(two):
 
 def test_the_csv_table_has_every_digit_and_every_setting(two):
     assert report([two], "csv").splitlines() == [
-        "run,stage,data,classifier,explainer,baseline,max_iter,images,ok,degenerate,error,missing,seconds_per_image,"
+        "run,stage,data,classifier,explainer,baseline,max_iter,optimizer,images,ok,degenerate,error,missing,seconds_per_image,"
         "average_drop,average_gain,average_increase",
-        "GradCAM,test,photos,timm/tiny_1,GradCAM,black,,2,2,0,0,0,0.75,9.672839,5.0,50.0",
-        "OptiCAM,test,photos,timm/tiny_1,OptiCAM,black,9,2,2,0,0,0,0.5,2.5,25.0,50.0",
+        "GradCAM,test,photos,timm/tiny_1,GradCAM,black,,,2,2,0,0,0,0.75,9.672839,5.0,50.0",
+        "OptiCAM,test,photos,timm/tiny_1,OptiCAM,black,9,null,2,2,0,0,0,0.5,2.5,25.0,50.0",
     ]
 
 
 def test_the_json_report_is_a_list_with_an_object_a_run(two):
     first, second = json.loads(report([two], "json"))
     assert second["run"] == "OptiCAM"
-    assert second["settings"] == {"baseline": "black", "max_iter": 9}
+    assert second["options"] == {"max_iter": 9, "optimizer": None}
     assert first == {
         "run": "GradCAM",
         "stage": "test",
@@ -109,6 +109,7 @@ def test_the_json_report_is_a_list_with_an_object_a_run(two):
         "classifier": "timm/tiny_1",
         "explainer": "GradCAM",
         "settings": {"baseline": "black"},
+        "options": {},
         "images": 2,
         "statuses": {"ok": 2, "degenerate": 0, "error": 0, "missing": 0},
         "seconds_per_image": 0.75,
@@ -195,14 +196,31 @@ def test_a_metric_that_is_not_known_is_left_out_and_said(tmp_path):
 
 def test_settings_that_differ_are_columns_and_runs_are_named_where_nothing_else_differs(tmp_path):
     for run, baseline in (("one", "black"), ("two", "mean"), ("three", "mean")):
-        a_run(tmp_path / run, [a_row(0)], explainer="GradCAM", settings={"probe": {"baseline": baseline}})
+        a_run(
+            tmp_path / run, [a_row(0)], explainer="GradCAM", settings={"probe": {"baseline": baseline}, "layer": ["a"]}
+        )
     lines = report([tmp_path / "one", tmp_path / "two"]).splitlines()
     assert lines[0].split()[:2] == ["method", "probe.baseline"]
     assert lines[2].split()[:2] == ["GradCAM", "black"]
     assert "baseline" not in lines[-1]
+    assert lines[-1].startswith("layer: a; ")
     lines = report([tmp_path / "two", tmp_path / "three"]).splitlines()
     assert lines[0].split()[:2] == ["run", "method"]
     assert [line.split()[0] for line in lines[2:4]] == ["two", "three"]
+
+
+def test_a_methods_own_settings_are_columns_where_its_runs_differ_and_not_where_methods_do(tmp_path):
+    a_run(tmp_path / "1", [a_row(0)], explainer="OptiCAM", explainer_settings={"max_iter": 50, "lr": 0.1, "chunk": 1})
+    a_run(tmp_path / "2", [a_row(0)], explainer="OptiCAM", explainer_settings={"max_iter": 100, "lr": 0.1, "chunk": 1})
+    a_run(tmp_path / "3", [a_row(0)], explainer="ScoreCAM", explainer_settings={"chunk": 32})
+    lines = report([tmp_path]).splitlines()
+    assert [line.split()[:2] for line in (lines[0], *lines[2:5])] == [
+        ["method", "max_iter"],
+        ["OptiCAM", "50"],
+        ["OptiCAM", "100"],
+        ["ScoreCAM", "-"],
+    ]
+    assert lines[5].endswith("data: photos; OptiCAM(lr=0.1, chunk=1); ScoreCAM(chunk=32)")
 
 
 NASTY = "<b>a|b</b> & 50%_\n\x1b[31m\\cmd{}日本\udcff"
@@ -259,6 +277,13 @@ def test_the_command_prints_or_writes_what_report_returns(two, capsys):
         report_command([str(two), "--format", "html"])
 
 
+def test_published_values_stand_beside_ours_when_asked_for(two, capsys):
+    assert report_command([str(two), "--published"]) == 0
+    out = capsys.readouterr().out
+    assert "OptiCAM: the paper has no value for the network tiny_1" in out
+    assert out == report([two], beside_paper=True)
+
+
 def test_an_unknown_format_is_an_error_in_words():
     with pytest.raises(
         ValueError, match="Expected `format` to be one of text, markdown, csv, latex, json, but got 'x'"
@@ -284,3 +309,26 @@ def test_importing_the_report_loads_neither_lightning_nor_a_network():
 def test_every_metric_can_stand_in_a_table(tmp_path):
     run = a_run(tmp_path, [a_row(0, scores={})], metrics=list(METRICS))
     assert all(METRICS[key].label in report([run]) for key in METRICS)
+
+
+def test_intervals_and_paired_differences_stand_in_every_format(two):
+    summary = summarise(load_run(two / "GradCAM"))
+    pair = report_tables.Paired("other", 2, difference=-1.5, low=-2.0, high=-0.25, p=0.03125)
+    drop = report_tables.Estimate(9.672839, low=7.0, high=12.5, against=pair)
+    summary = replace(summary, metrics={"average_drop": drop})
+    lines = table([summary]).splitlines()
+    assert lines[2].split()[:4] == ["GradCAM", "9.67", "[7.00,", "12.50]"]
+    assert lines[-4] == "Difference to other, on the images of both:"
+    assert lines[-1].split() == ["GradCAM", "AD", "↓", "-1.50", "[-2.00,", "-0.25]", "0.031", "2"]
+    assert json.loads(table([summary], "json"))[0]["metrics"]["average_drop"] == {
+        "value": 9.672839,
+        "low": 7.0,
+        "high": 12.5,
+        "against": {"run": "other", "images": 2, "difference": -1.5, "low": -2.0, "high": -0.25, "p": 0.03125},
+    }
+    cells = next(csv.DictReader(io.StringIO(table([summary], "csv"))))
+    assert {key: cells[f"average_drop_{key}"] for key in ("low", "high", "against", "against_low", "against_p")} == {
+        **{"low": "7.0", "high": "12.5", "against": "-1.5", "against_low": "-2.0", "against_p": "0.03125"}
+    }
+    assert r"\par Difference to other" in table([summary], "latex")
+    assert "| GradCAM | AD ↓ | -1.50 | \\[-2.00, -0.25\\] | 0.031 | 2 |" in table([summary], "markdown")

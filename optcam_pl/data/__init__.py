@@ -1,39 +1,41 @@
 """Datasets as LightningDataModules: every image exactly once, in a fixed order, for any number of processes."""
 
-from optcam_pl.data.base import (
-    PADDING,
-    Batch,
-    BlockSampler,
-    Entry,
-    ImageDataModule,
-    ImageTable,
-    Item,
-    OnError,
-    Sample,
-    collate,
-)
+from optcam_pl.data.adapters import TorchvisionDataset
+from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.csv_images import CSVImages
 from optcam_pl.data.decode import ImageReadError, read_image
-from optcam_pl.data.folders import ImageFolder, ImagePaths
+from optcam_pl.data.folders import ChestXRay, ImageFolder, ImagePaths, Kvasir
+from optcam_pl.data.imagenet import ImageNet
 from optcam_pl.data.samples import SamplePhotos
+from optcam_pl.data.sampling import PADDING, BlockSampler, ShuffleSampler
+from optcam_pl.data.shapes import Shapes
+from optcam_pl.data.table import Batch, Entry, ImageTable, Item, OnError, Sample, collate
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize
 
 __all__ = [
     "PADDING",
     "Batch",
     "BlockSampler",
+    "CSVImages",
+    "ChestXRay",
     "Entry",
     "ImageDataModule",
     "ImageFolder",
+    "ImageNet",
     "ImagePaths",
     "ImageReadError",
     "ImageTable",
     "Interpolation",
     "Item",
+    "Kvasir",
     "OnError",
     "Preprocessing",
     "Resize",
     "Sample",
     "SamplePhotos",
+    "Shapes",
+    "ShuffleSampler",
+    "TorchvisionDataset",
     "collate",
     "read_image",
 ]

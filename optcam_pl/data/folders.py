@@ -1,4 +1,4 @@
-"""Images as they lie about: single files, folders, and folders of classes."""
+"""Images as they lie about: single files, folders, and folders of classes with or without a split."""
 
 from __future__ import annotations
 
@@ -7,64 +7,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from optcam_pl.data.base import Entry, ImageDataModule
+from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.decode import IMAGE_SUFFIXES
+from optcam_pl.data.index import existing_folder, list_files, load_json, store_json, subfolders, suffix
+from optcam_pl.data.sampling import seeded_order
+from optcam_pl.data.table import Entry
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
-
-def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside: bool = False) -> list[str]:
-    """POSIX paths, relative to `root`, of the files below it with one of these endings, sorted by code point.
-
-    Names that begin with a dot are left out.
-
-    Args:
-        root: the folder to search.
-        suffixes: endings in lower case, with their dot.
-        outside: whether symbolic links may lead out of `root`.
-
-    Raises:
-        ValueError: a symbolic link leads out of `root`, or round in a circle.
-        FileNotFoundError: there is no folder `root`.
-    """
-    real = Path(os.path.realpath(_existing_folder(root)))
-    found: list[str] = []
-    stack: list[tuple[str, tuple[str, ...]]] = [("", (str(real),))]  # folder below root, real paths from root to it
-    while stack:
-        below, chain = stack.pop()
-        with os.scandir(real / below) as items:
-            for item in items:
-                if item.name.startswith("."):
-                    continue
-                relative = f"{below}{item.name}"
-                target = _follow(item, real, outside) if item.is_symlink() else f"{chain[-1]}{os.sep}{item.name}"
-                if item.is_dir():
-                    if target in chain:
-                        raise ValueError(f"The symbolic link {item.path!r} leads round in a circle.")
-                    stack.append((f"{relative}/", (*chain, target)))
-                elif _suffix(item.name) in suffixes:
-                    found.append(relative)
-    return sorted(found)
-
-
-def _follow(link: os.DirEntry[str], root: Path, outside: bool) -> str:
-    target = os.path.realpath(link.path)
-    if not outside and not Path(target).is_relative_to(root):
-        raise ValueError(
-            f"The symbolic link {link.path!r} leads out of the data's root to {target!r}; "
-            "`allow_outside: true` permits that."
-        )
-    return target
-
-
-def _existing_folder(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        raise FileNotFoundError(f"There is no folder {str(path)!r}.")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"Expected {str(path)!r} to be a folder, but it is a file.")
-    return folder
+Split = Literal["train", "val", "test"]
+_SPLITS = ("train", "val", "test")
 
 
 class ImagePaths(ImageDataModule):
@@ -117,25 +70,27 @@ def _expand(path: str) -> Iterator[Path]:
         for match in matches:
             if Path(match).is_dir():
                 yield from _expand(match)
-            elif _suffix(match) in IMAGE_SUFFIXES:
+            elif suffix(match) in IMAGE_SUFFIXES:
                 yield Path(match)
-
-
-def _suffix(name: str) -> str:
-    """The ending of a file's name in lower case with its dot."""
-    return "." + name.rpartition(".")[2].lower()
 
 
 class ImageFolder(ImageDataModule):
     """Folders of images, one for each class.
 
+    With a `split`, a network can be trained on the dataset too (on "train", validated on "val"). The split's images are
+    those of the folder of that name in `root`. Where there is no such folder, a split is drawn: of every class, an
+    eighth is for "val" and an eighth for "test", by `split_seed` and the images' ids, the same on every machine; the
+    list is stored as ``.optcam_pl/split_<seed>.json`` in `root`, and kept for as long as it names every image.
+
     Args:
-        root: the folder that holds the class folders; images may lie deeper in them.
+        root: the folder that holds the class folders, or the folders of a split; images may lie deeper in them.
         classes: what the classes are and how they are numbered. "imagenet": ImageNet's 1000 classes, folders named by
             wnid or by class name, any number of them, so that 500 of the 1000 folders still have ImageNet's indices. A
             text file (one class a line) or a list: folders named by these. None: "imagenet" where every folder is named
-            by a wnid of ImageNet, otherwise the sorted names of the folders. Names are compared without regard to case
-            or to underscores for spaces.
+            by a wnid of ImageNet, otherwise the sorted names of the folders. Case, and underscores for spaces, only
+            matter where two classes differ in nothing else.
+        split: "train", "val" or "test", the part to explain and measure on; None for everything.
+        split_seed: of the split that is drawn.
         allow_outside: whether symbolic links may lead out of `root`.
         **kwargs: of ImageDataModule.
 
@@ -145,11 +100,22 @@ class ImageFolder(ImageDataModule):
     """
 
     def __init__(
-        self, root: str, classes: list[str] | str | None = None, allow_outside: bool = False, **kwargs: Any
+        self,
+        root: str,
+        classes: list[str] | str | None = None,
+        *,
+        split: Split | None = None,
+        split_seed: int = 0,
+        allow_outside: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root = _existing_folder(root)
+        if split is not None and split not in _SPLITS:
+            raise ValueError(f"Expected `split` to be 'train', 'val', 'test' or None, but got {split!r}.")
+        self.root = existing_folder(root)
         self.name = self.root.resolve().name or self.name
+        self.split = split
+        self.split_seed = split_seed
         self.allow_outside = allow_outside
         self._classes = class_list(classes)
 
@@ -157,28 +123,108 @@ class ImageFolder(ImageDataModule):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes by index."""
         if self._classes is None:
-            folders = _subfolders(self.root)
+            folders = subfolders(self._folder("train" if self.split else None))
+            if "train" in folders and {"val", "test"} & set(folders):
+                raise ValueError(
+                    f"{str(self.root)!r} holds the folders of a split, {folders}: choose one with `split`."
+                )
             self._classes = "imagenet" if folders and set(folders) <= set(imagenet_wnids()) else tuple(folders)
         return imagenet_names() if self._classes == "imagenet" else tuple(self._classes)
 
     def looked_for(self) -> str:
         """Class folders and the endings of images."""
-        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {str(self.root)!r}"
+        folder = str(self._folder(self.split))
+        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {folder!r}"
 
     def entries(self) -> list[Entry]:
-        """The images sorted by path, with their folder's class."""
+        """The images sorted by path, with their folder's class; ids begin at `root`."""
+        return self._of(self.split)
+
+    def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
+        """The images of a split. Raises ValueError where `split` is None, as the two would be the same images."""
+        if self.split is None:
+            raise ValueError(
+                "Expected `split` to be given, to train on 'train' and to measure on another, but got None."
+            )
+        return self._of(split)
+
+    def _folder(self, split: Split | None) -> Path:
+        return self.root / split if split and (self.root / split).is_dir() else self.root
+
+    def _of(self, split: Split | None) -> list[Entry]:
+        folder = self._folder(split)
+        below = "" if folder == self.root else f"{split}/"
         names = self.class_names
-        aliases = imagenet_wnids() if self._classes == "imagenet" else ()
-        target = match_folders(_subfolders(self.root), names, aliases)
-        files = (file for file in list_files(self.root, outside=self.allow_outside) if "/" in file)
-        return [Entry(file, str(self.root / file), target[file.split("/", 1)[0]]) for file in files]
+        target = match_folders(subfolders(folder), names, imagenet_wnids() if names == imagenet_names() else ())
+        files = (file for file in list_files(folder, outside=self.allow_outside) if "/" in file)
+        entries = [Entry(f"{below}{file}", f"{folder}/{file}", target[file.split("/", 1)[0]]) for file in files]
+        if split is None or below:
+            return entries
+        drawn = self._draw(entries)
+        return [entry for entry in entries if drawn[entry.id] == split]
+
+    def _draw(self, entries: list[Entry]) -> Mapping[str, str]:
+        """Split of every id: the stored one, or else a new one with an eighth of every class each for val and test."""
+        name = f"split_{self.split_seed}.json"
+        stored = load_json(self.root, name)
+        if isinstance(stored, dict) and stored.keys() >= {entry.id for entry in entries}:
+            return stored
+        drawn: dict[str, str] = {}
+        for target in sorted({entry.target for entry in entries}):
+            ids = [entry.id for entry in entries if entry.target == target]
+            eighth = len(ids) // 8
+            for position, index in enumerate(seeded_order(ids, self.split_seed)):
+                drawn[ids[index]] = "val" if position < eighth else "test" if position < 2 * eighth else "train"
+        store_json(self.root, name, dict(sorted(drawn.items())))
+        return drawn
+
+
+class ChestXRay(ImageFolder):
+    """Kermany's chest X-rays (5216 to train, 16 to validate, 624 to test on): healthy or with pneumonia.
+
+    D. Kermany et al., "Identifying medical diagnoses and treatable diseases by image-based deep learning", Cell 172
+    (2018). The layout is that of the download: chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg.
+
+    Args:
+        root: the folder chest_xray or the one that it lies in.
+        split: the part to explain and measure on.
+        **kwargs: of ImageFolder.
+    """
+
+    def __init__(self, root: str, *, split: Split = "test", **kwargs: Any) -> None:
+        inner = Path(root).expanduser() / "chest_xray"
+        super().__init__(str(inner) if inner.is_dir() else root, ["NORMAL", "PNEUMONIA"], split=split, **kwargs)
+        self.name = "chest_xray"
+
+
+class Kvasir(ImageFolder):
+    """Kvasir v2: 8000 images of the digestive tract in eight classes, by default split into 6000, 1000 and 1000.
+
+    K. Pogorelov et al., "KVASIR: a multi-class image dataset for computer aided gastrointestinal disease detection",
+    MMSys 2017. The layout is that of the download: one folder for each class; the split is drawn (see ImageFolder).
+
+    Args:
+        root: the folder of the class folders, or the one that kvasir-dataset-v2 lies in.
+        split: the part to explain and measure on.
+        **kwargs: of ImageFolder.
+    """
+
+    CLASSES = (
+        *("dyed-lifted-polyps", "dyed-resection-margins", "esophagitis", "normal-cecum"),
+        *("normal-pylorus", "normal-z-line", "polyps", "ulcerative-colitis"),
+    )
+
+    def __init__(self, root: str, *, split: Split = "test", **kwargs: Any) -> None:
+        inner = Path(root).expanduser() / "kvasir-dataset-v2"
+        super().__init__(str(inner) if inner.is_dir() else root, list(self.CLASSES), split=split, **kwargs)
+        self.name = "kvasir"
 
 
 def class_list(classes: Sequence[str] | str | None) -> tuple[str, ...] | str | None:
     """The classes of a list or of a text file, one a line; "imagenet" and None as they are."""
     if classes is None or classes == "imagenet":
-        return classes if classes is None else "imagenet"
-    if isinstance(classes, (str, os.PathLike)):
+        return None if classes is None else "imagenet"
+    if isinstance(classes, str):
         file = Path(classes).expanduser()
         if not file.is_file():
             raise FileNotFoundError(f"Expected `classes` to be 'imagenet', a list or a text file; no file {classes!r}.")
@@ -190,43 +236,58 @@ def class_list(classes: Sequence[str] | str | None) -> tuple[str, ...] | str | N
     return names
 
 
-def match_folders(folders: Sequence[str], names: Sequence[str], aliases: Sequence[str] = ()) -> Mapping[str, int]:
-    """Class index of each folder.
+class ClassIndex:
+    """Finds the index of a class by its name.
 
     Args:
-        folders: the folders' names.
         names: the classes' names.
         aliases: the classes' other names (wnids), in the same order.
 
+    Example:
+        >>> index = ClassIndex(imagenet_names(), imagenet_wnids())
+        >>> index("Great_White_Shark"), index("n01443537")
+        (2, 1)
+        >>> index("tensch")
+        Traceback (most recent call last):
+        ValueError: 'tensch' is none of the 1000 classes; the nearest are 'tench', ...
+    """
+
+    def __init__(self, names: Sequence[str], aliases: Sequence[str] = ()) -> None:
+        self.count = len(names)
+        self.exact = {name: number for some in (aliases, names) for number, name in enumerate(some)}
+        self.alike: dict[str, int | None] = {}
+        for name, number in self.exact.items():  # ImageNet has a Cardigan (a dog) and a cardigan: these must be exact
+            key = _key(name)
+            self.alike[key] = number if self.alike.get(key, number) == number else None
+
+    def __call__(self, name: str) -> int:
+        """The class's index. Raises ValueError, with the nearest names, where there is no such class."""
+        number = self.exact.get(name, self.alike.get(_key(name)))
+        if number is None:
+            close = get_close_matches(_key(name), self.alike, n=3, cutoff=0)
+            near = ", ".join(repr(known) for key in close for known in self.exact if _key(known) == key)
+            raise ValueError(f"{name!r} is none of the {self.count} classes; the nearest are {near}.")
+        return number
+
+
+def match_folders(folders: Sequence[str], names: Sequence[str], aliases: Sequence[str] = ()) -> Mapping[str, int]:
+    """Class index of each folder, by the names of the classes or their aliases.
+
     Raises:
         ValueError: a folder belongs to no class, or two folders to one.
-
-    Example:
-        >>> match_folders(["Great_White_Shark", "n01443537"], imagenet_names(), imagenet_wnids())
-        {'Great_White_Shark': 2, 'n01443537': 1}
-        >>> match_folders(["tensch"], imagenet_names())
-        Traceback (most recent call last):
-        ValueError: The folder 'tensch' belongs to none of the 1000 classes; the nearest are 'tench', ...
     """
-    known = {_key(name): index for all_names in (aliases, names) for index, name in enumerate(all_names)}
+    index = ClassIndex(names, aliases)
     target: dict[str, int] = {}
     for folder in folders:
-        index = known.get(_key(folder))
-        if index is None:
-            near = get_close_matches(_key(folder), known, n=3, cutoff=0) or list(known)[:3]
-            raise ValueError(
-                f"The folder {folder!r} belongs to none of the {len(names)} classes; "
-                f"the nearest are {', '.join(map(repr, near))}."
-            )
-        if index in target.values():
-            raise ValueError(f"The folder {folder!r} is the second one of the class {names[index]!r}.")
-        target[folder] = index
+        try:
+            number = index(folder)
+        except ValueError as fault:
+            raise ValueError(f"The name of a folder, {fault}") from None
+        if number in target.values():
+            raise ValueError(f"The folder {folder!r} is the second one of the class {names[number]!r}.")
+        target[folder] = number
     return target
 
 
 def _key(name: str) -> str:
     return name.replace("_", " ").casefold()
-
-
-def _subfolders(root: Path) -> list[str]:
-    return sorted(item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith("."))

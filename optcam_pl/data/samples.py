@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from optcam_pl.data.base import Entry, ImageDataModule
+from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.table import Entry
 
 _PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "motorcycle_left.png")
 

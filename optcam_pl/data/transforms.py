@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -121,3 +123,39 @@ class Preprocessing:
         if new_w * new_h > _ELONGATED * H * W:
             return image.resize((W, H), method, box=self.region(image.size))
         return image.resize((new_w, new_h), method).crop((left, top, left + W, top + H))
+
+
+def augmentation(size: tuple[int, int]) -> v2.Transform:
+    """What training images go through by default: a random crop of at least half of the image, and a flip."""
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()])
+
+
+def transform_image(
+    transform: Callable[..., Any],
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    mask: Image.Image | None,
+    seed: tuple[int, ...],
+) -> tuple[Image.Image, list[list[float]], Image.Image | None]:
+    """Apply a torchvision v2 transform to an image and what is drawn on it.
+
+    Args:
+        transform: sees a PIL image and tv_tensors; may return the image as a PIL image or a tensor, of any size.
+        image: RGB.
+        boxes: (n,4) xyxy in the pixels of the image.
+        mask: grey image of the same size, or None.
+        seed: where a random transform starts from; torch's global state is left as it was.
+
+    Returns:
+        Image, boxes and mask after the transform.
+    """
+    w, h = image.size
+    drawn = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    parts = [image, tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=(h, w))]
+    if mask is not None:
+        parts.append(tv_tensors.Mask(mask.convert("L")))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        parts = transform(*parts)
+    pictures = [part if isinstance(part, Image.Image) else v2.functional.to_pil_image(part) for part in parts[::2]]
+    return pictures[0].convert("RGB"), parts[1].tolist(), pictures[1] if mask is not None else None

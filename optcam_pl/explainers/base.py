@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,8 +140,8 @@ class Explainer(nn.Module, ABC):
         if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
             raise ValueError(f"Expected `image` to have shape (B,3,H,W), but got {tuple(image.shape)}.")
         low, high = finite_range(image)
-        if not (-_PIXEL_SLACK <= low and high <= 1 + _PIXEL_SLACK):
-            if low != low:  # NaN
+        if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
+            if math.isnan(low):
                 raise ValueError("Expected `image` to have finite pixels in [0, 1], but got NaN.")
             raise ValueError(
                 f"Expected `image` to have pixels in [0, 1], before mean/std normalisation (the classifier does that "

@@ -1,14 +1,21 @@
-"""Class activation maps that need one forward and at most one backward pass, down to the layer and no further."""
+"""Class activation maps: weighted sums of a layer's feature maps, after one forward and few backward passes.
+
+Conventions that all methods of this module share, and where other programs differ: the score is the class's logit
+y_c; a map is clamped at 0 (the ReLU of the formulas), *then* upsampled (bilinear, corners not aligned), *then*
+range-normalised, once. pytorch-grad-cam normalises before and after upsampling; torchcam does not upsample.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.chunks import check_number, check_positive
 from optcam_pl.saliency import combine, upsample
 
 
@@ -29,36 +36,190 @@ class FakeCAM(Explainer):
         return Explanation(saliency, target, torch.zeros_like(target, dtype=torch.bool))
 
 
-class GradientCAM(Explainer):
-    """Methods that read the gradient of the class's logit at a layer. A subclass is its formula, `raw_map`.
+class FeatureCAM(Explainer):
+    """Methods that make a map of each layer's feature maps. A subclass is its formula, `maps`.
 
-    1. A: the layer's feature maps; the graph begins there.
-    2. G = d y_c / d A, by one backward pass that ends at the layer.
-    3. The raw map (B,1,h,w) of the formula, in float32, its negative part cut off.
-    4. Upsampled to the image, then range-normalised. With several layers each map is upsampled and the raw maps are
-       added before normalisation.
+    1. The raw maps (B,1,h,w) of the formula, one a layer.
+    2. Their negative part is cut off.
+    3. Upsampled to the image; several layers are fused: added up, unless a method's authors do otherwise.
+    4. Range-normalised.
     """
+
+    relu: ClassVar[bool] = True
 
     def __init__(self, layer: str | list[str] | None = None) -> None:
         super().__init__(layer)
 
     @abstractmethod
-    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
-        """The formula: (B,K,h,w), (B,K,h,w) -> (B,1,h,w), before the ReLU."""
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """Step 1."""
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 4; see the class."""
+        maps = self.maps(classifier, image, target)
+        if self.relu:
+            maps = [raw.relu() for raw in maps]
+        size = (image.shape[2], image.shape[3])
+        return self.finish(maps[0] if len(maps) == 1 else self.fuse(maps, size), image, target)
+
+    def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Several layers' maps (B,1,h,w) as one (B,1,H,W)."""
+        return torch.stack([upsample(raw, size) for raw in maps]).sum(0)
+
+    @torch.no_grad()
+    def features(self, classifier: Classifier, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """A as [(B,K,h,w)], and the logits (B,C)."""
+        with self.recording(classifier) as record:
+            logits = classifier(image)
+            return self.grids(record, classifier, image), logits
+
+
+class CAM(FeatureCAM):
+    """CAM (Zhou et al., CVPR 2016): ``sum_k w_kc A_k`` with the head's weights w, without a ReLU.
+
+    It exists only for networks whose logits are a linear map of the averaged feature maps, ``y = W mean_ij(A) + b``;
+    that this holds for the layer is checked in numbers, so that networks that merely look like it are refused. There
+    ``w_kc`` is Grad-CAM's weight times h w: the two differ in the ReLU alone.
+
+    Args:
+        layer: see `Explainer`; the last one before average pooling.
+
+    Raises:
+        ValueError: when called with a network without such a head.
+    """
+
+    relu = False
+
+    def __init__(self, layer: str | None = None) -> None:
+        super().__init__(layer)
+
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """See the class."""
+        features, logits = self.features(classifier, image)
+        pooled = [A.mean((2, 3)) for A in features]
+        if len(features) == 1:
+            for head in classifier.network.modules():
+                weight = _class_weights(head, pooled[0], logits)
+                if weight is not None:
+                    return [combine(weight[target].to(image.dtype), features[0])]
+        raise ValueError(
+            f"CAM needs a network that averages the feature maps of one layer and ends in one linear layer, but "
+            f"{classifier.name} does not compute its logits so from {', '.join(self.layers(classifier))}. Grad-CAM is "
+            f"CAM's generalisation to any network."
+        )
+
+
+def _class_weights(head: nn.Module, pooled: Tensor, logits: Tensor) -> Tensor | None:
+    """(C,K) of a linear layer or 1 x 1 convolution that makes these logits (B,C) of the averages (B,K), else None."""
+    if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.shape[:2] != (logits.shape[1], pooled.shape[1]):
+        return None
+    if head.weight[0, 0].numel() != 1:
+        return None
+    weight = head.weight.flatten(1)
+    found = nn.functional.linear(pooled.to(weight), weight, head.bias).to(logits)
+    # To half of the digits that the logits have: their sums run in another order.
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
+    return weight if torch.allclose(found, logits, rtol=0, atol=tolerance) else None
+
+
+class EigenCAM(FeatureCAM):
+    """Eigen-CAM (Muhammad and Yeasin, IJCNN 2020): ``O v_1``, the features along their first principal direction.
+
+    O (hw,K) has a feature map a column; v_1 is its first right singular vector. No class takes part: the map is the
+    same for every target. A singular vector's sign is arbitrary; here the entry of the largest magnitude is positive.
+
+    Args:
+        layer: see `Explainer`.
+        center: subtract each feature map's mean first, as pytorch-grad-cam does. The paper does not.
+    """
+
+    def __init__(self, layer: str | list[str] | None = None, center: bool = False) -> None:
+        super().__init__(layer)
+        self.center = center
+
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """See the class."""
+        del target
+        return [principal_map(A, self.center) for A in self.features(classifier, image)[0]]
+
+
+def principal_map(features: Tensor, center: bool = False) -> Tensor:
+    """Features projected on their first principal direction.
+
+    Args:
+        features: (B,K,h,w).
+        center: subtract the mean of each feature map first.
+
+    Returns:
+        (B,1,h,w), its entry of the largest magnitude positive; NaN where a feature is not finite.
+
+    >>> principal_map(torch.tensor([[[[-3.0, 0.0]], [[-4.0, 0.0]]]]))
+    tensor([[[[5., 0.]]]])
+    """
+    finite = torch.isfinite(features).flatten(1).all(1).view(-1, 1, 1)
+    O = torch.where(finite, features.flatten(2).mT, 0)  # noqa: E741 (the paper's symbol)
+    if center:
+        O = O - O.mean(1, keepdim=True)  # noqa: E741
+    U, S, _ = torch.linalg.svd(O, full_matrices=False)
+    along = U[:, :, 0] * S[:, :1]
+    largest = along.gather(1, along.abs().argmax(1, keepdim=True))
+    along = torch.where(finite[:, 0], along * torch.where(largest < 0, -1, 1), torch.nan)
+    return along.view(features.shape[0], 1, *features.shape[2:])
+
+
+class RandomCAM(FeatureCAM):
+    """Random weights in (-1,1) instead of a method's: what the feature maps alone are worth, a control.
+
+    The weights of a seed are the same for every image.
+
+    Args:
+        layer: see `Explainer`.
+        seed: of the weights.
+    """
+
+    def __init__(self, layer: str | list[str] | None = None, seed: int = 0) -> None:
+        super().__init__(layer)
+        self.seed = seed
+
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """See the class."""
+        del target
+        generator = torch.Generator().manual_seed(self.seed)
+        features, _ = self.features(classifier, image)
+        drawn = [torch.rand(A.shape[1], generator=generator).to(A) * 2 - 1 for A in features]
+        return [combine(w.expand(A.shape[:2]), A) for w, A in zip(drawn, features, strict=True)]
+
+
+class GradientCAM(FeatureCAM):
+    """Methods that read the gradient of the class's logit at a layer. A subclass is its formula, `raw_map`.
+
+    A are the layer's feature maps, where the graph begins, and G = d y_c / d A comes from one backward pass that ends
+    at the (lowest) layer. The rest is `FeatureCAM`'s.
+    """
+
+    @abstractmethod
+    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
+        """The formula: (B,K,h,w), (B,K,h,w) -> (B,1,h,w), before the ReLU."""
+
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """One raw map a layer."""
+        return [self.raw_map(A, G) for A, G in self.gradients(classifier, image, target)]
+
+    def gradients(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(A, G) of each layer, (B,K,h,w) in the image's dtype, without a graph."""
         with self.recording(classifier, cut=True) as record:
             y_c = classifier(image).gather(1, target.unsqueeze(1)).sum()
-            activations = [record[name] for name in self.layers(classifier)]
+            names = list(self.layers(classifier))
+            activations = [record[name] for name in names]
         gradients = torch.autograd.grad(y_c, activations)
         size = (image.shape[2], image.shape[3])
-        maps = []
-        for name, a, g in zip(self.layers(classifier), activations, gradients, strict=True):
-            A, G = (classifier.to_grid(t.detach(), size, name).to(image.dtype) for t in (a, g))
-            maps.append(self.raw_map(A, G).relu())
-        raw = maps[0] if len(maps) == 1 else torch.stack([upsample(m, size) for m in maps]).sum(0)
-        return self.finish(raw, image, target)
+        return [
+            (
+                classifier.to_grid(a.detach(), size, name).to(image.dtype),
+                classifier.to_grid(g, size, name).to(image.dtype),
+            )
+            for name, a, g in zip(names, activations, gradients, strict=True)
+        ]
 
 
 class GradCAM(GradientCAM):
@@ -74,12 +235,119 @@ class GradCAMPlusPlus(GradientCAM):
 
     ``alpha_kij = G^2 / (2 G^2 + sum_ab(A_kab) G^3)``: equation 19 for a score ``exp(y_c)``, whose second and third
     derivatives are powers of the first; the factor ``exp(y_c)`` is the same for all k and falls out in normalisation.
-    Where the gradient (or the denominator) is 0, alpha is 0.
+    Where the gradient (or the denominator) is 0, alpha is 0. pytorch-grad-cam adds 1e-6 to the denominator, which
+    matters where gradients are small.
     """
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """See the class."""
-        square = G.square()
-        below = 2 * square + A.sum((2, 3), keepdim=True) * square * G
-        alpha = torch.where(below == 0, 0, square / torch.where(below == 0, 1, below))
-        return combine((alpha * G.relu()).sum((2, 3)), A)
+        return combine(_plus_plus(A, G, G.square(), G.square() * G), A)
+
+
+def _plus_plus(A: Tensor, D1: Tensor, D2: Tensor, D3: Tensor) -> Tensor:
+    """(B,K): Grad-CAM++'s weights from the first three derivatives (B,K,h,w) of the score."""
+    below = 2 * D2 + A.sum((2, 3), keepdim=True) * D3
+    alpha = torch.where(below == 0, 0, D2 / torch.where(below == 0, 1, below))
+    return (alpha * D1.relu()).sum((2, 3))
+
+
+class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
+    """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ with derivatives averaged over noisy copies of the image.
+
+    ``D_p = mean_m G(x + e_m)^p``, ``e_m ~ N(0, std^2)``; weights as in Grad-CAM++ with ``alpha = D_2 / (2 D_2 +
+    sum_ab(A_kab) D_3)`` and ``ReLU(D_1)``; A is that of the clean image. (The paper prints D_1 as alpha's numerator;
+    with D_2 the method is Grad-CAM++ where there is no noise. torchcam takes D_1 from the last copy alone.)
+
+    The noise is drawn from the seed for each copy, the same for every image, and is added to the pixels in [0,1].
+
+    Args:
+        layer: see `Explainer`.
+        num_samples: noisy copies, one forward and backward pass each.
+        std: of the noise, in pixel units (the image's range is 1).
+        seed: of the noise.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self, layer: str | list[str] | None = None, num_samples: int = 25, std: float = 0.15, seed: int = 0
+    ) -> None:
+        super().__init__(layer)
+        self.num_samples = check_positive("num_samples", num_samples)
+        self.std = check_number("std", std)
+        self.seed = seed
+
+    def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+        """See the class."""
+        generator = torch.Generator().manual_seed(self.seed)
+        features, _ = self.features(classifier, image)
+        sums = [[torch.zeros_like(A) for _ in range(3)] for A in features]
+        for _ in range(self.num_samples):
+            noise = torch.randn(image.shape[1:], generator=generator).to(image) * self.std
+            for total, (_, G) in zip(sums, self.gradients(classifier, image + noise, target), strict=True):
+                for power, derivative in enumerate(total, start=1):
+                    derivative.add_(G**power / self.num_samples)
+        return [combine(_plus_plus(A, *D), A) for A, D in zip(features, sums, strict=True)]
+
+
+class XGradCAM(GradientCAM):
+    """XGrad-CAM (Fu et al., BMVC 2020): ``ReLU(sum_k w_k A_k)``, ``w_k = sum_ij(A_kij G_kij) / sum_ij(A_kij)``.
+
+    A channel whose activations add up to 0 has the weight 0. Where activations have both signs (a transformer's), the
+    sum can come close to 0 and its weight large.
+    """
+
+    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
+        """The channel's weight is its gradient, averaged where the channel is active."""
+        total = A.sum((2, 3))
+        weights = (A * G).sum((2, 3)) / torch.where(total == 0, 1, total)
+        return combine(torch.where(total == 0, 0, weights), A)
+
+
+class LayerCAM(GradientCAM):
+    """Layer-CAM (Jiang et al., TIP 2021): ``ReLU(sum_k ReLU(G_k) . A_k)``, a weight for each place.
+
+    Several layers are fused as in the paper: each map M becomes ``tanh(2 M / max M)``, and the largest counts. (There
+    the lower stages alone are scaled; here all of them are, as in torchcam.)
+    """
+
+    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
+        """See the class."""
+        return (G.relu() * A).sum(1, keepdim=True)
+
+    def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The largest of the scaled maps."""
+        scaled = []
+        for raw in maps:
+            top = raw.amax((2, 3), keepdim=True)
+            scaled.append(upsample(torch.tanh(2 * raw / torch.where(top == 0, 1, top)), size))
+        return torch.stack(scaled).amax(0)
+
+
+class HiResCAM(GradientCAM):
+    """HiRes-CAM (Draelos and Carin, 2020): ``ReLU(sum_k G_k . A_k)``.
+
+    On a network that ends in average pooling and a linear layer it is Grad-CAM, and so is XGrad-CAM.
+    """
+
+    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
+        """See the class."""
+        return (G * A).sum(1, keepdim=True)
+
+
+class EigenGradCAM(GradientCAM):
+    """Eigen-CAM of ``G_k . A_k``, which brings the class into it; a method of pytorch-grad-cam. See `EigenCAM`.
+
+    Args:
+        layer: see `Explainer`.
+        center: subtract each product's mean first, as its authors do.
+    """
+
+    def __init__(self, layer: str | list[str] | None = None, center: bool = True) -> None:
+        super().__init__(layer)
+        self.center = center
+
+    def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
+        """See the class."""
+        return principal_map(G * A, self.center)

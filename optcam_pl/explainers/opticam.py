@@ -12,7 +12,16 @@ from torch.optim import Adam, Optimizer
 from optcam_pl.capture import own_grad_mode
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.saliency import Baseline, Normalizer, check_baseline, combine, degenerate, mask_image, normalize, upsample
+from optcam_pl.saliency import (
+    Baseline,
+    Normalizer,
+    check_baseline,
+    combine,
+    degenerate,
+    mask_image,
+    normalize,
+    upsample,
+)
 
 Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -259,7 +268,7 @@ class OptiCAM(Explainer):
 
     def raw_map(self, weights: Tensor, features: Sequence[Tensor], image: Tensor) -> Tensor:
         """``up(S(x; u))`` (B,1,H,W), before normalisation."""
-        size, parts = (image.shape[2], image.shape[3]), weights.split([A.shape[1] for A in features], dim=1)
+        size, parts = (image.shape[2], image.shape[3]), torch.split(weights, [A.shape[1] for A in features], dim=1)
         maps = [upsample(combine(w, A), size) for w, A in zip(parts, features, strict=True)]
         return maps[0] if len(maps) == 1 else torch.stack(maps).sum(0)
 

@@ -1,9 +1,71 @@
 """Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that add them up over images."""
 
 from optcam_pl.metrics.base import ImageMetric
-from optcam_pl.metrics.classification import AverageDrop, AverageGain, AverageIncrease
+from optcam_pl.metrics.classification import AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
+from optcam_pl.metrics.localization import (
+    BoxAccuracy,
+    EnergyPointingGame,
+    LocalizationError,
+    MaxBoxAccuracy,
+    OfficialMetric,
+    PixelAveragePrecision,
+    PixelF1,
+    SaliencyMetric,
+    StandardPointingGame,
+)
+from optcam_pl.metrics.perturbation import AOPC, CurveMetric, Deletion, Insertion, Road, RoadLeast, RoadMost
+from optcam_pl.metrics.robustness import (
+    ADCC,
+    AverageSensitivity,
+    Coherency,
+    Complexity,
+    Infidelity,
+    MaxSensitivity,
+    PerImageADCC,
+    Sparseness,
+)
 
-METRICS: dict[str, type[ImageMetric]] = {metric.key: metric for metric in (AverageDrop, AverageGain, AverageIncrease)}
+METRICS: dict[str, type[ImageMetric]] = {
+    metric.key: metric
+    for metric in (
+        *(AverageDrop, AverageGain, AverageIncrease, AverageDropDeletion),
+        *(Insertion, Deletion, AOPC, Road, RoadMost, RoadLeast),
+        *(OfficialMetric, LocalizationError, PixelF1, BoxAccuracy, MaxBoxAccuracy, StandardPointingGame),
+        *(EnergyPointingGame, SaliencyMetric, PixelAveragePrecision),
+        *(MaxSensitivity, AverageSensitivity, ADCC, PerImageADCC, Coherency, Complexity, Sparseness, Infidelity),
+    )
+}
 """Every metric by its key, the name that it has in rows, reports and the table of published values."""
 
-__all__ = ["METRICS", "AverageDrop", "AverageGain", "AverageIncrease", "ImageMetric"]
+__all__ = [
+    "ADCC",
+    "AOPC",
+    "METRICS",
+    "AverageDrop",
+    "AverageDropDeletion",
+    "AverageGain",
+    "AverageIncrease",
+    "AverageSensitivity",
+    "BoxAccuracy",
+    "Coherency",
+    "Complexity",
+    "CurveMetric",
+    "Deletion",
+    "EnergyPointingGame",
+    "ImageMetric",
+    "Infidelity",
+    "Insertion",
+    "LocalizationError",
+    "MaxBoxAccuracy",
+    "MaxSensitivity",
+    "OfficialMetric",
+    "PerImageADCC",
+    "PixelAveragePrecision",
+    "PixelF1",
+    "Road",
+    "RoadLeast",
+    "RoadMost",
+    "SaliencyMetric",
+    "Sparseness",
+    "StandardPointingGame",
+]

@@ -1,4 +1,4 @@
-"""What every metric of the package is: the mean over images of a number per image."""
+"""What every metric of the package is: a mean over images of what each image scores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torchmetrics import Metric
 
 
 class ImageMetric(Metric, ABC):
-    """The mean over images of a score that each image has by itself.
+    """The mean over images of a score that each image has by itself, or a number made of several such means.
 
     A metric is fed with numbers and tensors, never with a network. Its life has three steps:
 
-    1. `score(**evidence)` turns the evidence of B images into B scores, NaN where an image has no defined score;
-    2. `update(**evidence)` adds them to the states `total`, `count` and `undefined`, all of them sums, which therefore
-       add up over batches and processes, also where a process saw no image at all;
-    3. `compute()` returns `total / count`; without any defined score that is NaN.
+    1. `score(**evidence)` turns the evidence of B images into B scores (B,) or, for numbers that are made of several
+       means, (B,k); NaN where an image has no defined score;
+    2. `update(**evidence)`, which names the same parameters, adds them to the states `total`, `count` and `undefined`,
+       all of them sums, which add up over batches and processes, also where a process saw no image at all;
+    3. `compute()` returns `of_means(total / count)`; without any defined score that is NaN.
 
     `reduce` makes the same number from stored scores, so that a report needs neither tensors of a run nor its states.
 
@@ -36,11 +37,13 @@ class ImageMetric(Metric, ABC):
         label: the short name in a table's head, for example "AD".
         unit: "%" where the value is in percent, else "".
         higher_is_better: which way is better.
+        conventions: names of the attributes on which the number depends, see `settings`.
     """
 
     key: ClassVar[str]
     label: ClassVar[str]
-    unit: ClassVar[str] = ""
+    unit: str = ""
+    conventions: ClassVar[tuple[str, ...]] = ()
     higher_is_better: bool
     is_differentiable: bool = False
     full_state_update: bool = False
@@ -50,7 +53,7 @@ class ImageMetric(Metric, ABC):
     undefined: Tensor
 
     def __init__(self, shape: Sequence[int] = (), **kwargs: Any) -> None:
-        """Create the three sums; `shape` is the shape of one image's score, `kwargs` go to `torchmetrics.Metric`."""
+        """Create the three sums; `shape` is () or (k,), that of one image's score; `kwargs` go to `torchmetrics`."""
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros(tuple(shape)), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
@@ -58,7 +61,12 @@ class ImageMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Scores (B, *shape) of B images; subclasses name the evidence that they need as parameters."""
+        """Scores (B, *shape) of B images; subclasses name the evidence that they need, here and in `update`."""
+
+    @classmethod
+    def of_means(cls, means: Tensor) -> Tensor:
+        """The metric's value from the means of its scores, (..., *shape) -> (...): here the mean itself."""
+        return means
 
     @classmethod
     def evidence(cls) -> tuple[str, ...]:
@@ -66,33 +74,45 @@ class ImageMetric(Metric, ABC):
         return tuple(name for name in inspect.signature(cls.score).parameters if name != "self")
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The conventions that the number depends on, to be printed beside it."""
-        return {}
+        """The conventions that the number depends on, to be printed beside it, named after the metric."""
+        return {f"{self.key}_{name}": getattr(self, name) for name in self.conventions}
 
     def accumulate(self, scores: Tensor) -> None:
         """Add the scores (B, *shape) of B images to the sums; an image with a NaN counts as undefined."""
-        scores = scores.detach().to(_widest(scores.device))
+        scores = scores.detach().to(self.total.device, _widest(self.total.device))
         defined = ~scores.isnan().flatten(1).any(1) if scores.ndim > 1 else ~scores.isnan()
         self.total = self.total.to(scores.dtype) + scores[defined].sum(0)
         self.count = self.count + defined.sum()
         self.undefined = self.undefined + (~defined).sum()
+        self._computed = None  # as `update` does, for those who have scores and come here without it
 
     def compute(self) -> Tensor:
-        """Mean over the images with a defined score, a scalar; NaN without any."""
-        return self.total / self.count
+        """The value over the images with a defined score, a scalar; NaN without any."""
+        return self.of_means(self.total / self.count)
 
     @classmethod
-    def reduce(cls, values: Sequence[Any]) -> float:
+    def reduce(cls, values: Sequence[float | Sequence[float] | None]) -> float:
         """The value of `compute` from stored scores, independent of how they were split over processes.
 
         Args:
-            values: one score per image, as `score` gives them; None and NaN mean undefined and are left out.
+            values: one score per image, as `score(...).tolist()` gives them; None and NaN mean undefined and are left
+                out.
 
         Returns:
-            The mean, added with `math.fsum` and therefore the same in every order of the images; NaN without any.
+            The value, its means added with `math.fsum` and therefore the same in every order of the images; NaN without
+            any defined score.
+
+        Example:
+            >>> from optcam_pl.metrics import AverageDrop
+            >>> AverageDrop.reduce([20.0, None, 40.0])
+            30.0
         """
-        defined = [float(value) for value in values if value is not None and not math.isnan(value)]
-        return math.fsum(defined) / len(defined) if defined else math.nan
+        rows = [[value] if isinstance(value, (int, float)) else value for value in values if value is not None]
+        rows = [row for row in rows if not any(map(math.isnan, row))]
+        if not rows:
+            return math.nan
+        means = torch.tensor([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)], dtype=torch.float64)
+        return float(cls.of_means(means))
 
     @property
     def update_called(self) -> bool:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from optcam_pl.metrics.base import ImageMetric
-from optcam_pl.metrics.functional.classification import average_drop, average_gain, average_increase
+from optcam_pl.metrics.functional.classification import (
+    average_drop,
+    average_drop_deletion,
+    average_gain,
+    average_increase,
+)
 
 
-class _MaskedProbability(ImageMetric):
-    """A percentage made of p = `original` and o = `masked`, (B,) probabilities in [0, 1]."""
+class _Probability(ImageMetric):
+    """A percentage made of softmax probabilities (B,) in [0, 1] of the class of interest."""
 
-    unit: ClassVar[str] = "%"
-    plot_lower_bound: float = 0.0
-    plot_upper_bound: float = 100.0
-
-    @abstractmethod
-    def score(self, original: Tensor, masked: Tensor) -> Tensor:
-        """Percent per image, (B,)."""
-
-    def update(self, original: Tensor, masked: Tensor) -> None:
-        """Add B images: the class probability of the whole and of the masked image, both (B,) in [0, 1]."""
-        self.accumulate(self.score(original, masked))
+    unit: str = "%"
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """What the metric compares: softmax probabilities, not logits."""
-        return {"score": "probability"}
+        """The metric's own, and that it compares probabilities, not logits."""
+        return {"score": "probability", **super().settings()}
 
 
-class AverageDrop(_MaskedProbability):
+class AverageDrop(_Probability):
     """Average Drop (AD) in percent, lower is better; see `functional.average_drop`. p = 0 counts as 0.
 
     Example:
@@ -42,16 +36,19 @@ class AverageDrop(_MaskedProbability):
         25.0
     """
 
-    key = "average_drop"
-    label = "AD"
+    key, label = "average_drop", "AD"
     higher_is_better: bool = False
 
     def score(self, original: Tensor, masked: Tensor) -> Tensor:
         """Percent of its probability that each image loses, (B,)."""
         return average_drop(original, masked, reduction="none")
 
+    def update(self, original: Tensor, masked: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(original, masked))
 
-class AverageGain(_MaskedProbability):
+
+class AverageGain(_Probability):
     """Average Gain (AG) in percent, higher is better; see `functional.average_gain`. p = 1 counts as 0.
 
     Example:
@@ -62,16 +59,19 @@ class AverageGain(_MaskedProbability):
         50.0
     """
 
-    key = "average_gain"
-    label = "AG"
+    key, label = "average_gain", "AG"
     higher_is_better: bool = True
 
     def score(self, original: Tensor, masked: Tensor) -> Tensor:
         """Percent of its missing probability that each image gains, (B,)."""
         return average_gain(original, masked, reduction="none")
 
+    def update(self, original: Tensor, masked: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(original, masked))
 
-class AverageIncrease(_MaskedProbability):
+
+class AverageIncrease(_Probability):
     """Average Increase (AI) in percent, higher is better; see `functional.average_increase`.
 
     Example:
@@ -82,10 +82,38 @@ class AverageIncrease(_MaskedProbability):
         50.0
     """
 
-    key = "average_increase"
-    label = "AI"
+    key, label = "average_increase", "AI"
     higher_is_better: bool = True
 
     def score(self, original: Tensor, masked: Tensor) -> Tensor:
         """100 for each image whose probability rises, else 0, (B,)."""
         return average_increase(original, masked, reduction="none")
+
+    def update(self, original: Tensor, masked: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(original, masked))
+
+
+class AverageDropDeletion(_Probability):
+    """Average Drop in Deletion (ADD) in percent, higher is better; see `functional.average_drop_deletion`.
+
+    Args:
+        signed: whether a rise counts as a negative drop, as in the source, or as 0.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    key, label = "average_drop_deletion", "ADD"
+    higher_is_better: bool = True
+    conventions = ("signed",)
+
+    def __init__(self, signed: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.signed = signed
+
+    def score(self, original: Tensor, deleted: Tensor) -> Tensor:
+        """Percent of its probability that each image loses without its salient part, (B,)."""
+        return average_drop_deletion(original, deleted, self.signed, reduction="none")
+
+    def update(self, original: Tensor, deleted: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(original, deleted))

@@ -78,7 +78,9 @@ class StoredWeights:
         """
         path = _file(self.run_dir, block)
         if not path.is_file():
-            raise ValueError(f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing.")
+            raise ValueError(
+                f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing."
+            )
         stored = load_tensors(path)
         if json.loads(load_metadata(path)["ids"]) != list(ids):
             raise ValueError(f"{path} holds the weights of other images than {', '.join(ids)}.")

@@ -1,7 +1,13 @@
-"""How the probability of a class changes when only what a saliency map shows is left of the image.
+"""How the probability of a class changes when only what a saliency map shows is left of the image, or only the rest.
 
-All take, for B images, p = `original`, the softmax probability of the class of interest for the whole image, and
-o = `masked`, the same for the image masked by its saliency map, both (B,) in [0, 1]. All return percent.
+Arguments, for B images: `original`, the softmax probability p of the class of interest for the whole image, `masked`,
+o for the image masked by its saliency map, and `deleted`, d for the image masked by the map's complement; all (B,),
+floating point, in [0, 1].
+
+Results are percent, float32, or float64 where an argument is: a scalar with `reduction` "mean", (B,) with "none".
+
+All raise TypeError for what is no floating-point tensor, and ValueError for shapes that differ and for values outside
+[0, 1], NaN included.
 """
 
 from __future__ import annotations
@@ -11,26 +17,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optcam_pl.metrics.functional.checks import check_choice
+
 Reduction = Literal["mean", "none"]
 
 
 def average_drop(original: Tensor, masked: Tensor, reduction: Reduction = "mean") -> Tensor:
-    r"""Average Drop, :math:`AD = \frac{100}{N} \sum_i \frac{[p_i - o_i]_+}{p_i}`; lower is better.
+    r"""Average Drop, :math:`AD = \frac{100}{N} \sum_i \frac{[p_i - o_i]_+}{p_i}`, in [0, 100]; lower is better.
 
     The share of its confidence that the network loses on average (Chattopadhay et al., "Grad-CAM++", WACV 2018). An
     image with p = 0 has nothing to lose and counts as 0.
-
-    Args:
-        original: p, (B,) in [0, 1].
-        masked: o, (B,) in [0, 1].
-        reduction: "mean" over the images, or "none".
-
-    Returns:
-        Percent in [0, 100]: a scalar, or (B,) without reduction; float32, or float64 where an input is.
-
-    Raises:
-        TypeError: If an argument is not a floating-point tensor.
-        ValueError: If shapes differ or a value is not in [0, 1].
 
     Example:
         >>> average_drop(torch.tensor([0.5, 0.8, 0.0]), torch.tensor([0.25, 0.9, 0.5]), reduction="none")
@@ -43,22 +39,10 @@ def average_drop(original: Tensor, masked: Tensor, reduction: Reduction = "mean"
 
 
 def average_gain(original: Tensor, masked: Tensor, reduction: Reduction = "mean") -> Tensor:
-    r"""Average Gain, :math:`AG = \frac{100}{N} \sum_i \frac{[o_i - p_i]_+}{1 - p_i}`; higher is better.
+    r"""Average Gain, :math:`AG = \frac{100}{N} \sum_i \frac{[o_i - p_i]_+}{1 - p_i}`, in [0, 100]; higher is better.
 
     The share of its missing confidence that the network gains on average: the symmetric partner of Average Drop (Zhang
     et al., "Opti-CAM", CVIU 2024, section 4). An image with p = 1 has nothing to gain and counts as 0.
-
-    Args:
-        original: p, (B,) in [0, 1].
-        masked: o, (B,) in [0, 1].
-        reduction: "mean" over the images, or "none".
-
-    Returns:
-        Percent in [0, 100]: a scalar, or (B,) without reduction; float32, or float64 where an input is.
-
-    Raises:
-        TypeError: If an argument is not a floating-point tensor.
-        ValueError: If shapes differ or a value is not in [0, 1].
 
     Example:
         >>> average_gain(torch.tensor([0.5, 0.8, 1.0]), torch.tensor([0.75, 0.7, 1.0]), reduction="none")
@@ -69,23 +53,10 @@ def average_gain(original: Tensor, masked: Tensor, reduction: Reduction = "mean"
 
 
 def average_increase(original: Tensor, masked: Tensor, reduction: Reduction = "mean") -> Tensor:
-    r"""Average Increase, :math:`AI = \frac{100}{N} \sum_i 1[p_i < o_i]`; higher is better.
+    r"""Average Increase, :math:`AI = \frac{100}{N} \sum_i 1[p_i < o_i]`, in [0, 100]; higher is better.
 
     The share of images of which the network is strictly more certain after masking (Chattopadhay et al., "Grad-CAM++",
-    WACV 2018, where it is called Increase in Confidence). Bfloat16 inputs are compared as they are: a change that their
-    eight bits do not show is no increase.
-
-    Args:
-        original: p, (B,) in [0, 1].
-        masked: o, (B,) in [0, 1].
-        reduction: "mean" over the images, or "none".
-
-    Returns:
-        Percent: a scalar, or (B,) of 0 and 100 without reduction; float32, or float64 where an input is.
-
-    Raises:
-        TypeError: If an argument is not a floating-point tensor.
-        ValueError: If shapes differ or a value is not in [0, 1].
+    WACV 2018, where it is called Increase in Confidence).
 
     Example:
         >>> average_increase(torch.tensor([0.5, 0.8, 1.0]), torch.tensor([0.75, 0.7, 1.0]), reduction="none")
@@ -93,6 +64,30 @@ def average_increase(original: Tensor, masked: Tensor, reduction: Reduction = "m
     """
     p, o = _probabilities(original=original, masked=masked)
     return _reduce(100 * (p < o).to(p.dtype), reduction)
+
+
+def average_drop_deletion(
+    original: Tensor, deleted: Tensor, signed: bool = True, reduction: Reduction = "mean"
+) -> Tensor:
+    r"""Average Drop in Deletion, :math:`ADD = \frac{100}{N} \sum_i \frac{p_i - d_i}{p_i}`; higher is better.
+
+    The share of its confidence that the network loses without the salient part (Jung and Oh, "Towards better
+    explanations of class activation mapping", ICCV 2021). An image with p = 0 counts as 0.
+
+    Args:
+        original: p.
+        deleted: d.
+        signed: whether a rise counts as a negative drop, as in the source, where a small p makes it as large as you
+            like, or as 0, as in Average Drop.
+        reduction: "mean" or "none".
+
+    Example:
+        >>> average_drop_deletion(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.75, 0.5]), reduction="none")
+        tensor([ 50., -50.,   0.])
+    """
+    p, d = _probabilities(original=original, deleted=deleted)
+    drop = p - d if signed else (p - d).clamp(min=0)
+    return _reduce(100 * drop.where(p > 0, 0) / p.where(p > 0, 1), reduction)
 
 
 def _probabilities(**named: Tensor) -> list[Tensor]:
@@ -117,6 +112,5 @@ def _probabilities(**named: Tensor) -> list[Tensor]:
 
 
 def _reduce(scores: Tensor, reduction: Reduction) -> Tensor:
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"Expected `reduction` to be 'mean' or 'none', but got {reduction!r}.")
+    check_choice("reduction", reduction, Reduction)
     return scores.mean() if reduction == "mean" else scores

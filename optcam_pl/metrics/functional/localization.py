@@ -2,8 +2,8 @@
 
 Maps are (B,1,H,W), non-negative; boxes are a list of B tensors (n,4), x0 y0 x1 y1 in pixels of the map, so that the box
 of the whole image is 0 0 W H. A pixel belongs to a box if its centre does; U is the union of an image's boxes. All
-scores are (B,) and NaN for an image without boxes (or, where U counts, without a pixel in U), but `saliency_metric`,
-which needs no boxes.
+scores are (B,) float64, and NaN for an image without boxes (or, where U counts, without a pixel in U); only
+`saliency_metric` needs no boxes. Connected components are found by scipy, on the CPU.
 
 Definitions: Zhang et al., "Opti-CAM", CVIU 2024, appendix B, and the sources named there.
 """
@@ -11,7 +11,7 @@ Definitions: Zhang et al., "Opti-CAM", CVIU 2024, appendix B, and the sources na
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +19,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from optcam_pl.metrics.functional.checks import check_maps
+
 Connectivity = Literal[4, 8]
 Convention = Literal["pixels", "wsol"]
 Contours = Literal["largest", "all"]
 Array = npt.NDArray[Any]
 
 _SMALLEST_AREA = 0.05  # of the image: below it a smaller box is no longer better for the saliency metric
-
-
-class _Regions(NamedTuple):
-    """N regions of a stack of T binary images: their plane (N,), box (N,4) and size (N,)."""
-
-    plane: Array
-    box: Array
-    size: Array
+_NO_BOX = (0, 0, 0, 0)
 
 
 def localization_error(saliency: Tensor, boxes: Sequence[Tensor], connectivity: Connectivity = 8) -> Tensor:
@@ -46,9 +41,9 @@ def localization_error(saliency: Tensor, boxes: Sequence[Tensor], connectivity: 
         >>> localization_error(maps, [torch.tensor([[1.0, 0.0, 4.0, 2.0], [0.0, 0.0, 1.0, 1.0]])]).round(decimals=4)
         tensor([33.3333], dtype=torch.float64)
     """
-    predicted = predicted_boxes(saliency, connectivity)
-    best = [_best_iou(one[None], _array(given))[0] for one, given in zip(predicted, boxes, strict=True)]
-    return 100 * (1 - torch.tensor(np.array(best), device=saliency.device))
+    found = _predicted_boxes(saliency, connectivity)
+    best = [_best_iou(one[None], wanted)[0] for one, wanted in zip(found, _arrays(boxes, saliency), strict=True)]
+    return _scores(100 * (1 - np.array(best)), saliency)
 
 
 def official_metric(
@@ -64,12 +59,12 @@ def official_metric(
         connectivity: of the map's components, see `localization_error`.
 
     Example:
-        >>> maps = torch.tensor([[[[0.0, 0.9], [0.0, 0.7]]]]).repeat(2, 1, 1, 1)
-        >>> official_metric(maps, [torch.tensor([[1.0, 0.0, 2.0, 2.0]])] * 2, torch.tensor([3, 4]), torch.tensor([3, 3]))
+        >>> maps, box = torch.tensor([[[[0.0, 0.9], [0.0, 0.7]]]] * 2), torch.tensor([[1.0, 0.0, 2.0, 2.0]])
+        >>> official_metric(maps, [box, box], predicted=torch.tensor([3, 4]), target=torch.tensor([3, 3]))
         tensor([  0., 100.], dtype=torch.float64)
     """
     error = localization_error(saliency, boxes, connectivity)
-    return torch.where((predicted == target) | error.isnan(), error, 100.0)
+    return torch.where((predicted == target).to(error.device) | error.isnan(), error, 100)
 
 
 def pixel_f1(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
@@ -84,7 +79,7 @@ def pixel_f1(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """
     inside, total, area = _masses(saliency, boxes)
     # 2 P R / (P + R) with the common factor cancelled, which leaves nothing to divide by zero but an empty U
-    return 100 * 2 * inside / (total + area).where(area > 0, torch.nan)
+    return _scores(200 * inside / np.where(area > 0, total + area, np.nan), saliency)
 
 
 def energy_pointing_game(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
@@ -98,14 +93,14 @@ def energy_pointing_game(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         tensor([75.], dtype=torch.float64)
     """
     inside, total, area = _masses(saliency, boxes)
-    return 100 * inside / total.where(total > 0, 1).where(area > 0, torch.nan)
+    return _scores(100 * inside / np.where(area > 0, np.where(total > 0, total, 1), np.nan), saliency)
 
 
 def standard_pointing_game(saliency: Tensor, boxes: Sequence[Tensor], tolerance: float = 0.0) -> Tensor:
     """SP: 100 if a maximal pixel of the map is in U, else 0; higher is better.
 
-    With ties one maximal pixel inside is enough; so a constant map always hits. Zhang et al., "Top-down neural attention
-    by excitation backprop", IJCV 2018.
+    With ties one maximal pixel inside is enough, so that a constant map always hits. Zhang et al., "Top-down neural
+    attention by excitation backprop", IJCV 2018.
 
     Args:
         saliency: (B,1,H,W).
@@ -119,14 +114,13 @@ def standard_pointing_game(saliency: Tensor, boxes: Sequence[Tensor], tolerance:
         >>> standard_pointing_game(maps, [torch.tensor([[0.0, 0.0, 2.0, 1.0]])], tolerance=1.0)
         tensor([100.], dtype=torch.float64)
     """
-    union = box_union(boxes, saliency.shape[2:], saliency.device)
+    maps = _maps(saliency)
+    union = _union(_arrays(boxes, saliency), maps.shape[1:])
     near = union
     if tolerance > 0:
-        far = [ndimage.distance_transform_edt(~one) <= tolerance for one in union.cpu().numpy()]
-        near = torch.from_numpy(np.stack(far)).to(union.device)
-    highest = (saliency == saliency.amax((2, 3), keepdim=True)).squeeze(1)
-    hits = 100 * (highest & near).flatten(1).any(1).double()
-    return hits.where(union.flatten(1).any(1), torch.nan)
+        near = np.array([ndimage.distance_transform_edt(~one) <= tolerance for one in union])
+    hits = 100.0 * ((maps == maps.max((1, 2), keepdims=True)) & near).any((1, 2))
+    return _scores(np.where(union.any((1, 2)), hits, np.nan), saliency)
 
 
 def saliency_metric(saliency: Tensor, original: Tensor, connectivity: Connectivity = 8) -> Tensor:
@@ -145,14 +139,17 @@ def saliency_metric(saliency: Tensor, original: Tensor, connectivity: Connectivi
         >>> saliency_metric(torch.tensor([[[[0.0, 0.9], [0.0, 0.7]]]]), torch.tensor([0.5]))
         tensor([0.], dtype=torch.float64)
     """
-    x0, y0, x1, y1 = predicted_boxes(saliency, connectivity).T
-    area = torch.from_numpy((x1 - x0) * (y1 - y0) / saliency[0].numel()).to(saliency.device)
-    return area.clamp(min=_SMALLEST_AREA).log() - original.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+    x0, y0, x1, y1 = _predicted_boxes(saliency, connectivity).T
+    share = (x1 - x0) * (y1 - y0) / saliency[0].numel()
+    p = original.detach().cpu().double().numpy()
+    floor = np.finfo(np.float32).tiny
+    return _scores(np.log(np.maximum(share, _SMALLEST_AREA)) - np.log(np.maximum(p, floor)), saliency)
 
 
 def box_hits(
     saliency: Tensor,
     boxes: Sequence[Tensor],
+    *,
     ious: Sequence[float] = (0.3, 0.5, 0.7),
     thresholds: int = 100,
     convention: Convention = "pixels",
@@ -171,7 +168,7 @@ def box_hits(
         convention: "pixels": S > threshold; 8-connected components; the largest has most pixels. "wsol": as the
             authors' program does it with OpenCV: the map in 256 steps, cut at thresholds of its maximum; contours,
             also those of holes; the largest encloses most area, which makes lines and single pixels equally small;
-            boxes a pixel larger to the right and below, but not beyond the last pixel.
+            boxes a pixel larger to the right and below, but not beyond the image; the first pixel where there is none.
         contours: the "largest" one's box, or the best of "all".
 
     Returns:
@@ -180,18 +177,20 @@ def box_hits(
     Example:
         >>> maps = torch.tensor([[[[0.3, 0.9], [0.3, 0.7]]]])
         >>> box_hits(maps, [torch.tensor([[1.0, 0.0, 2.0, 2.0]])], ious=[0.5, 0.7], thresholds=4)
-        tensor([[1., 1., 1., 1., 0., 0., 1., 1.]], dtype=torch.float64)
+        tensor([[1., 1., 1., 1., 0., 0., 1., 0.]], dtype=torch.float64)
     """
-    for name, value, options in (("convention", convention, Convention), ("contours", contours, Contours)):
-        if value not in get_args(options):
-            raise ValueError(f"Expected `{name}` to be one of {get_args(options)}, but got {value!r}.")
-    overlaps = np.asarray(ious)[:, None]
-    hits = []
-    for scores, given in zip(_maps(saliency), boxes, strict=True):
-        wanted = _array(given)
-        best = _best_per_threshold(scores, wanted, np.arange(thresholds) / thresholds, convention, contours)
-        hits.append((best >= overlaps).ravel() if len(wanted) else np.full(len(ious) * thresholds, np.nan))
-    return torch.tensor(np.array(hits, dtype=np.float64), device=saliency.device)
+    cuts, overlaps, hits = np.arange(thresholds) / thresholds, np.asarray(ious)[:, None], []
+    for scores, wanted in zip(_maps(saliency), _arrays(boxes, saliency), strict=True):
+        if not len(wanted):
+            hits.append(np.full(overlaps.size * thresholds, np.nan))
+            continue
+        if convention == "pixels":
+            best = _best_of_components(scores > cuts[:, None, None], wanted, contours)
+        else:
+            levels = (scores * 255).astype(np.uint8)
+            best = _best_of_contours(levels > (cuts * levels.max()).astype(np.uint8)[:, None, None], wanted, contours)
+        hits.append((best >= overlaps).ravel())
+    return _scores(np.array(hits), saliency)
 
 
 def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> Tensor:
@@ -200,7 +199,7 @@ def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> T
     Args:
         saliency: (B,1,H,W) in [0,1].
         mask: (B,H,W) integer, 1 on the object, 0 on the background, anything else is ignored.
-        thresholds: E bins of width 1/E below 1, one for the value 1.
+        thresholds: E bins of width 1/E below 1, and one for the value 1.
 
     Returns:
         (B,2*(E+1)) float64 counts, the object's first; NaN for an image whose mask ignores everything.
@@ -209,152 +208,166 @@ def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> T
         >>> pixel_histograms(torch.tensor([[[[0.1, 0.6, 1.0]]]]), torch.tensor([[[0, 1, 1]]]), thresholds=2)
         tensor([[0., 1., 1., 1., 0., 0.]], dtype=torch.float64)
     """
-    if mask.shape != saliency.squeeze(1).shape:
-        raise ValueError(
-            f"Expected `mask` to have the shape (B,H,W) of `saliency` {tuple(saliency.shape)}, but got {tuple(mask.shape)}."
-        )
-    edges = torch.arange(thresholds + 1, dtype=torch.float64, device=saliency.device) / thresholds
-    places = torch.bucketize(saliency.squeeze(1).double(), edges, right=True) - 1
+    maps, kinds = _maps(saliency), mask.detach().cpu().numpy()
+    if kinds.shape != maps.shape:
+        raise ValueError(f"Expected `mask` to have shape {maps.shape}, like the maps, but got {kinds.shape}.")
+    bins = np.searchsorted(np.arange(1, thresholds + 1) / thresholds, maps, side="right")
     counts = [
-        torch.zeros(len(mask), thresholds + 1, dtype=torch.float64, device=saliency.device).scatter_add_(
-            1, places.flatten(1), (mask == kind).flatten(1).double()
-        )
-        for kind in (1, 0)
+        [np.bincount(places[where == kind], minlength=thresholds + 1) for kind in (1, 0)]
+        for places, where in zip(bins, kinds, strict=True)
     ]
-    both = torch.cat(counts, 1)
-    return both.where(both.sum(1, keepdim=True) > 0, torch.nan)
+    flat = np.array(counts, dtype=np.float64).reshape(len(maps), -1)
+    return _scores(np.where(flat.sum(1, keepdims=True) > 0, flat, np.nan), saliency)
 
 
 def pixel_average_precision(histograms: Tensor) -> Tensor:
-    """PxAP: area under the precision-recall curve of the pixels, in percent; higher is better.
+    """PxAP: area under the precision-recall curve of the pixels (Choe et al.), in percent; higher is better.
 
     Args:
-        histograms: (...,2*(E+1)), the sum or mean over images of `pixel_histograms`.
+        histograms: (...,2*(E+1)), the sum or the mean over images of `pixel_histograms`.
 
     Returns:
-        (...).
+        (...); NaN without any pixel of an object.
 
     Example:
         >>> pixel_average_precision(torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0]))
         tensor(100.)
     """
-    true, false = histograms.unflatten(-1, (2, -1)).flip(-1).cumsum(-1).unbind(-2)
+    true, false = (half.flip(-1).cumsum(-1) for half in histograms.chunk(2, dim=-1))
     precision = true / (true + false).where(true + false > 0, 1)
     recall = true / true[..., -1:]
-    # the source of the definition (Choe et al.) leaves out the highest bin, which has no left neighbour
-    return 100 * (precision[..., 1:] * recall.diff(dim=-1)).sum(-1)
+    steps = recall.diff(dim=-1, prepend=torch.zeros_like(recall[..., :1]))
+    return 100 * (precision * steps).sum(-1)
 
 
-def predicted_boxes(saliency: Tensor, connectivity: Connectivity = 8) -> Array:
-    """The map's box, see `localization_error`: (B,4) float64; zeros where a constant map has none."""
-    if connectivity not in get_args(Connectivity):
-        raise ValueError(f"Expected `connectivity` to be 4 or 8, but got {connectivity!r}.")
-    maps = _maps(saliency)
-    regions = _components(maps > maps.mean((1, 2), keepdims=True), connectivity)
-    return _largest(regions, len(maps))
-
-
-def box_union(boxes: Sequence[Tensor], size: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """U: (B,H,W) bool, the pixels whose centre is in one of the image's boxes.
-
-    Example:
-        >>> box_union([torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.4, 0.0, 3.0, 1.0]])], (1, 3))
-        tensor([[[ True,  True,  True]]])
-    """
-    rows, columns = (torch.arange(n, device=device) + 0.5 for n in size)
-    unions = []
-    for given in boxes:
-        x0, y0, x1, y1 = given.to(device, torch.float64).reshape(-1, 4).T[:, :, None]
-        inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-        unions.append((inside_rows[:, :, None] & inside_columns[:, None, :]).any(0))
-    return torch.stack(unions)
-
-
-def _masses(saliency: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the map in U, sum of the map, number of pixels in U; (B,) float64 each."""
-    union = box_union(boxes, saliency.shape[2:], saliency.device)
-    wide = saliency.squeeze(1).double()
-    return (wide * union).sum((1, 2)), wide.sum((1, 2)), union.sum((1, 2)).double()
+# What the scores are made of; maps and masks are (T,H,W) arrays from here on, boxes (N,4) ----------------------------
 
 
 def _maps(saliency: Tensor) -> Array:
-    if saliency.ndim != 4 or saliency.shape[1] != 1:
-        raise ValueError(f"Expected `saliency` to have shape (B,1,H,W), but got {tuple(saliency.shape)}.")
-    return saliency.detach().squeeze(1).double().cpu().numpy()
+    check_maps(saliency)
+    # in float64 the mean of a constant map is its value to the last digit, so that nothing of it lies above
+    return saliency.detach().squeeze(1).cpu().double().numpy()
 
 
-def _array(boxes: Tensor) -> Array:
-    return boxes.detach().double().cpu().numpy().reshape(-1, 4)
+def _arrays(boxes: Sequence[Tensor], saliency: Tensor) -> list[Array]:
+    if len(boxes) != len(saliency):
+        raise ValueError(f"Expected `boxes` of {len(saliency)} images, as many as maps, but got {len(boxes)}.")
+    return [given.detach().cpu().double().numpy().reshape(-1, 4) for given in boxes]
+
+
+def _scores(values: Array, like: Tensor) -> Tensor:
+    """Back to a tensor on the map's device, in the widest type that this has."""
+    return torch.as_tensor(values, dtype=torch.float32 if like.device.type == "mps" else torch.float64).to(like.device)
+
+
+def _union(boxes: Sequence[Array], size: tuple[int, ...]) -> Array:
+    """U: (T,H,W) bool, the pixels whose centre is in one of each image's boxes."""
+    rows, columns = (np.arange(n) + 0.5 for n in size)
+    unions = np.zeros((len(boxes), *size), dtype=bool)
+    for i, given in enumerate(boxes):
+        for x0, y0, x1, y1 in given:
+            unions[i] |= ((rows >= y0) & (rows < y1))[:, None] & (columns >= x0) & (columns < x1)
+    return unions
+
+
+def _masses(saliency: Tensor, boxes: Sequence[Tensor]) -> tuple[Array, Array, Array]:
+    """Sum of the map in U, sum of the map, number of pixels in U; (B,) each."""
+    maps = _maps(saliency)
+    union = _union(_arrays(boxes, saliency), maps.shape[1:])
+    return (maps * union).sum((1, 2)), maps.sum((1, 2)), union.sum((1, 2))
+
+
+def _predicted_boxes(saliency: Tensor, connectivity: Connectivity) -> Array:
+    """The map's box, see `localization_error`; zeros where a constant map has none."""
+    maps = _maps(saliency)
+    labels, _ = ndimage.label(maps > maps.mean((1, 2), keepdims=True), _in_plane(connectivity))
+    return _largest(labels, np.bincount(labels.ravel()))
 
 
 def _best_iou(found: Array, wanted: Array) -> Array:
-    """For each of N boxes the best IoU with any of M boxes: (N,); NaN if M is 0."""
-    if not len(wanted):
-        return np.full(len(found), np.nan)
-    low = np.maximum(found[:, None, :2], wanted[None, :, :2])
-    high = np.minimum(found[:, None, 2:], wanted[None, :, 2:])
+    """For each of N boxes the best IoU with any of M boxes, (N,); NaN if M is 0."""
+    low = np.maximum(found[:, None, :2], wanted[:, :2])
+    high = np.minimum(found[:, None, 2:], wanted[:, 2:])
     common = (high - low).clip(min=0).prod(2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (found, wanted)]
-    return np.asarray((common / (areas[0][:, None] + areas[1] - common)).max(1))
-
-
-def _components(masks: Array, connectivity: Connectivity) -> _Regions:
-    """The connected components of each of (T,H,W) binary images, labelled in one go, in reading order."""
-    labels, number = ndimage.label(masks, _in_plane(connectivity))
-    return _boxed(labels, np.bincount(labels.ravel(), minlength=number + 1)[1:])
+    overlaps = common / (areas[0][:, None] + areas[1] - common)
+    return np.asarray(overlaps.max(1)) if len(wanted) else np.full(len(found), np.nan)
 
 
 def _in_plane(connectivity: Connectivity) -> Array:
-    """Neighbourhood (3,3,3) that joins pixels of one plane and never two planes."""
+    """Neighbourhood (3,3,3) that joins pixels of one plane and never two planes: all planes are labelled in one go."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
     return structure
 
 
-def _boxed(labels: Array, size: Array) -> _Regions:
-    slices = ndimage.find_objects(labels)
-    box = np.array([(x.start, y.start, x.stop, y.stop) for _, y, x in slices], dtype=np.float64).reshape(-1, 4)
-    return _Regions(np.array([plane.start for plane, _, _ in slices], dtype=np.intp), box, size)
+def _largest(labels: Array, size: Array, *, last: bool = False) -> Array:
+    """Box (T,4) of the largest region of each plane, of equal ones the first (or `last`) in reading order.
 
-
-def _largest(regions: _Regions, planes: int, nothing: Sequence[float] = (0, 0, 0, 0)) -> Array:
-    """Box (T,4) of the first among the largest regions of each plane; `nothing` where a plane has none."""
-    order = np.lexsort((np.arange(len(regions.plane)), -regions.size, regions.plane))
-    found, first = np.unique(regions.plane[order], return_index=True)
-    boxes = np.tile(np.array(nothing, dtype=np.float64), (planes, 1))
-    boxes[found] = regions.box[order[first]]
+    Args:
+        labels: (T,H,W) int, 0 for none; regions are numbered in reading order, plane after plane.
+        size: of each region, by label.
+        last: which of equal regions is taken.
+    """
+    ends = np.maximum.accumulate(labels.max((1, 2)))
+    number = np.arange(1, len(size))
+    plane = np.searchsorted(ends, number)
+    order = np.lexsort((-number if last else number, -size[1:], plane))
+    filled, first = np.unique(plane[order], return_index=True)
+    boxes = np.tile(np.array(_NO_BOX, dtype=np.float64), (len(labels), 1))
+    inside = labels[filled] == number[order[first]][:, None, None]
+    rows, columns = inside.any(2), inside.any(1)
+    upper = (inside.shape[2] - columns[:, ::-1].argmax(1), inside.shape[1] - rows[:, ::-1].argmax(1))
+    boxes[filled] = np.stack([columns.argmax(1), rows.argmax(1), *upper], 1)
     return boxes
 
 
-def _best_per_threshold(
-    scores: Array, wanted: Array, thresholds: Array, convention: Convention, contours: Contours
-) -> Array:
-    """Best IoU (E,) of a map (H,W) with the object's boxes after each threshold."""
-    nothing = (0, 0, 0, 0)
-    if convention == "pixels":
-        regions = _components(scores > thresholds[:, None, None], 8)
-    else:
-        levels = (scores * 255).astype(np.uint8)
-        regions = _contours(levels > (thresholds * levels.max()).astype(np.uint8)[:, None, None], contours)
-        height, width = scores.shape
-        # a pixel larger, then cut at the last pixel's index, which as an inclusive corner is the image's border
-        regions.box[:, 2:] = np.minimum(regions.box[:, 2:] + 1, (width, height))
-        nothing = (0, 0, 1, 1)
+def _boxes(labels: Array) -> tuple[Array, Array]:
+    """Plane (N,) and box (N,4) of every region."""
+    slices = ndimage.find_objects(labels)
+    box = np.array([(x.start, y.start, x.stop, y.stop) for _, y, x in slices], dtype=np.float64).reshape(-1, 4)
+    return np.array([plane.start for plane, _, _ in slices], dtype=np.intp), box
+
+
+def _best_of_components(masks: Array, wanted: Array, contours: Contours) -> Array:
+    """Best IoU (T,) of the connected components' boxes; 0 without any."""
+    labels, _ = ndimage.label(masks, _in_plane(8))
     if contours == "largest":
-        return _best_iou(_largest(regions, len(thresholds), nothing), wanted)
-    best = _best_iou(np.tile(np.array(nothing, dtype=np.float64), (len(thresholds), 1)), wanted)
-    np.maximum.at(best, regions.plane, _best_iou(regions.box, wanted))
+        return _best_iou(_largest(labels, np.bincount(labels.ravel())), wanted)
+    plane, box = _boxes(labels)
+    best = np.zeros(len(masks))
+    np.maximum.at(best, plane, _best_iou(box, wanted))
     return best
 
 
-def _contours(masks: Array, contours: Contours) -> _Regions:
-    """What OpenCV finds as contours in (T,H,W) binary images, without tracing them."""
-    framed = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    ground, _ = ndimage.label(~framed, _in_plane(4))
+def _best_of_contours(masks: Array, wanted: Array, contours: Contours) -> Array:
+    """Best IoU (T,) of the boxes that wsolevaluation makes of OpenCV's contours."""
+    ground, _ = ndimage.label(~np.pad(masks, ((0, 0), (1, 1), (1, 1))), _in_plane(4))
     outside = ground == ground[:, :1, :1]
-    if contours == "all":
-        inner = np.where(outside, 0, ground)
-        holes = _boxed(inner, np.bincount(inner.ravel())[1:])
-    # Every pixel inside an outermost contour, islands in its holes included; no contour within it encloses more.
-    filled, number = ndimage.label(~outside, _in_plane(8))
-    return _Regions(*filled)
+    if contours == "largest":
+        return _best_iou(_grown(_outermost(outside), masks.shape), wanted)
+    holes, _ = ndimage.label((ground > 0) & ~outside, _in_plane(4))
+    best = np.where(masks.any((1, 2)), 0, _best_iou(_grown(np.array([_NO_BOX]), masks.shape), wanted))
+    # a hole's contour runs along the pixels around it; its labels count the frame, which the components' do not
+    for (plane, box), shift in ((_boxes(ndimage.label(masks, _in_plane(8))[0]), 0), (_boxes(holes), (-2, -2, 0, 0))):
+        np.maximum.at(best, plane, _best_iou(_grown(box + shift, masks.shape), wanted))
+    return best
+
+
+def _outermost(outside: Array) -> Array:
+    """Box (T,4) of the contour with the largest polygon, given what lies outside of all, in images framed by a pixel.
+
+    Nothing is traced: what an outermost contour encloses is a component with its holes filled, and the polygon through
+    its border pixels has area 1 in each square of four pixel centres that is filled and 1/2 where three are. Of equal
+    ones OpenCV lists the last in reading order first.
+    """
+    labels, number = ndimage.label(~outside, _in_plane(8))
+    corners = np.stack([labels[:, y : y - 1 or None, x : x - 1 or None] for y in (0, 1) for x in (0, 1)])
+    area = np.array([0.0, 0.0, 0.0, 0.5, 1.0])[(corners > 0).sum(0)]
+    boxes = _largest(labels, np.bincount(corners.max(0).ravel(), area.ravel(), minlength=number + 1), last=True)
+    return np.where(boxes[:, 2:3] > 0, boxes - 1, _NO_BOX)
+
+
+def _grown(boxes: Array, shape: tuple[int, ...]) -> Array:
+    """Boxes a pixel larger to the right and below, up to the image's border."""
+    return np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:] + 1, shape[:0:-1])], 1)

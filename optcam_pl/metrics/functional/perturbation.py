@@ -10,11 +10,13 @@ Shapes: B images of H x W, S steps of a chunk, T points of a curve.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from optcam_pl.metrics.functional.checks import check_choice, check_maps, check_positive, wide
 
 Area = Literal["mean", "trapezoid"]
 
@@ -39,41 +41,33 @@ def pixel_rank(saliency: Tensor) -> Tensor:
         tensor([[[[1, 0],
                   [3, 2]]]], dtype=torch.int32)
     """
-    _check_maps(saliency)
+    check_maps(saliency)
     return _inverse(saliency.flatten(1).sort(dim=1, descending=True, stable=True).indices).view(saliency.shape)
 
 
-def patch_rank(saliency: Tensor, patch: int, regions: int | None = None) -> Tensor:
+def patch_rank(saliency: Tensor, patch: int) -> Tensor:
     """When each pixel's turn comes if whole square patches are replaced, those with the largest sum of saliency first.
 
-    The patches tile the image from its top left corner and are cut off at its other borders.
+    The patches tile the image from its top left corner and are cut off at its other borders. Equal patches come in
+    reading order.
 
     Args:
         saliency: (B,1,H,W), finite.
         patch: side of a patch in pixels.
-        regions: how many patches are replaced; None for all.
 
     Returns:
-        (B,1,H,W) int32: 0 for the pixels of the first patch; `regions` for pixels that are never replaced. Equal
-        patches come in reading order.
-
-    Raises:
-        ValueError: If the image has fewer patches than `regions`.
+        (B,1,H,W) int32: 0 for the pixels of the first patch, up to the number of patches - 1.
 
     Example:
         >>> patch_rank(torch.tensor([[[[0.0, 0.1, 0.9, 0.0], [0.0, 0.0, 0.0, 0.2]]]]), patch=2)
         tensor([[[[1, 1, 0, 0],
                   [1, 1, 0, 0]]]], dtype=torch.int32)
     """
-    _check_maps(saliency)
+    check_maps(saliency)
+    check_positive(patch=patch)
     H, W = saliency.shape[2:]
-    wide = saliency if saliency.dtype == torch.float64 else saliency.float()
-    sums = F.avg_pool2d(F.pad(wide, (0, -W % patch, 0, -H % patch)), patch, divisor_override=1)
-    most = sums[0].numel()
-    if regions is not None and not 0 < regions <= most:
-        raise ValueError(f"Expected `regions` to be in 1 .. {most}, the number of patches, but got {regions}.")
-    rank = pixel_rank(sums).clamp(max=most if regions is None else regions)
-    return rank.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :H, :W]
+    sums = F.avg_pool2d(F.pad(wide(saliency), (0, -W % patch, 0, -H % patch)), patch, divisor_override=1)
+    return pixel_rank(sums).repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :H, :W]
 
 
 def step_counts(total: int, steps: int) -> Tensor:
@@ -174,15 +168,14 @@ def curve_area(curve: Tensor, area: Area = "mean") -> Tensor:
         >>> curve_area(torch.tensor([[1.0, 0.5, 0.0, 0.0]]), "trapezoid")
         tensor([0.3333])
     """
-    if area not in get_args(Area):
-        raise ValueError(f"Expected `area` to be one of {get_args(Area)}, but got {area!r}.")
+    check_choice("area", area, Area)
     return curve.mean(1) if area == "mean" else torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
 def aopc_score(curve: Tensor, origin: bool = False) -> Tensor:
     r"""Area over the perturbation curve, :math:`\frac{1}{L} \sum_{k=1}^{L} f(x_0) - f(x_k)`.
 
-    Samek et al., "Evaluating the visualization of what a deep neural network has learned", TNNLS 2017, count k = 0, too,
+    Samek et al., "Evaluating the visualization of what a deep neural network has learned", TNNLS 2017, also count k = 0
     and divide by L + 1; Quantus, which the paper used, leaves it out.
 
     Args:
@@ -260,9 +253,3 @@ def _solve(unknown: Tensor, known: Tensor) -> Tensor:
         before, square = square, torch.where(running, residual.square().sum((-2, -1), keepdim=True), square)
         direction = torch.where(running, residual + square / before * direction, direction)
     return v
-
-
-def _check_maps(saliency: Tensor) -> None:
-    if saliency.ndim != 4 or saliency.shape[1] != 1:
-        raise ValueError(f"Expected `saliency` to have shape (B,1,H,W), but got {tuple(saliency.shape)}.")
-

@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself, so any of them may be the first thing that is typed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench
+
+help:
+	@echo "make demo   explain real photographs with real weights: a table, pictures, TensorBoard logs"
+	@echo "make test   run every test"
+	@echo "make lint   ruff and mypy --strict"
+	@echo "make bench  measure side by side with other packages"
+
+# A stamp per set of extras: installed again only when pyproject.toml changes.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,peers,test,lint]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/optcam compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM GradCAMPlusPlus FakeCAM
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict optcam_pl
+
+bench: $(VENV)/.dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

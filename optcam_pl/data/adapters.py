@@ -1,0 +1,185 @@
+"""Datasets of other packages as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import numpy as np
+import torchvision.datasets
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.decode import ImageReadError
+from optcam_pl.data.table import Annotation, Entry, Item, Reader
+
+_VOC = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_ANNOTATIONS: dict[str, tuple[Annotation, ...]] = {
+    "VOCDetection": ("boxes",),
+    "CocoDetection": ("boxes", "masks"),
+    "VOCSegmentation": ("masks",),
+}
+
+
+class TorchvisionReader:
+    """Reads an item of a torchvision dataset: the entry's path is its number, the folder in its id its part.
+
+    What comes with the image is understood by its kind: a number is the class; an image is a mask; a mapping is an
+    annotation of Pascal VOC; a list is one of COCO. Of several objects, the class is that of the one whose box is
+    largest, and the boxes (and COCO's masks) are those of all objects of this class.
+
+    Args:
+        datasets: the dataset by part; "" is the one to explain and measure on.
+        foreground: values of a mask image that are the object.
+        categories: class index by VOC's name or COCO's category number.
+    """
+
+    def __init__(self, datasets: Mapping[str, Any], foreground: Sequence[int], categories: Mapping[Any, int]) -> None:
+        self.datasets = datasets
+        self.foreground = tuple(foreground)
+        self.categories = categories
+
+    def __call__(self, entry: Entry) -> Item:
+        """Read the item. Raises ImageReadError where its image is damaged or missing."""
+        dataset = self.datasets[entry.id.rpartition("/")[0]]
+        try:
+            image, target = dataset[int(entry.path)]
+        except (OSError, SyntaxError, Image.DecompressionBombError) as fault:  # what Pillow raises on damaged files
+            reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
+            raise ImageReadError(f"Cannot read the image {entry.id!r}: {reason}.", reason) from fault
+        item = Item(image.convert("RGB"))
+        for part in target if isinstance(target, tuple) else (target,):
+            item = self._add(item, part, dataset)
+        return item
+
+    def _add(self, item: Item, part: Any, dataset: Any) -> Item:
+        if isinstance(part, Image.Image):
+            return item._replace(
+                mask=Image.fromarray(np.isin(np.asarray(part), self.foreground).astype(np.uint8) * 255)
+            )
+        if isinstance(part, Mapping):
+            return self._add_voc(item, part["annotation"])
+        if isinstance(part, list):
+            return self._add_coco(item, part, dataset.coco)
+        if isinstance(part, (int, np.integer)) or (isinstance(part, Tensor) and part.ndim == 0):
+            return item._replace(target=int(part))
+        raise TypeError(
+            f"Expected a class, a mask image, or an annotation of VOC or COCO, but got {type(part).__name__}."
+        )
+
+    def _add_voc(self, item: Item, annotation: Mapping[str, Any]) -> Item:
+        found = []
+        for thing in annotation["object"]:
+            xmin, ymin, xmax, ymax = (float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
+            # VOC numbers pixels from 1 and counts the last one in.
+            found.append((self.categories[thing["name"]], (xmin - 1, ymin - 1, xmax, ymax)))
+        target = _largest(found)
+        return item._replace(target=target, boxes=[box for number, box in found if number == target])
+
+    def _add_coco(self, item: Item, objects: list[Mapping[str, Any]], coco: Any) -> Item:
+        found = []
+        for thing in objects:
+            x, y, w, h = thing["bbox"]
+            found.append((self.categories[thing["category_id"]], (x, y, x + w, y + h)))
+        target = _largest(found)
+        mask = Image.new("L", item.image.size)
+        for thing, (number, _) in zip(objects, found, strict=True):
+            if number == target and thing.get("segmentation"):
+                mask = ImageChops.lighter(mask, Image.fromarray(coco.annToMask(thing) * np.uint8(255)))
+        return item._replace(target=target, boxes=[box for number, box in found if number == target], mask=mask)
+
+
+def _largest(found: Sequence[tuple[int, tuple[float, ...]]]) -> int:
+    """Class of the object with the largest box, -1 without any."""
+    areas = [((x2 - x1) * (y2 - y1), -place) for place, (_, (x1, y1, x2, y2)) in enumerate(found)]
+    return found[-max(areas)[1]][0] if areas else -1
+
+
+class TorchvisionDataset(ImageDataModule):
+    """Any image dataset of torchvision, with its boxes and masks where it has them; nothing is downloaded.
+
+    Args:
+        dataset: name of a class of ``torchvision.datasets``, such as "OxfordIIITPet", "VOCDetection", "CocoDetection".
+        arguments: its arguments, such as ``{root: data, split: test, target_types: [category, segmentation]}``.
+        train_arguments: those that differ for its training images, such as ``{split: trainval}``; None: no training.
+        val_arguments: those that differ for its validation images.
+        foreground: values of a mask image that are the object; None: 1 for OxfordIIITPet, whose 2 is the background and
+            3 the border, and for others all but 0 (background) and 255 (void).
+        **kwargs: of ImageDataModule.
+
+    Raises:
+        ValueError: torchvision has no such dataset.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        arguments: dict[str, Any],
+        *,
+        train_arguments: dict[str, Any] | None = None,
+        val_arguments: dict[str, Any] | None = None,
+        foreground: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        name = dataset.removeprefix("torchvision.datasets.")
+        known = [key for key in torchvision.datasets.__all__ if isinstance(getattr(torchvision.datasets, key), type)]
+        if name not in known:
+            near = ", ".join(map(repr, get_close_matches(name, known, n=3, cutoff=0)))
+            raise ValueError(f"torchvision has no dataset {dataset!r}; the nearest are {near}.")
+        self.dataset_name = name
+        self.name = name.lower()
+        self.arguments = arguments
+        self.part_arguments = {"train": train_arguments, "val": val_arguments}
+        self.foreground = foreground or ([1] if name == "OxfordIIITPet" else list(range(1, 255)))
+        segmented = "segmentation" in arguments.get("target_types", ())
+        self.annotations = ("masks",) if segmented else _ANNOTATIONS.get(name, ())
+        self._datasets = {"": self._make({})}
+
+    def _make(self, other: dict[str, Any]) -> Any:
+        return getattr(torchvision.datasets, self.dataset_name)(**{**self.arguments, **other})
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes by index, where torchvision knows them."""
+        if self.dataset_name == "VOCDetection":
+            return _VOC
+        if self.dataset_name == "CocoDetection":
+            return tuple(category["name"] for _, category in sorted(self._datasets[""].coco.cats.items()))
+        names = getattr(self._datasets[""], "classes", None)
+        return tuple(map(str, names)) if names else None
+
+    def looked_for(self) -> str:
+        """The dataset and its arguments."""
+        return f"torchvision's {self.dataset_name} with {self.arguments}"
+
+    def entries(self) -> list[Entry]:
+        """The numbers of the images; labels and annotations come with the image."""
+        return [Entry(f"{i:06}", str(i)) for i in range(len(self._datasets[""]))]
+
+    def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
+        """The numbers of the images of a part."""
+        other = self.part_arguments[split]
+        if other is None:
+            raise ValueError(f"Expected `{split}_arguments` to be given to train a network, but got None.")
+        if split not in self._datasets:
+            self._datasets[split] = self._make(other)
+        return [Entry(f"{split}/{i:06}", str(i)) for i in range(len(self._datasets[split]))]
+
+    def reader(self) -> Reader:
+        """What asks the dataset for an item."""
+        if self.dataset_name == "CocoDetection":
+            categories = {number: index for index, number in enumerate(sorted(self._datasets[""].coco.cats))}
+        else:
+            categories = {name: index for index, name in enumerate(_VOC)}
+        return TorchvisionReader(self._datasets, self.foreground, categories)
+
+    def source(self) -> dict[str, Any]:
+        """The dataset and those of its arguments that are no paths."""
+        paths = ("root", "annFile", "img_folder")
+        return {"dataset": self.dataset_name} | {k: v for k, v in self.arguments.items() if k not in paths}

@@ -1,0 +1,140 @@
+"""Boxes from XML annotations in the layout of Pascal VOC, which is ImageNet's too: a folder of files, or a tar."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from optcam_pl.data.index import list_files, load_json, store_json
+from optcam_pl.data.table import Box
+
+_MAX_BYTES = 1_000_000  # of one annotation; ImageNet's are about a thousand
+
+
+class Annotated(NamedTuple):
+    """The objects of one image.
+
+    Attributes:
+        frame: width and height of the image that was annotated, None where the file does not say.
+        boxes: xyxy as the file has them, taken as distances from the left and upper edge.
+        names: of the objects, in the order of the boxes.
+    """
+
+    frame: tuple[int, int] | None
+    boxes: tuple[Box, ...]
+    names: tuple[str, ...]
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses document types, and with them every trick that entities can play."""
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it declares a document type, which is refused")
+
+
+def parse_annotation(data: bytes) -> Annotated:
+    """Read one XML annotation.
+
+    Raises:
+        ValueError: it is no such annotation, declares a document type, or is larger than a megabyte.
+
+    Example:
+        >>> parse_annotation(b'''<annotation><size><width>500</width><height>375</height></size><object>
+        ...     <name>n01440764</name><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>300</xmax><ymax>200</ymax></bndbox>
+        ... </object></annotation>''')
+        Annotated(frame=(500, 375), boxes=((10.0, 20.0, 300.0, 200.0),), names=('n01440764',))
+    """
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+    try:
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
+    except ElementTree.ParseError as fault:
+        raise ValueError(f"it is not XML ({fault})") from fault
+    size = root.find("size")
+    frame = None if size is None else (int(_text(size, "width")), int(_text(size, "height")))
+    boxes, names = [], []
+    for thing in root.iterfind("object"):
+        box = thing.find("bndbox")
+        if box is None:
+            raise ValueError("an object has no bndbox")
+        xmin, ymin, xmax, ymax = (float(_text(box, side)) for side in ("xmin", "ymin", "xmax", "ymax"))
+        boxes.append((xmin, ymin, xmax, ymax))
+        names.append(_text(thing, "name"))
+    return Annotated(frame if frame and min(frame) > 0 else None, tuple(boxes), tuple(names))
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    text = element.findtext(tag)
+    if not text:
+        raise ValueError(f"{element.tag} has no {tag}")
+    return text.strip()
+
+
+def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
+    """All annotations of a folder (searched with what is below it) or of a tar file, by their stem.
+
+    What was read is stored beside the source, and read from there for as long as no file's name, size or time changes.
+
+    Args:
+        source: folder or .tar, .tar.gz, .tgz file.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: an annotation is damaged or two have the same stem; the message names it.
+    """
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(f"There is no folder or tar file of boxes {str(source)!r}.")
+    files = list_files(source, frozenset({".xml"})) if source.is_dir() else [""]
+    digest = hashlib.sha256(b"2")  # the number of this format
+    for name in files:
+        info = (source / name).stat()
+        digest.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    key, store = digest.hexdigest(), f"boxes_{source.name}.json"
+    stored = load_json(source.parent, store)
+    if isinstance(stored, dict) and stored.get("key") == key:
+        return {stem: _from_json(row) for stem, row in stored["rows"].items()}
+    read = _parse_all(_folder_members(source, files) if source.is_dir() else _tar_members(source))
+    store_json(source.parent, store, {"key": key, "rows": read})
+    return read
+
+
+def _from_json(row: list[Any]) -> Annotated:
+    frame, boxes, names = row
+    return Annotated(tuple(frame) if frame else None, tuple(map(tuple, boxes)), tuple(names))
+
+
+def _parse_all(members: Iterator[tuple[str, bytes]]) -> dict[str, Annotated]:
+    read: dict[str, Annotated] = {}
+    for name, data in members:
+        stem = PurePosixPath(name).stem
+        if stem in read:
+            raise ValueError(f"Expected every annotation to have its own name, but {stem!r} occurs twice.")
+        try:
+            read[stem] = parse_annotation(data)
+        except ValueError as fault:
+            raise ValueError(f"Cannot read the annotation {name!r}: {fault}.") from fault
+    return read
+
+
+def _folder_members(folder: Path, files: list[str]) -> Iterator[tuple[str, bytes]]:
+    for name in files:
+        with (folder / name).open("rb") as file:
+            yield name, file.read(_MAX_BYTES + 1)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The annotations in a tar, without unpacking it anywhere."""
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if member.isfile() and member.name.lower().endswith(".xml"):
+                    file = archive.extractfile(member)
+                    assert file is not None  # it is a regular file
+                    yield member.name, file.read(_MAX_BYTES + 1)
+    except tarfile.TarError as fault:
+        raise ValueError(f"Cannot read the tar file {str(path)!r}: {fault}.") from fault

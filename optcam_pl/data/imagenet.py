@@ -1,0 +1,191 @@
+"""ImageNet (ILSVRC 2012) as people have it, with its boxes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy.io import loadmat
+
+from optcam_pl.data.boxes import Annotated, read_annotations
+from optcam_pl.data.folders import ClassIndex, ImageFolder
+from optcam_pl.data.index import list_files, subfolders
+from optcam_pl.data.table import Box, Entry
+from optcam_pl.imagenet import imagenet_names, imagenet_wnids
+
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_LABELS = ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val.txt", "val.csv")
+
+
+class ImageNet(ImageFolder):
+    """ImageNet's 1000 classes: in folders named by wnid, or flat as the validation images are downloaded.
+
+    The images lie in ``root/<split>`` where there is such a folder, as torchvision has it, and otherwise in `root`.
+
+    Args:
+        root: the folder.
+        labels: where the labels of flat images come from; None: one of the following in `root` by its usual name, or
+            else the names of the objects in `boxes`.
+
+            - the development kit (folder or .tar.gz), or its ground-truth file with ``meta.mat`` beside it
+            - a text or CSV file with a file's name and its class in each row: a wnid, a name or an index from 0.
+              Kaggle's ``LOC_val_solution.csv``, where the wnid is followed by a box, gives the boxes too.
+        boxes: folder or tar(.gz) of the official XML annotations; images without one have no box.
+        split: "val" or "train".
+        **kwargs: of ImageFolder.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: (in `setup`) an image has no label, or a file is not what it should be.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        labels: str | None = None,
+        boxes: str | None = None,
+        *,
+        split: Literal["train", "val"] = "val",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, "imagenet", split=split, **kwargs)
+        self.name = "imagenet"
+        self.box_source = Path(boxes).expanduser() if boxes else None
+        found = [labels] if labels else [str(self.root / name) for name in _LABELS if (self.root / name).exists()]
+        self.label_source = Path(found[0]).expanduser() if found else None
+        for path in (self.label_source, self.box_source):
+            if path and not path.exists():
+                raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+        if self.box_source or (self.label_source and self.label_source.name == "LOC_val_solution.csv"):
+            self.annotations = ("boxes",)
+
+    def looked_for(self) -> str:
+        """Folders by wnid, or flat images."""
+        return f"images in {str(self._folder(self.split))!r}, in folders named by wnid or as ILSVRC2012_val_*.JPEG"
+
+    def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
+        """The images of ``root/train`` or ``root/val``."""
+        if not (self.root / split).is_dir():
+            raise FileNotFoundError(f"There is no folder {str(self.root / split)!r} to train with.")
+        return self._of(split)
+
+    def _of(self, split: Literal["train", "val", "test"] | None) -> list[Entry]:
+        folder = self._folder(split)
+        annotated = read_annotations(self.box_source) if self.box_source else {}
+        if set(subfolders(folder)) & {*imagenet_wnids(), *imagenet_names()}:
+            target = ClassIndex(imagenet_names(), imagenet_wnids())
+            files = [file for file in list_files(folder, outside=self.allow_outside) if "/" in file]
+            entries = [Entry(file, f"{folder}/{file}", target(file.split("/", 1)[0])) for file in files]
+        else:
+            files = list_files(folder, outside=self.allow_outside)
+            labelled = self._labels({_stem(file) for file in files}, annotated)
+            entries = [Entry(file, f"{folder}/{file}", *labelled[_stem(file)]) for file in files]
+        if not self.box_source:
+            return entries
+        none = Annotated(None, (), ())
+        found = ((entry, annotated.get(_stem(entry.id), none)) for entry in entries)
+        return [entry._replace(boxes=item.boxes, frame=item.frame) for entry, item in found]
+
+    def _labels(self, stems: set[str], annotated: Mapping[str, Annotated]) -> dict[str, Label]:
+        """Class and boxes of flat images, by stem."""
+        if self.label_source:
+            labels = read_labels(self.label_source, stems)
+        else:
+            index = ClassIndex(imagenet_names(), imagenet_wnids())
+            named = {stem: item.names[0] for stem, item in annotated.items() if stem in stems and item.names}
+            labels = {stem: (index(name), None) for stem, name in named.items()}
+        missing = sorted(stems - labels.keys())
+        if missing:
+            where = f"in {str(self.label_source)!r}" if self.label_source else "(give `labels`)"
+            raise ValueError(f"No label {where} for {len(missing)} of {len(stems)} images, such as {missing[0]!r}.")
+        return labels
+
+
+Label = tuple[int, "tuple[Box, ...] | None"]
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem
+
+
+def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
+    """Class (and boxes, where Kaggle's file has them) of the images with these stems.
+
+    Args:
+        source: development kit, its ground-truth file, or a file of two columns.
+        stems: names of the images without their ending; rows of other images are passed over.
+
+    Raises:
+        ValueError: the file is none of these, or names an unknown class.
+    """
+    if source.is_dir() or tarfile.is_tarfile(source):
+        truth, meta = _devkit(source)
+    else:
+        truth = source.read_bytes()
+        beside = source.parent / "meta.mat"
+        meta = beside.read_bytes() if beside.is_file() else b""
+    lines = truth.decode("utf-8-sig").splitlines()
+    if lines and all(line.strip().isdigit() for line in lines):
+        return _from_truth([int(line) for line in lines], meta, stems, source)
+    index = ClassIndex(imagenet_names(), imagenet_wnids())
+    return {name: _label(words, index) for name, words in _rows(lines) if name in stems}
+
+
+def _rows(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Stem and the words of the label of every row of a file of two columns, set apart by a comma, a tab or a space."""
+    for row in csv.reader(line for line in lines if line.strip()):
+        first, *rest = row if len(row) > 1 else row[0].split(maxsplit=1)
+        yield _stem(first.strip()), " ".join(rest).split()
+
+
+def _label(words: list[str], index: ClassIndex) -> Label:
+    if len(words) > 1 and len(words) % 5 == 0 and words[0] in index.exact:  # Kaggle: wnid x1 y1 x2 y2, repeated
+        corners = [[float(word) for word in words[at + 1 : at + 5]] for at in range(0, len(words), 5)]
+        return index(words[0]), tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in corners)
+    name = " ".join(words)
+    if name.isdigit() and int(name) < index.count:
+        return int(name), None
+    return index(name), None
+
+
+def _from_truth(numbers: list[int], meta: bytes, stems: set[str], source: Path) -> dict[str, Label]:
+    """Labels by the number in an image's name, from the development kit's own numbers of the classes, 1 to 1000."""
+    if not meta:
+        raise ValueError(
+            f"{str(source)!r} numbers the classes in the development kit's own order, which its meta.mat explains; "
+            "put that file beside it, or give the whole kit."
+        )
+    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    rank = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
+    index = {int(row["ILSVRC2012_ID"]): rank[str(row["WNID"])] for row in synsets if str(row["WNID"]) in rank}
+    labels: dict[str, Label] = {}
+    for stem in stems:
+        number = stem.rpartition("_")[2]
+        if number.isdigit() and 1 <= int(number) <= len(numbers) and numbers[int(number) - 1] in index:
+            labels[stem] = index[numbers[int(number) - 1]], None
+    return labels
+
+
+def _devkit(source: Path) -> tuple[bytes, bytes]:
+    """The ground truth and meta.mat of a development kit, which is not unpacked anywhere."""
+    wanted = {_TRUTH: b"", "meta.mat": b""}
+    if source.is_dir():
+        for name in wanted:
+            wanted[name] = next(
+                (path.read_bytes() for path in (source / "data" / name, source / name) if path.is_file()), b""
+            )
+    else:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                if name in wanted and member.isfile() and member.size < 50_000_000:
+                    file = archive.extractfile(member)
+                    wanted[name] = file.read() if file else b""
+    absent = [name for name, data in wanted.items() if not data]
+    if absent:
+        raise ValueError(f"The development kit {str(source)!r} lacks {' and '.join(absent)}.")
+    return wanted[_TRUTH], wanted["meta.mat"]

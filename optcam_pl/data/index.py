@@ -1,0 +1,132 @@
+"""Searching folders, and keeping what was costly to find beside the data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optcam_pl.data.decode import IMAGE_SUFFIXES
+
+_FOLDER = ".optcam_pl"
+
+
+def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside: bool = False) -> list[str]:
+    """POSIX paths, relative to `root`, of the files below it with one of these endings, sorted by code point.
+
+    Names that begin with a dot are left out.
+
+    Args:
+        root: the folder to search.
+        suffixes: endings in lower case, with their dot.
+        outside: whether symbolic links may lead out of `root`.
+
+    Raises:
+        ValueError: a symbolic link leads out of `root`, or round in a circle.
+        FileNotFoundError: there is no folder `root`.
+    """
+    real = os.path.realpath(existing_folder(root))
+    found: list[str] = []
+    stack: list[tuple[str, tuple[str, ...]]] = [("", (real,))]  # folder below root, real paths of it and those above
+    while stack:
+        below, chain = stack.pop()
+        with os.scandir(f"{real}{os.sep}{below}") as items:
+            for item in items:
+                if item.name.startswith("."):
+                    continue
+                target = f"{chain[-1]}{os.sep}{item.name}"
+                if item.is_symlink():
+                    target = check_inside(Path(item.path), Path(real), outside)
+                if item.is_dir():
+                    if target in chain:
+                        raise ValueError(f"The symbolic link {item.path!r} leads round in a circle.")
+                    stack.append((f"{below}{item.name}/", (*chain, target)))
+                elif suffix(item.name) in suffixes:
+                    found.append(f"{below}{item.name}")
+    return sorted(found)
+
+
+def subfolders(root: Path) -> list[str]:
+    """Sorted names of the folders in `root`, without those that begin with a dot."""
+    return sorted(item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith("."))
+
+
+def suffix(name: str) -> str:
+    """The ending of a file's name in lower case with its dot, "" without one.
+
+    Example:
+        >>> suffix("a.b.JPEG"), suffix("README")
+        ('.jpeg', '')
+    """
+    _, dot, ending = name.rpartition(".")
+    return (dot + ending.lower()) if dot else ""
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder, with ~ expanded.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+        NotADirectoryError: there is a file.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder {str(path)!r}.")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"Expected {str(path)!r} to be a folder, but it is a file.")
+    return folder
+
+
+def check_inside(path: Path, root: Path, outside: bool) -> str:
+    """The real path of `path`, which must lie below `root` unless `outside` is true.
+
+    Raises:
+        ValueError: it leads out of `root`.
+    """
+    target = os.path.realpath(path)
+    if not outside and not Path(target).is_relative_to(os.path.realpath(root)):
+        raise ValueError(
+            f"{str(path)!r} leads out of the data's root {str(root)!r} to {target!r}; "
+            "`allow_outside: true` permits that."
+        )
+    return target
+
+
+def load_json(root: Path, name: str) -> Any:
+    """What `store_json` stored for this folder under this name; None where there is nothing that can be read."""
+    for folder in _stores(root):
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((folder / name).read_bytes())
+    return None
+
+
+def store_json(root: Path, name: str, value: Any) -> None:
+    """Store a JSON value in the hidden folder `.optcam_pl` of `root`, or in the user's cache where that is read-only.
+
+    It is written to a temporary name and renamed, so that a reader never sees half of it. Where nothing can be written,
+    nothing is stored: everything that is stored here can be found anew.
+    """
+    for folder in _stores(root):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w", encoding="ascii") as file:
+                    json.dump(value, file, separators=(",", ":"))
+                Path(temporary).replace(folder / name)
+            except OSError:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            return
+
+
+def _stores(root: Path) -> Iterator[Path]:
+    real = os.path.realpath(root)
+    yield Path(real, _FOLDER)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    yield Path(cache, "optcam_pl", hashlib.sha256(os.fsencode(real)).hexdigest()[:16])

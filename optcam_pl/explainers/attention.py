@@ -1,0 +1,217 @@
+"""Methods that read the attention of a vision transformer: raw attention, rollout, TIBAV.
+
+Shape letters: B images, L blocks, H heads, N tokens, h x w patch grid.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
+from optcam_pl.layers import families
+
+HeadFusion: TypeAlias = Literal["mean", "max", "min"]
+
+
+def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
+    """``readout . M_L ... M_2 M_1``, M being ``A + I`` with rows that sum to 1: how the tokens that are read are mixed.
+
+    Args:
+        maps: L times (B,N,N), A of each block, first block first.
+        readout: (N,) weights of the tokens that the head reads.
+
+    Returns:
+        (B,N) the share of each token of the first block.
+
+    >>> A, B = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    >>> rollout([A, B], torch.tensor([1.0, 0.0]))
+    tensor([[0.3750, 0.6250]])
+    """
+    rows = readout.expand(maps[-1].shape[0], 1, -1)
+    for A in reversed(maps):  # from the left: a row times a matrix, never a matrix times a matrix
+        rows = rows / (A.sum(-1).unsqueeze(1) + 1)
+        rows = torch.bmm(rows, A) + rows
+    return rows.squeeze(1)
+
+
+def accumulate(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
+    """``readout . ((A_L + I) ... (A_1 + I) - I)``: the same without normalisation, less what a token keeps of itself.
+
+    The tokens' own share, `readout`, is the same for all patches and falls out when the map is normalised; relevance
+    may be so much smaller that it would be lost beside it.
+
+    >>> A, B = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    >>> accumulate([A, B], torch.tensor([1.0, 0.0]))
+    tensor([[0.5000, 2.5000]])
+    """
+    own = readout.expand(maps[-1].shape[0], 1, -1)
+    gained = torch.zeros_like(own)
+    for A in reversed(maps):
+        gained = torch.bmm(own, A) + torch.bmm(gained, A) + gained
+    return gained.squeeze(1)
+
+
+def fuse_heads(attention: Tensor, how: HeadFusion = "mean") -> Tensor:
+    """(B,H,N,N) -> (B,N,N): the mean, largest or smallest attention over the heads."""
+    return attention.mean(1) if how == "mean" else attention.amax(1) if how == "max" else attention.amin(1)
+
+
+class AttentionExplainer(Explainer):
+    """What explainers of vision transformers share: from one number a token to a map.
+
+    1. `token_scores`: the method itself.
+    2. The tokens on their grid; class, distillation and register tokens are dropped.
+    3. Upsampled to the image, then range-normalised.
+
+    A score is that of a token for those that the classification head reads: the class token; for a distilled DeiT the
+    mean of class and distillation token, as its head averages both; the mean of all patches where the head pools them.
+
+    Raises:
+        ValueError: the network has no attention over the tokens of a whole image (a CNN, a Swin transformer).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """(B,N): a number for each token, prefix tokens first."""
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """Steps 1 to 3; see the class."""
+        return self.finish(self.raw_map(classifier, image, target), image, target)
+
+    def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """Steps 1 and 2: (B,1,h,w) before upsampling and normalisation."""
+        scores = self.token_scores(classifier, image, target).detach().to(image.dtype)
+        return classifier.to_grid(scores.unsqueeze(2), (image.shape[2], image.shape[3]), "attention")
+
+    @staticmethod
+    def attention(classifier: Classifier, image: Tensor, keep: Callable[[Tensor], Tensor] = fuse_heads) -> list[Tensor]:
+        """The attention of each block, heads fused: L times (B,N,N), from one pass without gradients."""
+        with torch.no_grad(), AttentionTape(keep) as tape:
+            classifier(image)
+        return [kept.to(image.dtype) for kept in tape.attention(image.shape[0], classifier.name)]
+
+    @staticmethod
+    def readout(classifier: Classifier, like: Tensor) -> Tensor:
+        """(N,) weights, summing to 1, of the tokens that the head reads; `like` is (B,N,N)."""
+        prefix, known = classifier.prefix_tokens, families(classifier.network)
+        weights = like.new_zeros(like.shape[-1])
+        pooled = known[0][0] == "timm" and getattr(classifier.network, "global_pool", "token") != "token"
+        if prefix == 0 or pooled:
+            weights[prefix:] = 1
+        else:
+            weights[: 2 if ("timm", "VisionTransformerDistilled") in known else 1] = 1
+        return weights / weights.sum()
+
+
+class RawAttention(AttentionExplainer):
+    """The attention of the class token in one block, averaged over the heads; the same for every class.
+
+    Args:
+        block: which block, counted from 0, or from the end where negative. The paper's table 2 reads the last one.
+    """
+
+    def __init__(self, block: int = -1) -> None:
+        super().__init__()
+        if not isinstance(block, int) or isinstance(block, bool):
+            raise TypeError(f"Expected `block` to be an integer, but got {block!r}.")
+        self.block = block
+
+    def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """See the class."""
+        del target
+        maps = self.attention(classifier, image)
+        if not -len(maps) <= self.block < len(maps):
+            raise ValueError(f"Expected `block` to be one of {classifier.name}'s {len(maps)}, but got {self.block}.")
+        A = maps[self.block]
+        return torch.matmul(self.readout(classifier, A), A)
+
+
+class AttentionRollout(AttentionExplainer):
+    """Attention rollout (Abnar and Zuidema, ACL 2020): ``prod_l (A_l + I) / 2``, the class token's row.
+
+    Attention multiplied up through the blocks, half of each block's output being its residual; the same for every
+    class. Row-normalising ``A + I`` (as the paper writes it) is halving it, as attention sums to 1; fused by "max" or
+    "min" it does not, and the rows are normalised by their sums.
+
+    Args:
+        start_block: the first block that counts.
+        head_fusion: how the heads become one map; the paper's is the mean.
+    """
+
+    def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean") -> None:
+        super().__init__()
+        self.start_block = _check_start(start_block)
+        if head_fusion not in get_args(HeadFusion):
+            raise ValueError(
+                f"Expected `head_fusion` to be one of {', '.join(get_args(HeadFusion))}, but got {head_fusion!r}."
+            )
+        self.head_fusion: HeadFusion = head_fusion
+
+    def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """See the class."""
+        del target
+        maps = self.attention(classifier, image, lambda A: fuse_heads(A, self.head_fusion))
+        return rollout(_from_block(maps, self.start_block), self.readout(classifier, maps[-1]))
+
+
+class TIBAV(AttentionExplainer):
+    """Transformer interpretability beyond attention visualisation (Chefer, Gur, Wolf, CVPR 2021).
+
+    ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row: G the gradient of the class's logit with respect
+    to the attention of a block, R the attention's relevance for it (see `RelevanceTape` for the rules). As in the
+    authors' program, and unlike in rollout, the rows are not normalised.
+
+    1. G: one pass forward and one backward, with the network's own gradients.
+    2. R: another one, with relevance in their place.
+
+    It runs in the image's precision, also under autocast: relevance is divided by sums that may nearly cancel.
+    Two float32 computations of it may differ by 2e-4 of the map's maximum for that reason.
+
+    Args:
+        start_block: the first block that counts.
+    """
+
+    def __init__(self, start_block: int = 0) -> None:
+        super().__init__()
+        self.start_block = _check_start(start_block)
+
+    def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """Steps 1 and 2; see the class."""
+        image = image.detach().requires_grad_()
+        with torch.autocast(image.device.type, enabled=False):
+            G = _toward_attention(AttentionTape(), classifier, image, target)
+            R = _toward_attention(RelevanceTape(), classifier, image, target)
+            maps = [(g * r).clamp(min=0).mean(1) for g, r in zip(G, R, strict=True)]
+            readout = self.readout(classifier, maps[-1])
+            return accumulate(_from_block(maps, self.start_block), readout)
+
+
+def _toward_attention(tape: AttentionTape, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
+    """The derivative of y_c at each block's attention, (B,H,N,N), by the tape's notion of a gradient."""
+    with tape:
+        logits = classifier(image)
+    maps = tape.attention(image.shape[0], classifier.name)
+    y_c = logits.gather(1, target.unsqueeze(1)).sum()
+    return list(torch.autograd.grad(y_c, maps))
+
+
+def _check_start(start_block: int) -> int:
+    if not isinstance(start_block, int) or isinstance(start_block, bool) or start_block < 0:
+        raise ValueError(f"Expected `start_block` to be zero or a positive integer, but got {start_block!r}.")
+    return start_block
+
+
+def _from_block(maps: list[Tensor], start: int) -> list[Tensor]:
+    if start >= len(maps):
+        raise ValueError(f"Expected `start_block` to be one of the network's {len(maps)} blocks, but got {start}.")
+    return maps[start:]

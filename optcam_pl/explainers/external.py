@@ -1,0 +1,494 @@
+"""Methods that others have written, as explainers: any Captum attribution, and an own function.
+
+Shape letters: B images, K channels, H x W image, M superpixels, n samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from optcam_pl.capture import tensor_of
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.layers import nearest
+from optcam_pl.saliency import Baseline, baseline_image, check_baseline
+
+Reduction: TypeAlias = Literal["sum", "mean", "max"]
+Sign: TypeAlias = Literal["positive", "absolute", "all"]
+Segments: TypeAlias = Literal["slic", "grid"]
+Output: TypeAlias = Literal["logit", "probability"]
+# Plain values: a command line would make an object of any class for a value of type Any.
+Scalar: TypeAlias = bool | int | float | str | None
+Arguments: TypeAlias = dict[str, Scalar | list[Scalar]]
+if TYPE_CHECKING:
+    SaliencyFunction: TypeAlias = Callable[[Classifier, Tensor, Tensor], Tensor]
+else:
+    SaliencyFunction = FunctionType  # what a command line sees: something that it cannot make or import
+
+# What draws no random numbers and keeps images apart may see the whole batch; everything else sees one at a time.
+_BATCHED = {
+    *("Saliency", "InputXGradient", "IntegratedGradients", "GuidedBackprop", "Deconvolution", "DeepLift", "LRP"),
+    *("Occlusion", "FeatureAblation", "GuidedGradCam", "LayerGradCam", "LayerGradientXActivation", "LayerActivation"),
+}
+# No explanation of a single image: they compare the images of a batch, or explain a neuron.
+_REFUSED = ("FeaturePermutation", "LayerFeaturePermutation", "LimeBase", "Neuron")
+
+
+class CaptumExplainer(Explainer):
+    """Any attribution method of Captum, by its name.
+
+    1. The attribution, of the whole batch or, where the method draws random numbers, of one image at a time, each from
+       the same seed: so an image's map does not depend on its neighbours.
+    2. `reduction` over the channels; a layer's attribution is laid on its grid.
+    3. `sign`.
+    4. `smoothing`.
+    5. Upsampled to the image, then range-normalised.
+
+    Gradients are those with respect to the image. What a method hangs on the network is taken off again, also after an
+    exception, and the random number generators of torch, numpy and Python stand as before.
+
+    Args:
+        method: "IntegratedGradients", or "captum.attr.IntegratedGradients". Only attributions of `captum.attr`.
+        method_args: further arguments of its constructor; network and layer are handed in.
+        attribute_args: further arguments of its `attribute`; image and target are handed in, and `baselines`
+            (the `baseline`) and `feature_mask` (the `segments`) where it takes them. Lists become tuples.
+        wrapper: an attribution around the method; "NoiseTunnel" makes SmoothGrad of a gradient. `attribute_args` may
+            name the arguments of both.
+        layer: for layer attributions; see `Explainer`.
+        segments: superpixels for methods that take a `feature_mask`: "slic" (scikit-image) or "grid" (rectangles).
+        num_segments: about so many of them.
+        reduction: "sum" or "mean" over the channels, or "max", the largest magnitude (Simonyan et al., 2014).
+        sign: what counts after that: the "positive" part, "absolute" values, or "all" (the map then shows the most
+            negative place as 0).
+        smoothing: sigma of a Gaussian filter, in pixels of the attribution; 0 is none.
+        output: what is explained, the class's logit or its probability.
+        seed: of the random numbers.
+        baseline: see `Explainer`.
+
+    Raises:
+        ImportError: Captum is not installed.
+        ValueError: no such attribution or argument.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        method_args: Arguments | None = None,
+        attribute_args: Arguments | None = None,
+        wrapper: str | None = None,
+        layer: str | list[str] | None = None,
+        segments: Segments | None = None,
+        num_segments: int = 50,
+        reduction: Reduction = "sum",
+        sign: Sign = "positive",
+        smoothing: float = 0.0,
+        output: Output = "logit",
+        seed: int = 0,
+        baseline: Baseline = "black",
+    ) -> None:
+        super().__init__(layer, check_baseline(baseline))
+        for name, value, known in (
+            ("reduction", reduction, get_args(Reduction)),
+            ("sign", sign, get_args(Sign)),
+            ("output", output, get_args(Output)),
+            ("segments", segments, (*get_args(Segments), None)),
+        ):
+            if value not in known:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, known))}, but got {value!r}.")
+        _check_positive("num_segments", num_segments)
+        if not 0 <= smoothing < math.inf:
+            raise ValueError(f"Expected `smoothing` to be zero or a positive number, but got {smoothing!r}.")
+        self.method, self.wrapper = method, wrapper
+        self.method_args, self.attribute_args = dict(method_args or {}), dict(attribute_args or {})
+        self.segments, self.num_segments = segments, num_segments
+        self.reduction: Reduction = reduction
+        self.sign: Sign = sign
+        self.output: Output = output
+        self.smoothing, self.seed = float(smoothing), seed
+        self._class = attribution_class(method)
+        self._wrapper = None if wrapper is None else attribution_class(wrapper)
+        self._takes = self._check_arguments()
+
+    def _check_arguments(self) -> set[str]:
+        """The names that `attribute` takes, after a look at all that were given."""
+        for kind, wraps in ((self._class, False), (self._wrapper, True)):
+            if kind is not None and ("attribution_method" in _parameters(kind.__init__)) != wraps:
+                raise ValueError(
+                    f"Expected `wrapper` to be an attribution around another one, such as NoiseTunnel, and `method` to "
+                    f"be one by itself, but got {kind.__name__} as `{'wrapper' if wraps else 'method'}`."
+                )
+        takes = _parameters(self._class.attribute) | (_parameters(self._wrapper.attribute) if self._wrapper else set())
+        for key, given, known in (
+            ("method_args", self.method_args, _parameters(self._class.__init__)),
+            ("attribute_args", self.attribute_args, takes),
+        ):
+            for name in given:
+                if name not in known or name in ("inputs", "target", "kwargs"):
+                    raise ValueError(
+                        f"Unknown name {name!r} in `{key}` of {self.method}. The nearest are: {nearest(name, known)}."
+                    )
+        if self.segments is not None and "feature_mask" not in takes:
+            raise ValueError(f"Expected `segments` to be None for {self.method}, which takes no `feature_mask`.")
+        return takes
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """Steps 1 to 5; see the class."""
+        return self.finish(self.raw_map(classifier, image, target), image, target)
+
+    def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
+        """Steps 1 to 4: (B,1,h,w) before upsampling and normalisation."""
+        whole = self._class.__name__ in _BATCHED and self._wrapper is None and self.segments is None
+        step = image.shape[0] if whole else 1
+        layers = self.layers(classifier) if "layer" in _parameters(self._class.__init__) else {}
+        if len(layers) > 1:
+            raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
+        with untouched(classifier), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)  # they are taken off
+            pairs = zip(torch.split(image, step), torch.split(target, step), strict=True)
+            parts = [self._attribute(classifier, x, c, layers) for x, c in pairs]
+        a = torch.cat(parts).detach().to(image.dtype)
+        a = a.abs().amax(1, True) if self.reduction == "max" else getattr(a, self.reduction)(1, keepdim=True)
+        a = a.clamp(min=0) if self.sign == "positive" else a.abs() if self.sign == "absolute" else a
+        return smooth(a, self.smoothing)
+
+    def _attribute(
+        self, classifier: Classifier, image: Tensor, target: Tensor, layers: Mapping[str, nn.Module]
+    ) -> Tensor:
+        """Step 1, for some images: (b,K,h,w)."""
+        image = image.detach().clone().requires_grad_(issubclass(self._class, _captum().GradientAttribution))
+        model = classifier if self.output == "logit" else classifier.probabilities
+        arguments = {"target": target, **self.call_args(classifier, image)}
+        with seeded(self.seed, image.device):
+            method = self._class(model, *layers.values(), **self.constructor_args())
+            method = method if self._wrapper is None else self._wrapper(method)
+            out = method.attribute(image, **{name: value for name, value in arguments.items() if name in self._takes})
+        attribution = tensor_of(out)
+        if not issubclass(self._class, _captum().LayerAttribution):
+            return attribution
+        name = next(iter(layers))
+        if attribution.ndim == 3 and attribution.shape[1] == 1:  # Captum takes the first of the axes for channels
+            raise ValueError(f"Expected {self.method} on a layer with maps (B,K,h,w), but {name!r} has tokens.")
+        return classifier.to_grid(attribution, (image.shape[2], image.shape[3]), name)
+
+    def constructor_args(self) -> dict[str, Any]:
+        """The further arguments of the method's constructor."""
+        return _tuples(self.method_args)
+
+    def call_args(self, classifier: Classifier, image: Tensor) -> dict[str, Any]:
+        """Arguments for `attribute`; those that it does not take are left out."""
+        reference = baseline_image(image.detach(), self.baseline, classifier.mean).expand_as(image).contiguous()
+        # DeepLiftShap insists on a distribution: the one reference twice.
+        arguments: dict[str, Any] = {"baselines": reference.repeat(2 if "DeepLiftShap" in self.method else 1, 1, 1, 1)}
+        if self.segments is not None:
+            arguments["feature_mask"] = superpixels(image[0].detach(), self.segments, self.num_segments)[None, None]
+        return arguments | _tuples(self.attribute_args)
+
+
+class LIME(CaptumExplainer):
+    r"""LIME (Ribeiro, Singh, Guestrin, KDD 2016): a linear model of the network, around the image, over superpixels.
+
+    n times a random half of the M superpixels, ``z`` in {0,1}^M, is replaced by the baseline; ridge regression of the
+    class's probability on z, weighted by ``sqrt(exp(-d^2 / kernel_width^2))`` with d the cosine distance of z from ones
+    (so the authors' program); the map shows each superpixel's coefficient.
+
+    The Opti-CAM paper leaves LIME's settings open. Here they are the authors' program's (n = 1000, width 0.25, ridge
+    penalty 1, every superpixel) but for the superpixels (quickshift there, SLIC here) and their replacement (their mean
+    colour there, the run's baseline here).
+
+    Args:
+        segments: "slic" (scikit-image, in the extra `optcam_pl[demo]`) or "grid" (rectangles).
+        num_segments: M, about.
+        n_samples: n.
+        kernel_width: of the weights.
+        ridge: penalty on the squared coefficients.
+        chunk_size: perturbed images in one forward pass.
+        sign: see `CaptumExplainer`; "positive" shows what speaks for the class.
+        output: see `CaptumExplainer`.
+        seed: see `CaptumExplainer`.
+        baseline: see `Explainer`.
+    """
+
+    def __init__(
+        self,
+        segments: Segments = "slic",
+        num_segments: int = 50,
+        n_samples: int = 1000,
+        kernel_width: float = 0.25,
+        ridge: float = 1.0,
+        chunk_size: int = 32,
+        sign: Sign = "positive",
+        output: Output = "probability",
+        seed: int = 0,
+        baseline: Baseline = "black",
+    ) -> None:
+        _check_positive("n_samples", n_samples)
+        _check_positive("chunk_size", chunk_size)
+        for name, value in (("kernel_width", kernel_width), ("ridge", ridge)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"Expected `{name}` to be a positive number, but got {value!r}.")
+        if segments is None:
+            raise ValueError("Expected `segments` to be one of slic, grid, but got None.")
+        calls: Arguments = {"n_samples": n_samples, "perturbations_per_eval": chunk_size}
+        super().__init__(
+            "Lime",
+            attribute_args=calls,
+            segments=segments,
+            num_segments=num_segments,
+            sign=sign,
+            output=output,
+            seed=seed,
+            baseline=baseline,
+        )
+        self.n_samples, self.chunk_size = n_samples, chunk_size
+        self.kernel_width, self.ridge = kernel_width, ridge
+
+    def constructor_args(self) -> dict[str, Any]:
+        """The weights and the linear model."""
+        weight = functools.partial(_lime_weight, width=self.kernel_width)
+        return {"interpretable_model": _Ridge(self.ridge), "similarity_func": weight}
+
+
+class GradientSHAP(CaptumExplainer):
+    """GradientSHAP (Lundberg and Lee, NeurIPS 2017, as in Captum).
+
+    ``mean of (x + e - x') . grad f_c(x' + t (x + e - x'))`` with t uniform in [0,1], e Gaussian noise, x' the baseline;
+    summed over the channels. The Opti-CAM paper leaves samples, noise, reference images and the handling of signs open.
+    Here they are those of Captum's vision tutorial, n = 50 and deviation 0.0001, with one reference, the run's
+    baseline, and what speaks for the class is shown.
+
+    Args:
+        n_samples: n, all in one forward and backward pass.
+        stdevs: standard deviation of e, in pixels of [0,1].
+        sign: see `CaptumExplainer`.
+        smoothing: see `CaptumExplainer`.
+        seed: see `CaptumExplainer`.
+        baseline: see `Explainer`.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = 50,
+        stdevs: float = 1e-4,
+        sign: Sign = "positive",
+        smoothing: float = 0.0,
+        seed: int = 0,
+        baseline: Baseline = "black",
+    ) -> None:
+        _check_positive("n_samples", n_samples)
+        if not 0 <= stdevs < math.inf:
+            raise ValueError(f"Expected `stdevs` to be zero or a positive number, but got {stdevs!r}.")
+        calls: Arguments = {"n_samples": n_samples, "stdevs": stdevs}
+        super().__init__(
+            "GradientShap", attribute_args=calls, sign=sign, smoothing=smoothing, seed=seed, baseline=baseline
+        )
+        self.n_samples, self.stdevs = n_samples, stdevs
+
+
+class CallableExplainer(Explainer):
+    """An own function as an explainer, from Python only: no configuration names a function to be run.
+
+    Args:
+        function: ``f(classifier, image, target) -> map``, with `image` (B,3,H,W) in [0,1] and `target` (B,), gradients
+            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalised here.
+
+    Raises:
+        TypeError: no function.
+
+    >>> explainer = CallableExplainer(lambda classifier, image, target: image.mean(1))
+    >>> explainer(Classifier(nn.Flatten(), input_size=2), torch.arange(12.0).view(1, 3, 2, 2) / 12).saliency.flatten()
+    tensor([0.0000, 0.3333, 0.6667, 1.0000])
+    """
+
+    def __init__(self, function: SaliencyFunction) -> None:
+        super().__init__()
+        if not callable(function):
+            raise TypeError(
+                f"Expected `function` to be a function of (classifier, image, target), but got {function!r}."
+            )
+        self.function = function
+
+    def settings(self) -> dict[str, object]:
+        """See `Explainer.settings`; the function by its name."""
+        return {"function": getattr(self.function, "__qualname__", type(self.function).__qualname__)}
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """Call it, check what it gives."""
+        with untouched(classifier):
+            raw = self.function(classifier, image, target)
+        if not isinstance(raw, Tensor):
+            raise TypeError(f"Expected the function to return a tensor, but got {type(raw).__name__}.")
+        full = raw.unsqueeze(1) if raw.ndim == 3 else raw
+        if full.ndim != 4 or full.shape[:2] != (image.shape[0], 1):
+            raise ValueError(
+                f"Expected the function to return a map (B,H,W) or (B,1,h,w) for {image.shape[0]} images, but got the "
+                f"shape {tuple(raw.shape)}."
+            )
+        return self.finish(full.to(image), image, target)
+
+
+def attribution_class(name: str) -> type[Any]:
+    """An attribution of `captum.attr` by its name, and nothing else: a configuration cannot run other code by it.
+
+    Raises:
+        ImportError: Captum is not installed.
+        ValueError: there is no such attribution, or none for single images.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"Expected the name of an attribution in captum.attr, but got {type(name).__name__}.")
+    captum, short = _captum(), name.removeprefix("captum.attr.")
+    known = {
+        key: value
+        for key, value in vars(captum).items()
+        if isinstance(value, type)
+        and issubclass(value, captum.Attribution)
+        and not key.endswith("Attribution")
+        and not key.startswith(_REFUSED)
+    }
+    if short not in known:
+        raise ValueError(
+            f"Expected an attribution of captum.attr that explains single images, but got {name!r}. The nearest are: "
+            f"{nearest(short, known)}."
+        )
+    return known[short]
+
+
+def superpixels(image: Tensor, how: Segments, count: int) -> Tensor:
+    """Numbered segments of an image.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        how: "slic" (Achanta et al., 2012; compactness 10) or "grid", rectangles of equal size.
+        count: about so many.
+
+    Returns:
+        (H,W) int64, every number from 0 to M-1.
+
+    Raises:
+        ImportError: "slic" without scikit-image.
+
+    >>> superpixels(torch.zeros(3, 2, 4), "grid", 2)
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1]])
+    """
+    height, width = image.shape[1:]
+    if how == "grid":
+        rows = min(height, max(1, round(math.sqrt(count * height / width))))
+        columns = min(width, max(1, round(count / rows)))
+        row, column = (torch.arange(n) * cells // n for n, cells in ((height, rows), (width, columns)))
+        return (row.unsqueeze(1) * columns + column).to(image.device)
+    try:
+        from skimage.segmentation import slic
+    except ImportError as error:
+        raise ImportError(
+            "SLIC superpixels need scikit-image: pip install 'optcam_pl[demo]', or take segments='grid'."
+        ) from error
+    labels = slic(image.permute(1, 2, 0).double().cpu().numpy(), n_segments=count, compactness=10, start_label=0)
+    return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(height, width)).to(image.device)
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter of maps (B,1,h,w), cut off at 3 sigma or the map's size, borders reflected; 0 is none."""
+    if sigma == 0:
+        return maps
+    sizes = [2 * max(0, min(math.ceil(3 * sigma), side - 1)) + 1 for side in (maps.shape[3], maps.shape[2])]
+    filtered: Tensor = gaussian_blur(maps, sizes, [sigma, sigma])
+    return filtered
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from `seed` on; afterwards the generators of torch, numpy and Python go on as if nothing was."""
+    others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+        finally:
+            random.setstate(others)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """On the way out every module has the attributes, hooks and mode that it had on the way in, and its parameters too.
+
+    Methods of others take their own hooks off, but not all of them after an exception.
+    """
+    modules = [(vars(module), dict(vars(module))) for module in network.modules()]
+    tables = [(value, dict(value)) for _, before in modules for value in before.values() if isinstance(value, dict)]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+    try:
+        yield
+    finally:
+        for now, before in [*modules, *tables]:
+            now.clear()
+            now.update(before)
+        for parameter, requires_grad, gradient in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+class _Ridge:
+    """Weighted ridge regression in closed form, with what Captum's LIME asks of a linear model."""
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty, self._coefficients = penalty, torch.empty(0)
+
+    def fit(self, data: Any) -> None:
+        """`data` yields z (n,M), y (n) and weights (n), all samples at once."""
+        z, y, weight = (values.double() for values in next(iter(data)))
+        weight = weight.flatten()
+        centre = (weight @ z) / weight.sum()
+        z, y = z - centre, y.flatten() - (weight @ y.flatten()) / weight.sum()
+        gram = z.T @ (weight.unsqueeze(1) * z) + self._penalty * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        self._coefficients = torch.linalg.solve(gram, z.T @ (weight * y))
+
+    def representation(self) -> Tensor:
+        """(M,) the coefficients."""
+        return self._coefficients
+
+
+def _lime_weight(_image: Tensor, _perturbed: Tensor, z: Tensor, *, width: float, **_others: Any) -> Tensor:
+    """``sqrt(exp(-d^2 / width^2))``, d = 1 - cos(z, 1) for z (1,M) in {0,1}."""
+    distance = 1 - z.double().mean().sqrt()
+    return torch.exp(-(distance**2) / width**2 / 2).view(1)
+
+
+def _captum() -> Any:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError("Captum's attributions need captum: pip install 'optcam_pl[captum]'.") from error
+    return captum.attr
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"self"}
+
+
+def _tuples(arguments: Arguments) -> dict[str, Any]:
+    """Lists, as a configuration file has them, are tuples in Captum."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")

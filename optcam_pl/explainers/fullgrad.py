@@ -1,0 +1,123 @@
+"""FullGrad: the gradients of the input and of every bias in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.saliency import normalize, upsample
+
+
+class FullGrad(Explainer):
+    """FullGrad (Srinivas and Fleuret, NeurIPS 2019): ``psi(G_x . x) + sum_l sum_c psi(G_l . b_l)_c``.
+
+    x is the input after mean/std and G_x the logit's gradient there; z_l is the output of a layer with the bias b_l,
+    ``G_l = d y_c / d z_l``; for a batch normalisation b_l is what its statistics and its bias add together. ``psi`` is
+    absolute value, range normalisation over all of an image's channels together, bilinear upsampling. Of a ReLU
+    network the terms add up to the logit; with other activations they are as well defined, but leave a rest.
+
+    The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalisation),
+    whatever module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's grid, such
+    as the head, have no place in the map. No `layer` is chosen: all of them count. Corners are not aligned in
+    upsampling, unlike in the authors' program; pytorch-grad-cam normalises each channel by itself, which is another
+    method.
+
+    Raises:
+        ValueError: when called with a network that has no bias on a grid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """See the class."""
+        size = (image.shape[2], image.shape[3])
+        of_input, of_biases = self.terms(classifier, image, target)
+        grids = [grid for term in of_biases if (grid := _grid(term, classifier, image)) is not None]
+        if not grids:
+            raise ValueError(f"FullGrad needs layers with biases on a grid, but {classifier.name} has none.")
+        maps = [upsample(_psi(term.to(image.dtype)), size) for term in [of_input, *grids]]
+        return self.finish(torch.stack(maps).sum(0), image, target)
+
+    @staticmethod
+    def terms(classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The parts of the logit: ``G_x . x`` (B,3,H,W), and ``G_l . b_l`` (B,...) for each layer with a bias."""
+        pixels = image.detach().requires_grad_()
+        with _Biases() as seen:
+            y_c = classifier(pixels).gather(1, target.unsqueeze(1)).sum()
+        outputs = [output for output, _ in seen.found]
+        # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
+        first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
+        # (x - mean)/std . d y/d((x - mean)/std): the standard deviation falls out.
+        of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
+        return of_input, [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
+
+
+def _psi(term: Tensor) -> Tensor:
+    """(B,K,h,w) -> (B,1,h,w), each image's values between its own smallest and largest, summed over the channels."""
+    B, K, h, w = term.shape
+    return normalize(term.abs().reshape(B, 1, K * h, w)).view(B, K, h, w).sum(1, keepdim=True)
+
+
+def _grid(term: Tensor, classifier: Classifier, image: Tensor) -> Tensor | None:
+    """(B,K,h,w), or None for what does not lie on the image's grid."""
+    if term.shape[0] != image.shape[0] or term.ndim not in (3, 4):
+        return None
+    try:
+        return classifier.to_grid(term, (image.shape[2], image.shape[3]))
+    except ValueError:
+        return None
+
+
+class _Biases(TorchFunctionMode):
+    """While open: the outputs of torch's functions that add a bias, and that bias, shaped to broadcast to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func not in _ARGUMENTS or not output.requires_grad:
+            return output
+        bias = _bias(dict(zip(_ARGUMENTS[func], args, strict=False)) | (kwargs or {}))
+        if bias is None:
+            return output
+        channels_last = func in (F.linear, F.layer_norm)
+        self.found.append(
+            (output, bias.detach() if channels_last else bias.detach().view(-1, *[1] * (output.ndim - 2)))
+        )
+        return output.clone()  # a later layer may work in place on what it gets
+
+
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    F.conv2d: ("input", "weight", "bias"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+}
+
+
+def _bias(given: dict[str, Any]) -> Tensor | None:
+    """What a function of torch, called with these arguments, adds to what is linear in its input."""
+    bias: Tensor | None = given.get("bias")
+    mean, variance = given.get("running_mean"), given.get("running_var")
+    if mean is not None and variance is not None:
+        scale = torch.rsqrt(variance + given.get("eps", 1e-5))
+        shift = -mean * scale * (1 if given.get("weight") is None else given["weight"])
+        bias = shift if bias is None else shift + bias
+    return bias

@@ -1,0 +1,434 @@
+"""Methods that look for the pixels that matter by masking the image itself, without any layer."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.chunks import Chunks, check_number, check_positive
+from optcam_pl.saliency import Baseline, check_baseline, mask_image, upsample
+
+Game: TypeAlias = Literal["preserve", "delete", "dual"]
+Reward: TypeAlias = Literal["logit", "contrastive"]
+
+
+class RISE(Explainer):
+    """RISE (Petsiuk, Das, Saenko, BMVC 2018): ``S = 1/(N p1) sum_i p_c(x . M_i) M_i``.
+
+    p_c is the class's probability. A mask M_i is a coarse grid of s x s cells, each 1 with probability p1, upsampled
+    bilinearly to (s+1) cells a side and cut out with a random shift of up to one cell. The masks are the same for
+    every image; mask i depends on the seed and i alone, and is made when its turn comes: N masks never lie in memory.
+    The authors' program masks the normalised image (here baseline "mean").
+
+    Args:
+        num_masks: N.
+        cells: s, at least 2.
+        probability: p1, in (0,1).
+        seed: of the masks.
+        chunk_size: masked images in one pass; halved by itself where a GPU runs out of memory.
+        baseline: see `Explainer`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_masks: int = 4000,
+        cells: int = 7,
+        probability: float = 0.5,
+        seed: int = 0,
+        chunk_size: int = 64,
+        baseline: Baseline = "black",
+    ) -> None:
+        super().__init__(baseline=check_baseline(baseline))
+        self.num_masks, self.cells = check_positive("num_masks", num_masks), check_positive("cells", cells)
+        if cells < 2:
+            raise ValueError(f"Expected `cells` to be at least 2, but got {cells}.")
+        if not 0 < probability < 1:
+            raise ValueError(f"Expected `probability` to be between 0 and 1, but got {probability!r}.")
+        self.probability, self.seed = probability, seed
+        self.chunk_size = check_positive("chunk_size", chunk_size)
+
+    def draw(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels down and right."""
+        s = self.cells
+        drawn = torch.rand(self.num_masks, s * s + 2, generator=torch.Generator().manual_seed(self.seed))
+        cell = torch.tensor([math.ceil(side / s) for side in size])
+        return (drawn[:, :-2] < self.probability).float().view(-1, s, s), (drawn[:, -2:] * cell).long()
+
+    @torch.no_grad()
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """One forward pass a mask, many masks at once."""
+        size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
+        grids, shifts = self.draw(size)
+        total = torch.zeros_like(image[:, 0])
+
+        def add(part: slice) -> None:
+            masks = rise_masks(grids[part], shifts[part], size).to(image)
+            under = None if reference is None else reference.unsqueeze(1)
+            masked = mask_image(image.unsqueeze(1), masks.unsqueeze(0), under).flatten(0, 1)
+            p = classifier.probabilities(masked).gather(1, target.repeat_interleave(len(masks)).unsqueeze(1))
+            total.add_((p.view(len(image), -1).to(image) @ masks.flatten(1)).view_as(total))
+
+        Chunks(self.chunk_size, len(image)).each(add, len(grids))
+        return self.finish(total.unsqueeze(1) / (len(grids) * self.probability), image, target)
+
+
+def rise_masks(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
+    """RISE's masks from their coarse grids.
+
+    Args:
+        grids: (n,s,s) 0 or 1.
+        shifts: (n,2) pixels down and right, from 0 to the size of a cell.
+        size: (H,W).
+
+    Returns:
+        (n,1,H,W) in [0,1].
+
+    >>> rise_masks(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[0, 1]]), (2, 4))
+    tensor([[[[1.0000, 0.6667, 0.3333, 0.0000],
+              [1.0000, 0.6667, 0.3333, 0.0000]]]])
+    """
+    rows, columns = (_interpolation(shifts[:, axis], grids.shape[1], size[axis]) for axis in (0, 1))
+    return torch.bmm(torch.bmm(rows, grids.double()), columns.mT).float().unsqueeze(1)
+
+
+def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:
+    """(n,side,cells): what each cell counts for each pixel of one axis, mirrored at the ends of the grid."""
+    stretch = (cells + 1) * math.ceil(side / cells) / cells
+    at = (shift.double().unsqueeze(1) + torch.arange(side) + 0.5) / stretch - 0.5
+    near = (1 - (at.unsqueeze(2) - torch.arange(-1, cells + 1)).abs()).clamp(min=0)
+    inner = near[:, :, 1:-1].clone()
+    inner[:, :, 1] += near[:, :, 0]
+    inner[:, :, -2] += near[:, :, -1]
+    return inner
+
+
+class MaskOptimizer(Explainer):
+    """Methods that optimise a mask of the image itself, each image's on its own. A subclass is its `optimize`.
+
+    Where the mask is 0 the image is blurred by a Gaussian; beyond its border lies the network's mean colour. The blur
+    belongs to these methods: the baseline of the metrics is not touched.
+
+    Args:
+        chunk_size: masked images in one pass; halved by itself where a GPU runs out of memory.
+    """
+
+    def __init__(self, chunk_size: int) -> None:
+        super().__init__()
+        self.chunk_size = check_positive("chunk_size", chunk_size)
+
+    @abstractmethod
+    def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The raw map (B,1,H,W), and what was maximised (T+1,B)."""
+
+    def passes(self) -> int:
+        """Masked images of one image in one pass."""
+        return 1
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """The optimisation, of so many images at once as fit into a chunk."""
+        done: list[tuple[Tensor, Tensor]] = []
+
+        def some(part: slice) -> None:
+            done.append(self.optimize(classifier, image[part], target[part]))
+
+        Chunks(self.chunk_size, self.passes()).each(some, len(image))
+        explanation = self.finish(torch.cat([raw for raw, _ in done]), image, target)
+        objective = torch.cat([values for _, values in done], dim=1)
+        return Explanation(explanation.saliency, target, explanation.degenerate, objective=objective)
+
+
+def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
+    """Gaussian blur; beyond the border lies one colour.
+
+    Args:
+        image: (B,3,H,W).
+        sigma: in pixels; the kernel ends at four of them. 0 returns the image.
+        border: (3,) the colour.
+
+    Returns:
+        (B,3,H,W).
+    """
+    if sigma == 0:
+        return image
+    radius, border = math.ceil(4 * sigma), border.to(image).view(1, 3, 1, 1)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1).to(image).square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1).expand(3, 1, -1, 1)
+    rows = F.conv2d(F.pad(image - border, (0, 0, radius, radius)), kernel, groups=3)
+    return F.conv2d(F.pad(rows, (radius, radius, 0, 0)), kernel.mT, groups=3) + border
+
+
+class MeaningfulPerturbation(MaskOptimizer):
+    """Meaningful perturbation (Fong and Vedaldi, ICCV 2017): the smallest smooth mask that removes the class.
+
+    ``m* = argmin_m l1 |1 - m|_1 + l2 sum |grad m|^3 + p_c(x . m + b . (1 - m))``, b the image blurred with a standard
+    deviation of 10 pixels, m on a coarse grid; the image moves by a few random pixels in each step, in the same way for
+    all images. The map is 1 - m*, what had to be removed. Adam; m is kept in [0,1].
+
+    Differences from the paper: m starts at 0.5 everywhere, not at the smallest central disc that removes the class; it
+    is upsampled bilinearly, not by a Gaussian.
+
+    Args:
+        max_iter: T.
+        lr: Adam's.
+        cell: pixels a side of the mask's cells (the paper's 28 x 28 mask on 224 pixels).
+        l1: weight of the removed area, counted in cells.
+        l2: weight of the roughness.
+        jitter: the image moves by 0 to this many pixels down and right.
+        seed: of the movements.
+        chunk_size: see `MaskOptimizer`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_iter: int = 300,
+        lr: float = 0.1,
+        cell: int = 8,
+        l1: float = 1e-4,
+        l2: float = 1e-2,
+        jitter: int = 4,
+        seed: int = 0,
+        chunk_size: int = 64,
+    ) -> None:
+        super().__init__(chunk_size)
+        self.max_iter, self.cell = check_positive("max_iter", max_iter), check_positive("cell", cell)
+        self.lr, self.l1, self.l2 = check_number("lr", lr, strict=True), check_number("l1", l1), check_number("l2", l2)
+        self.jitter, self.seed = int(check_number("jitter", jitter)), seed
+
+    def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        size, blurred = (image.shape[2], image.shape[3]), gaussian_blur(image, 10.0, classifier.mean)
+        m = image.new_full((len(image), 1, *(math.ceil(side / self.cell) for side in size)), 0.5).requires_grad_()
+        optimizer, generator = torch.optim.Adam([m], lr=self.lr), torch.Generator().manual_seed(self.seed)
+        trace: list[Tensor] = []
+        for t in range(self.max_iter + 1):
+            move = torch.randint(self.jitter + 1, (2,), generator=generator).tolist()
+            moved, under = (torch.roll(pixels, move, (2, 3)) for pixels in (image, blurred))
+            p = classifier.probabilities(mask_image(moved, upsample(m, size), under)).gather(1, target.unsqueeze(1))
+            loss = p.squeeze(1).to(m.dtype) + self._regularizer(m)
+            trace.append(-loss.detach())
+            if t < self.max_iter:
+                (m.grad,) = torch.autograd.grad(loss.sum(), [m])
+                optimizer.step()
+                m.detach().clamp_(0, 1)
+        return upsample(1 - m.detach(), size), torch.stack(trace)
+
+    def _regularizer(self, m: Tensor) -> Tensor:
+        """(B,1,h,w) -> (B,): removed area and roughness."""
+        rough = sum(m.diff(dim=axis).abs().pow(3).flatten(1).sum(1) for axis in (2, 3))
+        return self.l1 * (1 - m).abs().flatten(1).sum(1) + self.l2 * rough
+
+
+class ExtremalPerturbation(MaskOptimizer):
+    """Extremal perturbation (Fong, Patrick, Vedaldi, ICCV 2019): the best mask of a given area.
+
+    ``m_a = argmax_m y_c(m (x) x) - lambda mean(vecsort(m) - r_a)^2``, for each area a; r_a has a share 1 - a of zeros
+    and then ones, so that the sorted mask is pushed to be 0 or 1 and to have the area a. The map is the mean of m_a
+    over the areas.
+
+    1. m on a coarse grid, one value each `step` pixels, is widened by a smooth maximum: ``m(u) = smax_v k(|u-v|/sigma)
+       m_v`` with ``smax f = sum f e^(f/T) / sum e^(f/T)``, T = 1/20, over the nearest nodes;
+       ``k(z) = exp(-2 max(0, z - 1/2)^2)``.
+    2. The perturbation m (x) x reads each pixel from a pyramid of 8 images, from one blurred by 20 pixels (m = 0) to
+       the image itself (m = 1), and interpolates between them.
+    3. SGD up the gradient (learning rate 0.01, momentum and dampening 0.9), m kept in [0,1]; lambda is 300 and grows by
+       0.35 % a step. Every other step looks at the mirrored image.
+
+    The program of the authors lets the mask go on beyond the image by sigma, and a is a share of that larger frame: in
+    the image itself the mask is larger than a. That is `margin` None; with 0, a is a share of the image. The result is
+    not unique: places where the mask is equal have no order, and the first steps decide for one. Here the sort is
+    stable, on every device. (That program's contrastive reward mixes several areas; here each has its own.)
+
+    Args:
+        areas: one or several a, in (0,1), optimised at once.
+        max_iter: T.
+        step: pixels between the mask's nodes.
+        sigma: in pixels, how far the smooth maximum reaches.
+        game: "preserve" keeps what the mask shows; "delete" removes it, to make y_c small; "dual" does both.
+        reward: "logit" y_c, or "contrastive" y_c minus the largest other logit.
+        margin: in pixels; None is sigma. See above.
+        smooth: standard deviation of a final Gaussian blur of the map, as a share of the image's shorter side (0.09 in
+            the paper's pointing game).
+        chunk_size: see `MaskOptimizer`; images times areas.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        areas: float | list[float] = 0.1,
+        *,
+        max_iter: int = 800,
+        step: int = 7,
+        sigma: float = 21.0,
+        game: Game = "preserve",
+        reward: Reward = "logit",
+        margin: int | None = None,
+        smooth: float = 0.0,
+        chunk_size: int = 64,
+    ) -> None:
+        super().__init__(chunk_size)
+        self.areas = [areas] if isinstance(areas, (int, float)) else list(areas)
+        if not self.areas or not all(0 < area < 1 for area in self.areas):
+            raise ValueError(f"Expected `areas` to be shares between 0 and 1, but got {areas!r}.")
+        for name, value, known in (("game", game, get_args(Game)), ("reward", reward, get_args(Reward))):
+            if value not in known:
+                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
+        self.game, self.reward = game, reward
+        self.max_iter, self.step = check_positive("max_iter", max_iter), check_positive("step", step)
+        self.sigma, self.smooth = check_number("sigma", sigma, strict=True), check_number("smooth", smooth)
+        self.margin = None if margin is None else int(check_number("margin", margin))
+
+    def passes(self) -> int:
+        """One an area, twice that where masks are also turned round."""
+        return len(self.areas) * (2 if self.game == "dual" else 1)
+
+    def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        masks, rewards, penalties = self.masks(classifier, image, target)
+        raw = masks.mean(1, keepdim=True)
+        if self.smooth:
+            sigma = self.smooth * min(image.shape[2:])
+            raw = gaussian_blur(raw.expand(-1, 3, -1, -1), sigma, raw.new_zeros(3))[:, :1]
+        return raw, (rewards - penalties).sum(2)
+
+    def masks(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The masks (B,a,H,W) of each area, and the rewards and lambda times area terms of all steps (T+1,B,a)."""
+        size = (image.shape[2], image.shape[3])
+        widen = SmoothMaximum(size, self.step, self.sigma, self.margin)
+        m = image.new_ones(len(image) * len(self.areas), *widen.nodes).requires_grad_()
+        goal = torch.stack([_sorted_goal(area, widen.frame) for area in self.areas]).to(image).repeat(len(image), 1)
+        pyramid = _pyramid(image, classifier.mean).repeat_interleave(len(self.areas), 0)
+        c = target.repeat_interleave(len(self.areas))
+        optimizer = torch.optim.SGD([m], lr=0.01, momentum=0.9, dampening=0.9)
+        trace: list[tuple[Tensor, Tensor]] = []
+        for t in range(self.max_iter + 1):
+            with torch.set_grad_enabled(t < self.max_iter):
+                full = widen(m)
+                reward = self._reward(classifier, pyramid, widen.crop(full), c, mirrored=t % 2 == 0)
+                distance = full.flatten(1).sort(dim=1, stable=True).values - goal
+                penalty = 300 * 1.0035**t * distance.square().mean(1)
+            trace.append((reward.detach(), penalty.detach()))
+            if t < self.max_iter:
+                (m.grad,) = torch.autograd.grad((penalty - reward).sum(), [m])
+                optimizer.step()
+                m.detach().clamp_(0, 1)
+        shape = (len(image), len(self.areas))
+        rewards = torch.stack([reward for reward, _ in trace]).view(-1, *shape)
+        penalties = torch.stack([penalty for _, penalty in trace]).view(-1, *shape)
+        return widen.crop(full).reshape(*shape, *size), rewards, penalties
+
+    def _reward(self, classifier: Classifier, pyramid: Tensor, masks: Tensor, c: Tensor, *, mirrored: bool) -> Tensor:
+        """(n,H,W) -> (n,): what the network makes of the images under the masks, of the classes c (n,)."""
+        sides = {"preserve": [masks], "delete": [1 - masks], "dual": [masks, 1 - masks]}[self.game]
+        pixels = torch.cat([_blurred(pyramid, side) for side in sides])
+        logits: Tensor = classifier(pixels.flip(3) if mirrored else pixels).to(masks.dtype)
+        rows = c.repeat(len(sides)).unsqueeze(1)
+        values = logits.gather(1, rows).squeeze(1)
+        if self.reward == "contrastive":
+            values = values - logits.scatter(1, rows, -torch.inf).amax(1)
+        if self.game == "dual":
+            kept, removed = values.chunk(2)
+            return kept - removed
+        return values if self.game == "preserve" else -values
+
+
+def _pyramid(image: Tensor, border: Tensor, levels: int = 8, most: float = 20.0) -> Tensor:
+    """(B,levels,3,H,W): the image blurred by `most` pixels, ..., not at all."""
+    sigmas = [(1 - level / (levels - 1)) * most for level in range(levels)]
+    return torch.stack([gaussian_blur(image, sigma, border) for sigma in sigmas], dim=1)
+
+
+def _blurred(pyramid: Tensor, masks: Tensor) -> Tensor:
+    """Images (n,3,H,W) as sharp as the masks (n,H,W) have them at each place."""
+    top = pyramid.shape[1] - 1
+    at = (masks * top).unsqueeze(1)
+    level = at.detach().floor().clamp(0, top - 1)
+    # A mask that is not finite has no level; its image's result is not finite in any case.
+    index = level.nan_to_num().long().unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    lower, upper = pyramid.gather(1, index).squeeze(1), pyramid.gather(1, index + 1).squeeze(1)
+    return lower + (upper - lower) * (at - level)
+
+
+class SmoothMaximum:
+    """Step 1 of `ExtremalPerturbation`: values at nodes `step` pixels apart, widened to a smooth mask of pixels.
+
+    The mask is defined on a frame that goes on by `margin` pixels before the first node, which lies on the image's
+    first pixel, and behind the last.
+
+    Args:
+        size: (H,W) of the image.
+        step: pixels between nodes.
+        sigma: in pixels.
+        margin: in pixels; None is sigma.
+
+    Attributes:
+        nodes: (h,w). frame: (H',W'), at least the image.
+    """
+
+    coldness = 20.0
+
+    def __init__(self, size: tuple[int, int], step: int, sigma: float, margin: int | None = None) -> None:
+        self.size, self.margin = size, int(sigma) if margin is None else margin
+        self.nodes = (math.ceil(size[0] / step), math.ceil(size[1] / step))
+        offsets = torch.arange(-1 - math.ceil(sigma / step), 2 + math.ceil(sigma / step))
+        index, away = [], []
+        for side, count in zip(size, self.nodes, strict=True):
+            pixels = torch.arange(-self.margin, max(side, (count - 1) * step + 1 + self.margin))
+            # The nearest node, of two equally near ones the one before, and those around it: (offsets, pixels).
+            near = torch.div(pixels + (step - 1) // 2, step, rounding_mode="floor") + offsets.unsqueeze(1)
+            index.append(near)
+            away.append((pixels - near * step) / sigma)
+        self.frame = (index[0].shape[1], index[1].shape[1])
+        # Around the nodes lie as many zeros as are ever asked for.
+        self._pad = max(-int(index[0].min()), *(int(i.max()) - n + 1 for i, n in zip(index, self.nodes, strict=True)))
+        self._rows, self._columns = (i + self._pad for i in index)
+        distance = torch.hypot(away[0].view(*away[0].shape, 1, 1), away[1])  # (row offsets, H', column offsets, W')
+        self._kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0).square())
+
+    def __call__(self, m: Tensor) -> Tensor:
+        """(n,h,w) in [0,1] -> (n,H',W')."""
+        padded = F.pad(m, (self._pad,) * 4)
+        sums = [torch.zeros(1, device=m.device)] * 2
+        for rows, kernel in zip(self._rows.to(m.device), self._kernel.to(m), strict=True):
+            # Each row of offsets is computed anew in the backward pass: keeping all would take 100 times the mask.
+            parts = checkpoint(self._row, padded, rows, kernel, use_reentrant=False, preserve_rng_state=False)
+            sums = [total + part for total, part in zip(sums, parts, strict=True)]
+        return sums[0] / sums[1]
+
+    def _row(self, padded: Tensor, rows: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of the smooth maximum over the nodes of one row of offsets, each (n,H',W')."""
+        columns = self._columns.to(padded.device)
+        near = padded.index_select(1, rows).index_select(2, columns.flatten())
+        f = near.view(*near.shape[:2], *columns.shape) * kernel
+        power = torch.exp(self.coldness * f)
+        return (f * power).sum(2), power.sum(2)
+
+    def crop(self, full: Tensor) -> Tensor:
+        """(n,H',W') -> (n,H,W), the image's part."""
+        top = self.margin
+        return full[:, top : top + self.size[0], top : top + self.size[1]]
+
+
+def _sorted_goal(area: float, frame: tuple[int, int]) -> Tensor:
+    """(H'W',) what the sorted mask should be: r_a."""
+    count = frame[0] * frame[1]
+    goal = torch.ones(count)
+    goal[: int(count * (1 - area))] = 0
+    return goal

@@ -1,0 +1,333 @@
+"""Attention maps of a vision transformer and the relevance that flows through it, read while its own code runs.
+
+Nothing is attached to the network: a `torch.overrides.TorchFunctionMode` sees the operations that the network's own
+modules call while the mode is open, and is gone with it, also after an exception. So the same few rules serve timm's
+and torchvision's transformers, with fused attention or without.
+
+Shape letters: B images, H heads, N tokens (class, distillation and register tokens first), D channels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Rule: TypeAlias = Callable[..., tuple[Tensor, ...]]
+
+_EPS = 1e-9
+# Operations that hand on an attention map as it is: in eval mode dropout does nothing.
+_KEEPS_MAP = {"dropout", "to", "type_as", "float", "contiguous"}
+# Operations that only move values about: the gradient of such a one moves relevance back to where it came from.
+_ROUTES = {
+    *("reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze"),
+    *("unbind", "chunk", "split", "getitem", "select", "narrow", "cat", "stack", "expand", "expand_as", "get"),
+    *("contiguous", "clone", "to", "type_as", "float", "dropout"),
+}
+# Operations on one tensor, value by value or token by token, that hand relevance on unchanged.
+_PASSES = {"layer_norm", "rms_norm", "softmax", "relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "neg"}
+# Operations with a constant of the network (a bias, a scale), which takes no relevance.
+_WITH_CONSTANT = {"add", "radd", "iadd", "mul", "rmul", "imul"}
+_BY_CONSTANT = {"sub", "div", "truediv"}
+
+
+class AttentionTape(TorchFunctionMode):
+    """Keeps the softmax attention maps of everything that runs while it is open, in `maps`, first block first.
+
+    Fused attention and torch's multi-head attention are computed step by step instead, so that the map exists. What
+    the network puts out stays the same to rounding.
+
+    Args:
+        keep: what is kept of each map (B,H,N,N): by default the map itself, as it stands in the graph.
+
+    >>> q = torch.tensor([[[[0.0], [0.0]]]])
+    >>> with AttentionTape() as tape:
+    ...     out = F.scaled_dot_product_attention(q, q, torch.tensor([[[[1.0], [3.0]]]]))
+    >>> out.flatten().tolist(), tape.maps[0].tolist()
+    ([2.0, 2.0], [[[[0.5, 0.5], [0.5, 0.5]]]])
+    """
+
+    def __init__(self, keep: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+        self._keep = keep
+        self._shapes: set[tuple[int, ...]] = set()
+        self._open: dict[int, Tensor] = {}  # softmax outputs that have not been multiplied with values yet
+        self._tokens: set[int] = set()  # how many tokens the linear layers get
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Every torch operation comes here; the mode is off inside, so that a call in here is an ordinary one."""
+        name, kwargs = func.__name__, kwargs or {}
+        name = name.strip("_") if name.startswith("__") else name
+        first = id(args[0]) if args else 0
+        if name == "scaled_dot_product_attention":
+            with self:
+                return _attend(*args, **kwargs)
+        if name == "multi_head_attention_forward":
+            with self:
+                return _multi_head(*args, **kwargs)
+        if name == "matmul" and first in self._open:
+            attention = self._open.pop(first)
+            self._shapes.add(tuple(attention.shape))
+            self.maps.append(attention if self._keep is None else self._keep(attention))
+        out = self.run(name, func, args, kwargs)
+        if name == "linear" and out.ndim == 3:
+            self._tokens.add(out.shape[1])
+        if name == "softmax" and out.ndim >= 4 and out.shape[-2] > 1:  # one row is the query of a pooling head
+            self._open[id(out)] = out  # the dict holds the tensor, so its id stays its own
+        elif name in _KEEPS_MAP and first in self._open:
+            del self._open[first]
+            self._open[id(out)] = out
+        return out
+
+    def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One operation; a subclass may replace how its gradient goes."""
+        del name
+        return func(*args, **kwargs)
+
+    def attention(self, batch: int, network: str) -> list[Tensor]:
+        """`maps` after a pass over `batch` images, one a block, checked.
+
+        Raises:
+            ValueError: the network has no attention over the tokens of a whole image.
+        """
+        shape = next(iter(self._shapes), ())
+        why = None
+        if self._open:
+            why = "attends otherwise than by softmax(q k^T) v"
+        elif not shape:
+            why = "calls no self-attention"
+        elif len(self._shapes) > 1 or len(shape) != 4 or shape[0] != batch or shape[-1] != shape[-2]:
+            why = "attends within windows, or at several resolutions"
+        elif shape[-1] not in self._tokens:
+            why = "attends over channels, not over tokens"
+        if why is not None:
+            raise ValueError(
+                f"Expected a vision transformer in which every token attends to all tokens of the image, but {network} "
+                f"{why}. Take a method that needs no attention maps, such as GradCAM or OptiCAM."
+            )
+        return self.maps
+
+
+class RelevanceTape(AttentionTape):
+    """The same, with relevance in the place of gradients from the first attention map upwards.
+
+    ``torch.autograd.grad(y_c.sum(), maps)`` of something computed while the tape was open is the relevance of each
+    attention map for y_c (layer-wise relevance propagation as in Chefer, Gur, Wolf, CVPR 2021), each image's by itself:
+
+    ===================================  ===================================================
+    linear layer                         `linear_rule`: shares of the positive contributions
+    residual addition                    `add_rule`
+    product of two tensors               `matmul_rule`, `product_rule`: half to each factor
+    mean over the tokens                 `mean_rule`
+    normalisation, activation, softmax   unchanged
+    sum or product with a constant       unchanged; the constant takes none
+    moving, selecting, joining           back to where the values came from
+    ===================================  ===================================================
+
+    The image has to require a gradient, as what depends on it is told from constants by that.
+
+    Raises:
+        ValueError: the network calls an operation that no rule is known for.
+    """
+
+    def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """See `AttentionTape.run`."""
+        if not self.maps:  # below the first attention map no relevance is asked for
+            return func(*args, **kwargs)
+        rule, inputs = _rule_of(name, args, kwargs)
+        if rule is None:
+            out = func(*args, **kwargs)
+            if name not in _ROUTES and _requires_grad(out):
+                raise ValueError(f"There is no relevance rule for the operation {name!r}, which the network calls.")
+            return out
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        if rule in (pass_rule, add_rule, product_rule) and any(value.shape != out.shape for value in inputs):
+            raise ValueError(f"There is no relevance rule for {name!r} of tensors that are broadcast to one another.")
+        return _WithRule.apply(rule, out, *inputs)
+
+
+def _rule_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Rule | None, list[Tensor]]:
+    """The rule of an operation and the tensors that it needs; None where nothing in it depends on the image."""
+    live = [value for value in args[:2] if isinstance(value, Tensor) and value.requires_grad]
+    if not live:
+        return None, []
+    if name == "linear":
+        return linear_rule, [live[0], kwargs["weight"] if "weight" in kwargs else args[1]]
+    if name == "mean" and live[0].ndim == 3 and (args[1] if len(args) > 1 else kwargs.get("dim")) in (1, (1,), [1]):
+        return mean_rule, live
+    if name in ("matmul", "bmm"):
+        return functools.partial(matmul_rule, factors=len(live)), list(args[:2])
+    alone = len(live) == 1 and (name in _WITH_CONSTANT or (name in _BY_CONSTANT and live[0] is args[0]))
+    if alone or name in _PASSES:
+        return pass_rule, live[:1]
+    return (None if kwargs else _OF_TWO.get(name)), live
+
+
+class _WithRule(torch.autograd.Function):
+    """A value with a rule in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, value: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(value, *inputs)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
+        value, *inputs = ctx.saved_tensors
+        shares: tuple[Tensor | None, ...] = ctx.rule(relevance, value, *inputs)
+        return (None, None, *shares, *[None] * (len(inputs) - len(shares)))
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """``a / (b + 1e-9)``, and 0 where b is 0.
+
+    >>> divide(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 0.0]))
+    tensor([0.2500, 0.0000])
+    """
+    below = b + _EPS
+    return torch.where(b == 0, 0, a / torch.where(below == 0, _EPS, below))
+
+
+def pass_rule(R: Tensor, Z: Tensor, x: Tensor) -> tuple[Tensor]:
+    """The relevance of ``Z = f(x)`` is that of x."""
+    del Z, x
+    return (R,)
+
+
+def linear_rule(R: Tensor, Z: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor]:
+    """``R_i = sum_j (x_i w_ij)+ / sum_i (x_i w_ij)+ R_j``: among x_i w_ij only the positive ones count, biases never.
+
+    Args:
+        R: (...,J) relevance of the outputs.
+        Z: the outputs; not needed.
+        x: (...,I) inputs.
+        weight: (J,I).
+
+    Returns:
+        (...,I) relevance of the inputs.
+
+    >>> x, weight = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.5, -1.0]])
+    >>> linear_rule(torch.tensor([[8.0]]), torch.zeros(1, 1), x, weight)[0]
+    tensor([[2., 6., 0.]])
+    """
+    del Z
+    w_up, w_down, x_up, x_down = weight.clamp(min=0), weight.clamp(max=0), x.clamp(min=0), x.clamp(max=0)
+    S = divide(R, F.linear(x_up, w_up) + F.linear(x_down, w_down))
+    return (x_up * (S @ w_up) + x_down * (S @ w_down),)
+
+
+def add_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``Z = a + b``: each value's share, then both scaled so that the branches' sums are in proportion to their size.
+
+    With ``A = a R / Z`` and ``B = b R / Z``, A becomes ``A |sum A| / (|sum A| + |sum B|) sum R / sum A``, and B alike:
+    terms of unequal sign could otherwise grow without bound. The sums are over everything of one image (the first
+    dimension).
+
+    >>> [share.tolist() for share in add_rule(*torch.tensor([[[4.0, 4.0]], [[4.0, 4.0]], [[1.0, 1.0]], [[3.0, 3.0]]]))]
+    [[[1.0, 1.0]], [[3.0, 3.0]]]
+    """
+    S = divide(R, Z)
+    shares = (a * S, b * S)
+    dims = tuple(range(1, R.ndim))
+    sums = [share.sum(dims, keepdim=True) for share in shares]
+    size, total = sums[0].abs() + sums[1].abs(), R.sum(dims, keepdim=True)
+    first, second = (share * divide(divide(s.abs(), size) * total, s) for share, s in zip(shares, sums, strict=True))
+    return first, second
+
+
+def matmul_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor, factors: int = 2) -> tuple[Tensor, Tensor]:
+    """``Z = a b``: shares of the contributions ``a_ik b_kj``, half of them to each factor.
+
+    Where one factor is a constant of the network (the query of a pooling head) `factors` is 1: the other gets all.
+
+    >>> a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0], [2.0]])
+    >>> [share.flatten().tolist() for share in matmul_rule(torch.tensor([[8.0]]), a @ b, a, b)]
+    [[1.0, 3.0], [1.0, 3.0]]
+    """
+    S = divide(R, Z)
+    return a * (S @ b.transpose(-2, -1)) / factors, b * (a.transpose(-2, -1) @ S) / factors
+
+
+def product_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``Z = a . b`` (a gate): half of the relevance to each factor."""
+    del Z, a, b
+    return R / 2, R / 2
+
+
+_OF_TWO: dict[str, Rule] = {"add": add_rule, "iadd": add_rule, "mul": product_rule, "imul": product_rule}
+
+
+def mean_rule(R: Tensor, Z: Tensor, x: Tensor) -> tuple[Tensor]:
+    """``Z = mean of x`` (B,N,D) over the tokens: shares of the contributions.
+
+    >>> x = torch.tensor([[[1.0], [3.0]]])
+    >>> mean_rule(torch.tensor([[4.0]]), x.mean(1), x)[0].flatten().tolist()
+    [1.0, 3.0]
+    """
+    S = divide(R, Z * x.shape[1])
+    return (x * (S if S.ndim == x.ndim else S.unsqueeze(1)),)
+
+
+def _requires_grad(out: Any) -> bool:
+    parts = out if isinstance(out, (tuple, list)) else (out,)
+    return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, in steps: (B,H,N,d) -> (B,H,N,d)."""
+    if dropout_p or is_causal or enable_gqa:
+        raise ValueError("Expected attention of a network in eval mode, without causal mask or grouped queries.")
+    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=logits.dtype).masked_fill(~attn_mask, float("-inf"))
+        logits = logits + attn_mask
+    return logits.softmax(-1) @ value
+
+
+def _multi_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero: bool,
+    dropout_p: float,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`F.multi_head_attention_forward` as vision transformers call it, in steps: (N,B,D) -> (N,B,D)."""
+    del width, dropout_p  # dropout does nothing in eval mode
+    masked = any(options.get(name) is not None for name in ("attn_mask", "key_padding_mask", "static_k", "static_v"))
+    extended = add_zero or bias_k is not None or bias_v is not None
+    if masked or extended or in_weight is None or not query is key is value:
+        raise ValueError("Expected nn.MultiheadAttention to be plain self-attention: no mask, no added keys.")
+    # (N,B,3D) -> three times (B,H,N,d)
+    parts = F.linear(query, in_weight, in_bias).chunk(3, dim=-1)
+    q, k, v = (part.reshape(*part.shape[:2], heads, -1).permute(1, 2, 0, 3) for part in parts)
+    out = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
+    return F.linear(out, out_weight, out_bias), None

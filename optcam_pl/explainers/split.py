@@ -1,0 +1,187 @@
+"""The network from a layer upwards, without running again what lies below."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl.capture import LayerNotCalledError, tensor_of
+from optcam_pl.classifier import Classifier
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tape:
+    """The calls that have finished when the layer's last call has, that one last; none is part of another.
+
+    Attributes:
+        below: each call's module and a copy of what it put out, in the order in which they finished.
+        layer_calls: how often the layer was called up to then, also as a part of others.
+    """
+
+    below: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    layer_calls: int = 0
+
+    def answers(self) -> dict[nn.Module, list[Any]]:
+        """What each module put out, call for call."""
+        answers: dict[nn.Module, list[Any]] = {}
+        for module, output in self.below:
+            answers.setdefault(module, []).append(output)
+        return answers
+
+
+class UpperPart:
+    """A network from one layer upwards, for one image: activations of the layer in, logits out.
+
+    1. The network runs once. Of every module that has finished before the layer does (and is not part of one that has)
+       the output is kept; modules around the layer are still open then.
+    2. A call runs the network again, but each of those modules hands out what was kept, repeated for the number of
+       activations, instead of computing it. What is left of the pass is the code of the modules around the layer and
+       everything after it: residual connections past the layer stay right, whatever Python code joins them.
+    3. This is tried once with the layer's own activations. A network for which it does not give the logits of step 1
+       (because it folds images into other dimensions, say, or writes into what was kept) runs as a whole for every
+       call, with the layer's output replaced. The answers are the same.
+
+    Nothing is traced or compiled, and between calls the network is as it was.
+
+    Args:
+        classifier: the network.
+        layer: dotted name of the layer.
+        image: (1,3,H,W) in [0,1].
+        partial: False runs the whole network in any case.
+
+    Attributes:
+        activation: (1,...) what the layer puts out, in its own layout.
+        logits: (1,C).
+        partial: whether the lower part is left out.
+
+    Raises:
+        LayerNotCalledError: the network did not use the layer.
+    """
+
+    def __init__(self, classifier: Classifier, layer: str, image: Tensor, *, partial: bool = True) -> None:
+        self._classifier, self._image, self._layer = classifier, image, classifier.layer(layer)
+        with torch.no_grad(), _taping(classifier.network, self._layer) as tape:
+            self.logits = classifier(image)
+        if not tape.below:
+            raise LayerNotCalledError(f"Layer {layer!r} was not called in the network's forward pass.")
+        self._tape = tape
+        self.activation = tensor_of(tape.below[-1][1])
+        self.partial = partial and self._works()
+
+    @torch.no_grad()
+    def __call__(self, activation: Tensor) -> Tensor:
+        """Logits (n,C) of n activations (n,...) that the layer might have put out; the network may write into them."""
+        return self._run(activation, self.partial)
+
+    def _works(self) -> bool:
+        try:
+            with torch.no_grad():
+                logits = self._run(torch.cat([self.activation] * 2), partial=True)
+        except Exception as error:  # whatever the network's code raises when it meets repeated rows
+            _logger.info("Every pass runs the whole network, as its upper part does not work alone: %s", error)
+            return False
+        tolerance = 1e-3 * float(self.logits.abs().max())
+        return logits.shape == (2, self.logits.shape[1]) and torch.allclose(
+            logits, self.logits.expand_as(logits), rtol=0, atol=tolerance
+        )
+
+    def _run(self, activation: Tensor, partial: bool) -> Tensor:
+        count, answers = activation.shape[0], self._tape.answers()
+        position = len(answers[self._layer]) if partial else self._tape.layer_calls
+        with ExitStack() as stack:
+            stack.callback(self._layer.register_forward_hook(_replacing(activation, position)).remove)
+            if not partial:
+                return self._classifier(self._image.repeat(count, 1, 1, 1))  # type: ignore[no-any-return]
+            for module, outputs in answers.items():
+                stack.enter_context(_answering(module, outputs, count))
+
+            # Behind the classifier's own arithmetic, so that one image is normalised, not `count` of them.
+            def expand(_module: nn.Module, args: Any) -> Any:
+                return _repeated(args, count)
+
+            stack.callback(self._classifier.network.register_forward_pre_hook(expand).remove)
+            return self._classifier(self._image)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _taping(network: nn.Module, layer: nn.Module) -> Iterator[_Tape]:
+    """Fill a `_Tape` while the network runs."""
+    tape = _Tape()
+    finished: list[tuple[nn.Module, Any]] = []
+    begun: list[int] = []
+
+    def before(_module: nn.Module, _args: Any) -> None:
+        begun.append(len(finished))
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        del finished[begun.pop() :]  # calls inside this one: whoever repeats this one needs none of them
+        finished.append((module, _map(output, torch.clone)))  # a later layer may work in place on it
+        if module is layer:
+            tape.below, tape.layer_calls = list(finished), tape.layer_calls + 1
+
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.callback(module.register_forward_pre_hook(before).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        yield tape
+
+
+@contextmanager
+def _answering(module: nn.Module, outputs: list[Any], count: int) -> Iterator[None]:
+    """The module's first calls hand out what was kept; later ones, which come after the layer, compute."""
+    pending, compute = iter(outputs), module.forward
+    own = {"forward": compute} if "forward" in module.__dict__ else {}
+    nothing = object()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = next(pending, nothing)
+        return compute(*args, **kwargs) if output is nothing else _repeated(output, count)
+
+    try:
+        module.__dict__["forward"] = forward  # an instance's attribute goes before the class's method
+        yield
+    finally:
+        del module.__dict__["forward"]
+        module.__dict__.update(own)
+
+
+def _replacing(activation: Tensor, position: int) -> Callable[[nn.Module, Any, Any], Any]:
+    """A forward hook that replaces the output of the layer's call number `position`."""
+    calls = 0
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != position:
+            return None
+        return (activation, *output[1:]) if isinstance(output, (tuple, list)) else activation
+
+    return hook
+
+
+def _repeated(output: Any, count: int) -> Any:
+    """What was put out for one image, as it would be for `count` equal ones."""
+
+    def repeat(value: Tensor) -> Tensor:
+        if value.ndim == 0:
+            return value
+        if value.shape[0] == 1:
+            return value.expand(count, *value.shape[1:])
+        return value.repeat(count, *[1] * (value.ndim - 1))  # windows of one image, say: all of them come again
+
+    return _map(output, repeat)
+
+
+def _map(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`function` on every tensor of a module's output."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_map(item, function) for item in output)
+    return function(output) if isinstance(output, Tensor) else output

@@ -1,0 +1,252 @@
+"""Metrics of where saliency maps lie. Images without a box are undefined and counted apart.
+
+Evidence: `saliency` (B,1,H,W) in [0,1]; `boxes`, for each of the B images (n,4), x0 y0 x1 y1 in pixels of the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.functional.checks import check_choice, check_positive
+from optcam_pl.metrics.functional.localization import (
+    Connectivity,
+    Contours,
+    Convention,
+    box_hits,
+    energy_pointing_game,
+    localization_error,
+    official_metric,
+    pixel_average_precision,
+    pixel_f1,
+    pixel_histograms,
+    saliency_metric,
+    standard_pointing_game,
+)
+
+
+class _BoxedMap(ImageMetric):
+    """A metric of the box around the largest connected component of {S > mean(S)}.
+
+    Args:
+        connectivity: 4 or 8, how many neighbours of a pixel can belong to its component.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    unit: str = "%"
+    higher_is_better: bool = False
+    conventions = ("connectivity",)
+
+    def __init__(self, connectivity: Connectivity = 8, **kwargs: Any) -> None:
+        check_choice("connectivity", connectivity, Connectivity)
+        super().__init__(**kwargs)
+        self.connectivity = connectivity
+
+
+class LocalizationError(_BoxedMap):
+    """LE in percent, lower is better; see `functional.localization_error`.
+
+    Example:
+        >>> import torch
+        >>> metric = LocalizationError()
+        >>> metric.update(torch.tensor([[[[0.0, 1.0, 0.0, 0.0]]]]), [torch.tensor([[1.0, 0.0, 3.0, 1.0]])])
+        >>> metric.compute().item()
+        50.0
+    """
+
+    key, label = "localization_error", "LE"
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Percent per image, (B,)."""
+        return localization_error(saliency, boxes, self.connectivity)
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes))
+
+
+class OfficialMetric(_BoxedMap):
+    """OM in percent, lower is better: LE, and 100 if the class is wrong; see `functional.official_metric`."""
+
+    key, label = "official_metric", "OM"
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor], predicted: Tensor, target: Tensor) -> Tensor:
+        """Percent per image, (B,); `predicted` and `target` (B,) are the network's class and the label's."""
+        return official_metric(saliency, boxes, predicted, target, self.connectivity)
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor], predicted: Tensor, target: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes, predicted, target))
+
+
+class SaliencyMetric(_BoxedMap):
+    """SM, lower is better: small boxes and certain networks; see `functional.saliency_metric`."""
+
+    key, label, unit = "saliency_metric", "SM", ""
+
+    def score(self, saliency: Tensor, original: Tensor) -> Tensor:
+        """Nats per image, (B,); `original` (B,) is the class probability of the whole image."""
+        return saliency_metric(saliency, original, self.connectivity)
+
+    def update(self, saliency: Tensor, original: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, original))
+
+
+class PixelF1(ImageMetric):
+    """F1 of the map's pixels and the boxes' in percent, higher is better; see `functional.pixel_f1`."""
+
+    key, label, unit = "pixel_f1", "F1", "%"
+    higher_is_better: bool = True
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Percent per image, (B,)."""
+        return pixel_f1(saliency, boxes)
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes))
+
+
+class EnergyPointingGame(ImageMetric):
+    """EP in percent, higher is better: the map's share in the boxes; see `functional.energy_pointing_game`."""
+
+    key, label, unit = "energy_pointing_game", "EP", "%"
+    higher_is_better: bool = True
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Percent per image, (B,)."""
+        return energy_pointing_game(saliency, boxes)
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes))
+
+
+class StandardPointingGame(ImageMetric):
+    """SP in percent, higher is better: is the maximum in a box; see `functional.standard_pointing_game`.
+
+    Args:
+        tolerance: how far from a box the maximum may lie, in pixels.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    key, label, unit = "standard_pointing_game", "SP", "%"
+    higher_is_better: bool = True
+    conventions = ("tolerance",)
+
+    def __init__(self, tolerance: float = 0.0, **kwargs: Any) -> None:
+        if not tolerance >= 0:
+            raise ValueError(f"Expected `tolerance` to be a number of pixels, 0 or more, but got {tolerance}.")
+        super().__init__(**kwargs)
+        self.tolerance = tolerance
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """100 or 0 per image, (B,)."""
+        return standard_pointing_game(saliency, boxes, self.tolerance)
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes))
+
+
+class BoxAccuracy(ImageMetric):
+    """BA in percent, higher is better: MaxBoxAccV2, the mean over IoU 0.3, 0.5, 0.7 of each one's best threshold.
+
+    The best threshold is that of all images, so that a score is a hit or a miss for every IoU and threshold; see
+    `functional.box_hits`. With convention "wsol" and all contours it is what the authors' program calls MaxBoxAccV2.
+
+    Args:
+        thresholds: number of thresholds between 0 and 1.
+        convention: "pixels" or "wsol": how a thresholded map turns into boxes.
+        contours: the "largest" box or "all" of them.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> metric = BoxAccuracy(thresholds=10)
+        >>> metric.update(torch.tensor([[[[0.0, 1.0, 0.2, 0.0]]]]), [torch.tensor([[1.0, 0.0, 3.0, 1.0]])])
+        >>> metric.compute().item()
+        100.0
+    """
+
+    key, label, unit = "box_accuracy", "BA", "%"
+    higher_is_better: bool = True
+    conventions = ("thresholds", "convention", "contours")
+    ious: ClassVar[tuple[float, ...]] = (0.3, 0.5, 0.7)
+
+    def __init__(
+        self,
+        thresholds: int = 100,
+        convention: Convention = "pixels",
+        contours: Contours = "largest",
+        **kwargs: Any,
+    ) -> None:
+        check_positive(thresholds=thresholds)
+        check_choice("convention", convention, Convention)
+        check_choice("contours", contours, Contours)
+        super().__init__(shape=(len(self.ious) * thresholds,), **kwargs)
+        self.thresholds, self.convention, self.contours = thresholds, convention, contours
+
+    @classmethod
+    def of_means(cls, means: Tensor) -> Tensor:
+        """Share of hits (..., D*E) -> percent (...): the best threshold of each IoU, averaged."""
+        return 100 * means.reshape(*means.shape[:-1], len(cls.ious), -1).amax(-1).mean(-1)
+
+    def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """Hits of each image, (B,D*E) of 0 and 1: for each IoU all thresholds."""
+        return box_hits(
+            saliency,
+            boxes,
+            ious=self.ious,
+            thresholds=self.thresholds,
+            convention=self.convention,
+            contours=self.contours,
+        )
+
+    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, boxes))
+
+
+class MaxBoxAccuracy(BoxAccuracy):
+    """MaxBoxAcc in percent, higher is better: hits for IoU 0.5 at its best threshold; see `BoxAccuracy`."""
+
+    key, label = "max_box_accuracy", "MaxBoxAcc"
+    ious = (0.5,)
+
+
+class PixelAveragePrecision(ImageMetric):
+    """PxAP in percent, higher is better, where the object has a mask; see `functional.pixel_average_precision`.
+
+    The pixels of all images make one curve: a score is a histogram, and an image with more pixels counts more.
+
+    Args:
+        thresholds: number of bins.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    key, label, unit = "pixel_average_precision", "PxAP", "%"
+    higher_is_better: bool = True
+    conventions = ("thresholds",)
+
+    def __init__(self, thresholds: int = 100, **kwargs: Any) -> None:
+        check_positive(thresholds=thresholds)
+        super().__init__(shape=(2 * (thresholds + 1),), **kwargs)
+        self.thresholds = thresholds
+
+    @classmethod
+    def of_means(cls, means: Tensor) -> Tensor:
+        """Mean histogram (..., 2*(E+1)) -> percent (...)."""
+        return pixel_average_precision(means)
+
+    def score(self, saliency: Tensor, mask: Tensor) -> Tensor:
+        """Histograms (B,2*(E+1)), object then background; `mask` (B,H,W): 1 object, 0 background, others ignored."""
+        return pixel_histograms(saliency, mask, self.thresholds)
+
+    def update(self, saliency: Tensor, mask: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, mask))

@@ -1,0 +1,284 @@
+"""Metrics of curves: the class score while pixels are replaced in the order of the saliency map."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.functional.checks import check_choice, check_positive, wide
+from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
+
+Output = Literal["probability", "logit"]
+
+_NORMAL_95 = 1.959964
+
+
+class CurveMetric(ImageMetric):
+    """A number per image that is made of a curve, and the mean curve of all images.
+
+    Args:
+        points: T, number of points of a curve.
+        output: the network's score that the curves hold, "probability" (shown in percent) or "logit" (as it is).
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    unit: str = "%"
+    axis: str = "pixels replaced, %"
+    curve_total: Tensor
+    curve_squares: Tensor
+
+    def __init__(self, points: int, output: Output = "probability", **kwargs: Any) -> None:
+        check_choice("output", output, Output)
+        super().__init__(**kwargs)
+        self.points, self.output = points, output
+        if output == "logit":
+            self.unit = ""
+        self.add_state("curve_total", torch.zeros(points), dist_reduce_fx="sum")
+        self.add_state("curve_squares", torch.zeros(points), dist_reduce_fx="sum")
+
+    def accumulate(self, scores: Tensor, curves: Tensor | None = None) -> None:
+        """Add the scores (B,) of B images and, for the mean curve, their curves (B,T) in the metric's unit."""
+        super().accumulate(scores)
+        if curves is not None:
+            kept = curves.detach()[~scores.isnan()].to(self.total)
+            self.curve_total = self.curve_total.to(kept) + kept.sum(0)
+            self.curve_squares = self.curve_squares.to(kept) + kept.square().sum(0)
+
+    def scaled(self, curve: Tensor) -> Tensor:
+        """Curves (B,T) in the metric's unit and at least float32, after checking their shape."""
+        if curve.ndim != 2 or curve.shape[1] != self.points:
+            raise ValueError(
+                f"Expected curves of shape (B,{self.points}) for {self.key}, but got {tuple(curve.shape)}."
+            )
+        return 100 * wide(curve) if self.output == "probability" else wide(curve)
+
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """The mean curve (T,) of the images given to `update` in all processes, and half its 95 % band (T,).
+
+        A collective operation: where there are several processes, each must ask. The band is that of a normal mean;
+        NaN for less than two images.
+        """
+        with self.sync_context():
+            mean = self.curve_total / self.count
+            variance = (self.curve_squares / self.count - mean.square()).clamp(min=0)
+            return mean, _NORMAL_95 * (variance / (self.count - 1)).sqrt()
+
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Where the curve's points stand on its axis, (T,)."""
+
+    def plot_curve(self, ax: Any = None, label: str | None = None) -> Any:
+        """Draw the mean curve with its band; collective, see `curve`.
+
+        Args:
+            ax: matplotlib axis to draw on; None makes a figure.
+            label: the curve's name; None takes the metric's.
+
+        Returns:
+            The matplotlib figure and axis.
+        """
+        mean, half = (part.cpu().numpy() for part in self.curve())
+        if ax is None:
+            from matplotlib.figure import Figure  # heavy, and of no use to those who only measure
+
+            ax = Figure(layout="constrained").add_subplot()
+        x = self.positions().numpy()
+        ax.plot(x, mean, label=label or self.label)
+        ax.fill_between(x, mean - half, mean + half, alpha=0.25)
+        ax.set(xlabel=self.axis, ylabel=f"{self.output}, {self.unit}" if self.unit else self.output)
+        return ax.figure, ax
+
+
+class _AreaUnderCurve(CurveMetric):
+    """The area under a curve from nothing replaced to everything replaced."""
+
+    conventions = ("steps", "area", "output")
+
+    def __init__(self, steps: int = 224, output: Output = "probability", area: Area = "mean", **kwargs: Any) -> None:
+        check_positive(steps=steps)
+        check_choice("area", area, Area)
+        super().__init__(steps + 1, output, **kwargs)
+        self.steps, self.area = steps, area
+
+    def positions(self) -> Tensor:
+        """Percent of replaced pixels."""
+        return torch.linspace(0, 100, self.points)
+
+
+class Insertion(_AreaUnderCurve):
+    """Insertion, higher is better: the score while the most salient pixels are put into a blurred image.
+
+    Petsiuk, Das and Saenko, "RISE", BMVC 2018.
+
+    Args:
+        steps: in how many equal steps the pixels are put in.
+        output: "probability" (percent) or "logit".
+        area: "mean" of all points, or "trapezoid" as RISE's program has it.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = Insertion(steps=2)
+        >>> metric.update(insertion_curve=torch.tensor([[0.0, 0.25, 0.5]]))
+        >>> metric.compute().item()
+        25.0
+    """
+
+    key, label = "insertion", "Ins"
+    higher_is_better: bool = True
+
+    def score(self, insertion_curve: Tensor) -> Tensor:
+        """Area per image, (B,), under its class scores after 0 .. steps steps, (B,steps+1)."""
+        return curve_area(self.scaled(insertion_curve), self.area)
+
+    def update(self, insertion_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        self.accumulate(self.score(insertion_curve), self.scaled(insertion_curve))
+
+
+class Deletion(_AreaUnderCurve):
+    """Deletion, lower is better: the score while the most salient pixels are taken away. See `Insertion`."""
+
+    key, label = "deletion", "Del"
+    higher_is_better: bool = False
+
+    def score(self, deletion_curve: Tensor) -> Tensor:
+        """Area per image, (B,), under its class scores after 0 .. steps steps, (B,steps+1)."""
+        return curve_area(self.scaled(deletion_curve), self.area)
+
+    def update(self, deletion_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        self.accumulate(self.score(deletion_curve), self.scaled(deletion_curve))
+
+
+class AOPC(CurveMetric):
+    """AOPC, higher is better: the mean fall of the score while the most salient patches are replaced.
+
+    See `functional.aopc_score`. The mean curve is that of the fall.
+
+    Args:
+        regions: L, number of patches that are replaced.
+        output: "probability" (percent) or "logit".
+        origin: whether the untouched image counts as a step, as in the source; Quantus leaves it out.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AOPC(regions=2)
+        >>> metric.update(aopc_curve=torch.tensor([[0.75, 0.5, 0.25]]))
+        >>> metric.compute().item()
+        37.5
+    """
+
+    key, label = "aopc", "AOPC"
+    axis = "patches replaced"
+    higher_is_better: bool = True
+    conventions = ("regions", "origin", "output")
+
+    def __init__(self, regions: int = 10, output: Output = "probability", origin: bool = False, **kwargs: Any) -> None:
+        check_positive(regions=regions)
+        super().__init__(regions + 1, output, **kwargs)
+        self.regions, self.origin = regions, origin
+
+    def positions(self) -> Tensor:
+        """Number of replaced patches."""
+        return torch.arange(self.points)
+
+    def score(self, aopc_curve: Tensor) -> Tensor:
+        """Mean fall per image, (B,), of its class scores after 0 .. regions patches, (B,regions+1)."""
+        return aopc_score(self.scaled(aopc_curve), self.origin)
+
+    def update(self, aopc_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        curve = self.scaled(aopc_curve)
+        self.accumulate(self.score(aopc_curve), curve[:, :1] - curve)
+
+
+class _Road(CurveMetric):
+    """A mean over the percentiles of saliency, each in 1 .. 99, at or above which pixels are imputed.
+
+    Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022.
+    """
+
+    axis = "pixels imputed, %"
+    conventions = ("percentiles", "output")
+
+    def __init__(
+        self, percentiles: Sequence[int] = (20, 40, 60, 80), output: Output = "probability", **kwargs: Any
+    ) -> None:
+        if not percentiles or not all(0 < percentile < 100 for percentile in percentiles):
+            raise ValueError(f"Expected `percentiles` between 0 and 100, but got {list(percentiles)}.")
+        super().__init__(len(percentiles), output, **kwargs)
+        self.percentiles = tuple(percentiles)
+
+    def positions(self) -> Tensor:
+        """Percent of imputed pixels."""
+        return 100 - torch.tensor(self.percentiles)
+
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """The percentiles as one text, and the rest."""
+        return {**super().settings(), f"{self.key}_percentiles": " ".join(map(str, self.percentiles))}
+
+
+class RoadMost(_Road):
+    """ROAD, most relevant first, lower is better: the score after the most salient pixels are imputed."""
+
+    key, label = "road_most", "ROAD-M"
+    higher_is_better: bool = False
+
+    def score(self, road_most_curve: Tensor) -> Tensor:
+        """Mean per image, (B,), of its class score at each percentile, (B,S)."""
+        return self.scaled(road_most_curve).mean(1)
+
+    def update(self, road_most_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        self.accumulate(self.score(road_most_curve), self.scaled(road_most_curve))
+
+
+class RoadLeast(_Road):
+    """ROAD, least relevant first, higher is better: the score after the least salient pixels are imputed."""
+
+    key, label = "road_least", "ROAD-L"
+    higher_is_better: bool = True
+
+    def score(self, road_least_curve: Tensor) -> Tensor:
+        """Mean per image, (B,), of its class score at each percentile, (B,S)."""
+        return self.scaled(road_least_curve).mean(1)
+
+    def update(self, road_least_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        self.accumulate(self.score(road_least_curve), self.scaled(road_least_curve))
+
+
+class Road(_Road):
+    """ROAD, higher is better: half the distance between the curves of least and most relevant pixels first.
+
+    Args:
+        percentiles: of saliency, each in 1 .. 99; the pixels at or above it (least first: at or below) are imputed.
+        output: "probability" (percent) or "logit".
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = Road(percentiles=(50,))
+        >>> metric.update(road_most_curve=torch.tensor([[0.25]]), road_least_curve=torch.tensor([[0.75]]))
+        >>> metric.compute().item()
+        25.0
+    """
+
+    key, label = "road", "ROAD"
+    higher_is_better: bool = True
+
+    def score(self, road_most_curve: Tensor, road_least_curve: Tensor) -> Tensor:
+        """Mean per image, (B,), of half the difference of its class scores at each percentile, (B,S) both."""
+        return self._halves(road_most_curve, road_least_curve).mean(1)
+
+    def update(self, road_most_curve: Tensor, road_least_curve: Tensor) -> None:
+        """Add the curves of B images."""
+        halves = self._halves(road_most_curve, road_least_curve)
+        self.accumulate(halves.mean(1), halves)
+
+    def _halves(self, most: Tensor, least: Tensor) -> Tensor:
+        return (self.scaled(least) - self.scaled(most)) / 2

@@ -1,0 +1,197 @@
+"""Metrics of how stable and how simple saliency maps are.
+
+Evidence: `saliency` (B,1,H,W), the maps S(x); `perturbed_saliency` (B,S,1,H,W), those of S perturbations of each image;
+`masked_saliency` (B,1,H,W), those of the images masked by their maps, S(x . S(x)).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.functional.checks import check_choice
+from optcam_pl.metrics.functional.classification import average_drop
+from optcam_pl.metrics.functional.robustness import (
+    coherency,
+    complexity,
+    harmonic_mean,
+    infidelity,
+    sensitivities,
+    sparseness,
+)
+
+Denominator = Literal["input", "map"]
+
+
+class MaxSensitivity(ImageMetric):
+    """Max-Sensitivity: the largest change of the map over perturbed images; lower is better.
+
+    An image whose denominator is 0 is undefined. See `functional.sensitivities`.
+
+    Args:
+        denominator: divide by the norm of the network's "input", as Quantus does, or by that of the "map", as Captum.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = MaxSensitivity()
+        >>> moved = torch.tensor([[[[[3.0, 5.0]]], [[[3.0, 2.0]]]]])
+        >>> metric.update(torch.tensor([[[[3.0, 4.0]]]]), moved, input_norm=torch.tensor([10.0]))
+        >>> round(metric.compute().item(), 4)
+        0.2
+    """
+
+    key, label = "max_sensitivity", "MS"
+    higher_is_better: bool = False
+    conventions = ("denominator",)
+
+    def __init__(self, denominator: Denominator = "input", **kwargs: Any) -> None:
+        check_choice("denominator", denominator, Denominator)
+        super().__init__(**kwargs)
+        self.denominator = denominator
+
+    def score(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
+        """The largest change for each image, (B,); `input_norm` (B,) is the Frobenius norm of what the network saw."""
+        return self._changes(saliency, perturbed_saliency, input_norm).amax(1)
+
+    def update(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, perturbed_saliency, input_norm))
+
+    def _changes(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
+        return sensitivities(saliency, perturbed_saliency, input_norm if self.denominator == "input" else None)
+
+
+class AverageSensitivity(MaxSensitivity):
+    """Average Sensitivity: the mean change of the map over perturbed images; lower is better. See `MaxSensitivity`."""
+
+    key, label = "average_sensitivity", "AS"
+
+    def score(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
+        """The mean change for each image, (B,)."""
+        return self._changes(saliency, perturbed_saliency, input_norm).mean(1)
+
+
+class Coherency(ImageMetric):
+    """Coherency in percent, higher is better; see `functional.coherency`. A constant map scores 50."""
+
+    key, label, unit = "coherency", "Coh", "%"
+    higher_is_better: bool = True
+
+    def score(self, saliency: Tensor, masked_saliency: Tensor) -> Tensor:
+        """Percent per image, (B,)."""
+        return coherency(saliency, masked_saliency)
+
+    def update(self, saliency: Tensor, masked_saliency: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, masked_saliency))
+
+
+class Complexity(ImageMetric):
+    """Complexity in percent, lower is better: the mean of the map; see `functional.complexity`."""
+
+    key, label, unit = "complexity", "Com", "%"
+    higher_is_better: bool = False
+
+    def score(self, saliency: Tensor) -> Tensor:
+        """Percent per image, (B,)."""
+        return complexity(saliency)
+
+    def update(self, saliency: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency))
+
+
+class ADCC(ImageMetric):
+    """ADCC in percent, higher is better: the harmonic mean of coherency, 100 - complexity and 100 - Average Drop.
+
+    Here, as in the tables of its source (Poppi et al., CVPRW 2021), of the *means* of the three over all images;
+    `PerImageADCC` is the mean of each image's own. A score is therefore three numbers per image.
+
+    Example:
+        >>> metric = ADCC()
+        >>> maps = torch.tensor([[[[0.0, 1.0]]]])
+        >>> metric.update(maps, maps, original=torch.tensor([0.5]), masked=torch.tensor([0.25]))
+        >>> round(metric.compute().item(), 4)
+        60.0
+    """
+
+    key, label, unit = "adcc", "ADCC", "%"
+    higher_is_better: bool = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(shape=(3,), **kwargs)
+
+    @classmethod
+    def of_means(cls, means: Tensor) -> Tensor:
+        """(..., 3) -> (...): the harmonic mean; rounding may leave a part a hair below 0."""
+        return harmonic_mean(means.clamp(min=0))
+
+    def score(self, saliency: Tensor, masked_saliency: Tensor, original: Tensor, masked: Tensor) -> Tensor:
+        """Coherency, 100 - complexity, 100 - Average Drop, (B,3); probabilities of x and x . S(x), (B,) each."""
+        drop = average_drop(original, masked, reduction="none")
+        return torch.stack([coherency(saliency, masked_saliency), 100 - complexity(saliency), 100 - drop], dim=1)
+
+    def update(self, saliency: Tensor, masked_saliency: Tensor, original: Tensor, masked: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency, masked_saliency, original, masked))
+
+
+class PerImageADCC(ADCC):
+    """The mean of every image's own ADCC, as the program of its authors makes it; see `ADCC`."""
+
+    key, label = "adcc_per_image", "ADCC/image"
+
+    def __init__(self, **kwargs: Any) -> None:
+        ImageMetric.__init__(self, **kwargs)
+
+    @classmethod
+    def of_means(cls, means: Tensor) -> Tensor:
+        """The mean itself."""
+        return means
+
+    def score(self, saliency: Tensor, masked_saliency: Tensor, original: Tensor, masked: Tensor) -> Tensor:
+        """Percent per image, (B,)."""
+        return ADCC.of_means(super().score(saliency, masked_saliency, original, masked))
+
+
+class Sparseness(ImageMetric):
+    """Sparseness in [0, 1], higher is better: the Gini index of the map; see `functional.sparseness`."""
+
+    key, label = "sparseness", "Sparse"
+    higher_is_better: bool = True
+
+    def score(self, saliency: Tensor) -> Tensor:
+        """Gini index per image, (B,)."""
+        return sparseness(saliency)
+
+    def update(self, saliency: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(saliency))
+
+
+class Infidelity(ImageMetric):
+    """Infidelity, lower is better; see `functional.infidelity`.
+
+    Args:
+        normalize: whether each map is scaled by its best factor first.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    key, label = "infidelity", "Infid"
+    higher_is_better: bool = False
+    conventions = ("normalize",)
+
+    def __init__(self, normalize: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.normalize = normalize
+
+    def score(self, dot_products: Tensor, score_differences: Tensor) -> Tensor:
+        """Mean squared error per image, (B,); perturbation times map, and fall of the class score, (B,S) both."""
+        return infidelity(dot_products, score_differences, self.normalize)
+
+    def update(self, dot_products: Tensor, score_differences: Tensor) -> None:
+        """Add B images; the evidence is that of `score`."""
+        self.accumulate(self.score(dot_products, score_differences))

@@ -1,0 +1,226 @@
+"""How certain a mean over images is, and whether two runs on the same images differ.
+
+Everything is made of the scores that a run stores, one row per image: (n,), or (n,k) for metrics that are a function of
+several means. Seeded, so that the same rows give the same digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri
+
+from optcam_pl.metrics.functional.checks import check_choice, check_positive
+
+Array = npt.NDArray[np.float64]
+Method = Literal["bca", "percentile"]
+OfMeans = Callable[[Array], Array]
+
+_CHUNK = 2**22  # numbers that a chunk of resamples may hold: 32 MB
+
+
+class Interval(NamedTuple):
+    """A value and the interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PairedDifference(NamedTuple):
+    """How much larger the first of two runs' values is, and how easily chance does that."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    images: int
+
+
+def bootstrap_interval(
+    scores: Sequence[Any] | npt.NDArray[Any],
+    of_means: OfMeans | None = None,
+    *,
+    level: float = 0.95,
+    method: Method = "bca",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The mean of the scores and its bootstrap interval: how it moves if the images are drawn anew from themselves.
+
+    Args:
+        scores: n scores, or n rows of k; None, or NaN anywhere in a row, means undefined and is left out.
+        of_means: makes the value of means, (m,k) -> (m,); None for the mean of single scores.
+        level: how often the interval should cover the true value.
+        method: "bca", corrected for bias and skewness (Efron, "Better bootstrap confidence intervals", JASA 1987), or
+            "percentile".
+        resamples: how many times the images are drawn.
+        seed: of the draws.
+
+    Returns:
+        Value, low and high end. Of a single image the interval is NaN, of none the value, too.
+
+    Example:
+        >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, None], method="percentile")
+        Interval(value=3.0, low=1.8, high=4.2)
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"Expected `level` to be between 0 and 1, but got {level}.")
+    check_choice("method", method, Method)
+    check_positive(resamples=resamples)
+    rows, of_means = _rows(scores), of_means or _mean
+    n = len(rows)
+    if not n:
+        return Interval(math.nan, math.nan, math.nan)
+    value = float(of_means(_exact_mean(rows))[0])
+    if n == 1:
+        return Interval(value, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([of_means(counts @ rows / n) for counts in _counts(rng, n, resamples)])
+    ends = (1 + np.array([-level, level])) / 2
+    if method == "bca":
+        ends = _bca(ends, drawn, value, of_means((rows.sum(0) - rows) / (n - 1)))
+    low, high = np.quantile(drawn, ends)
+    return Interval(value, float(low), float(high))
+
+
+def paired_difference(
+    ours: Sequence[Any] | npt.NDArray[Any],
+    theirs: Sequence[Any] | npt.NDArray[Any],
+    of_means: OfMeans | None = None,
+    *,
+    level: float = 0.95,
+    method: Method = "bca",
+    resamples: int = 2000,
+    permutations: int = 4999,
+    seed: int = 0,
+) -> PairedDifference:
+    """The difference of two runs' values on the same images, its bootstrap interval and a p value.
+
+    The p value is that of a two-sided permutation test: were the two runs interchangeable, swapping their scores on any
+    images would change nothing; p is the share of such swaps with a difference at least as large. All swaps are counted
+    if there are no more than `permutations`, else that many random ones and the one that was observed.
+
+    Args:
+        ours: scores of the first run, as for `bootstrap_interval`.
+        theirs: of the second one, in the same order of images. Images without a score in either are left out.
+        of_means: makes the value of means; None for the mean of single scores.
+        level: of the interval.
+        method: of the interval.
+        resamples: of the interval.
+        permutations: of the test.
+        seed: of both.
+
+    Returns:
+        Difference (ours - theirs), interval, p value, number of images compared; NaN where images are too few.
+
+    Example:
+        >>> paired_difference([3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 3.0, 5.5]).p_value
+        0.125
+    """
+    check_positive(permutations=permutations)
+    pair = [_table(scores) for scores in (ours, theirs)]
+    if pair[0].shape != pair[1].shape:
+        raise ValueError(f"Expected scores of the same images, but got {pair[0].shape} and {pair[1].shape} of them.")
+    k, both, value_of = pair[0].shape[1], _rows(np.hstack(pair)), of_means or _mean
+
+    def difference(means: Array) -> Array:
+        return value_of(means[:, :k]) - value_of(means[:, k:])
+
+    interval = bootstrap_interval(both, difference, level=level, method=method, resamples=resamples, seed=seed)
+    p_value = _swap_test(both, difference, permutations, seed) if len(both) else math.nan
+    return PairedDifference(*interval, p_value=p_value, images=len(both))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for being several: the chance that any of them is a false finding stays at the level.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+
+    Args:
+        p_values: in [0, 1]; NaN, a comparison that could not be made, stays NaN and does not count.
+
+    Returns:
+        The adjusted values, in the order given.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = np.asarray(p_values, dtype=np.float64).copy()
+    order = np.argsort(adjusted, kind="stable")[: np.count_nonzero(~np.isnan(adjusted))]  # NaN sorts last
+    adjusted[order] = np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return [float(value) for value in adjusted]
+
+
+def _table(scores: Sequence[Any] | npt.NDArray[Any]) -> Array:
+    """Scores as (n,k) float64, NaN for None."""
+    width = next((np.size(score) for score in scores if score is not None), 1)
+    nothing = np.full(width, np.nan)
+    table = [nothing if score is None else score for score in scores] if isinstance(scores, Sequence) else scores
+    flat = [np.atleast_1d(row) for row in table] if isinstance(table, list) else table
+    return np.asarray(flat, dtype=np.float64).reshape(len(scores), width)
+
+
+def _rows(scores: Sequence[Any] | npt.NDArray[Any]) -> Array:
+    """The rows of which everything is defined."""
+    table = _table(scores)
+    return table[~np.isnan(table).any(1)]
+
+
+def _mean(means: Array) -> Array:
+    if means.shape[1] > 1:
+        raise ValueError(f"Expected `of_means` with scores of {means.shape[1]} numbers, but got None.")
+    return means[:, 0]
+
+
+def _exact_mean(rows: Array) -> Array:
+    """(1,k), to the digits of the metrics' own `reduce`."""
+    return np.array([[math.fsum(column) / len(rows) for column in rows.T.tolist()]])
+
+
+def _counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[Array]:
+    """Chunks (m,n) of how often each of n images is drawn in a resample of n."""
+    size = max(1, _CHUNK // n)
+    for start in range(0, resamples, size):
+        m = min(size, resamples - start)
+        drawn = rng.integers(0, n, size=(m, n), dtype=np.int64 if n > 2**16 else np.uint16)
+        flat = drawn + np.arange(m, dtype=np.int64)[:, None] * n
+        yield np.bincount(flat.ravel(), minlength=m * n).reshape(m, n).astype(np.float64)
+
+
+def _bca(ends: Array, drawn: Array, value: float, left_out: Array) -> Array:
+    """Where in the drawn distribution the corrected interval ends; `left_out` (n,): the value without each image."""
+    below = ((drawn < value).sum() + (drawn <= value).sum()) / (2 * len(drawn))  # of equal ones, half
+    half = 0.5 / len(drawn)
+    bias = ndtri(np.clip(below, half, 1 - half))
+    pull = left_out.mean() - left_out
+    pull = pull / (abs(pull).max() or 1)  # only its shape matters, and its cube must not underflow
+    skew = (pull**3).sum() / (6 * ((pull**2).sum() or 1) ** 1.5)
+    normal = bias + ndtri(ends)
+    return np.asarray(ndtr(bias + normal / (1 - skew * normal)))
+
+
+def _swap_test(both: Array, difference: OfMeans, permutations: int, seed: int) -> float:
+    """Share of swaps of `ours` and `theirs`, the halves of `both`, that make a difference at least as large."""
+    n, k = len(both), both.shape[1] // 2
+    means = both.mean(0, keepdims=True)
+    gain = np.hstack([both[:, k:] - both[:, :k], both[:, :k] - both[:, k:]]) / n  # what a swap adds to the means
+    observed = abs(difference(means)[0])
+    least = observed - 1e-9 * abs(both).max()  # swaps that give the same number may differ by rounding
+    every = n < 63 and 2**n <= permutations
+    rng = np.random.default_rng(seed)
+    reached, total = (0, 2**n) if every else (1, permutations + 1)
+    size = max(1, _CHUNK // n)
+    for start in range(0, 2**n if every else permutations, size):
+        if every:
+            swaps = np.arange(start, min(start + size, total))[:, None] >> np.arange(n) & 1
+        else:
+            bits = rng.integers(0, 256, size=(min(size, permutations - start), -(-n // 8)), dtype=np.uint8)
+            swaps = np.unpackbits(bits, axis=1, count=n).astype(np.int64)
+        reached += int((abs(difference(means + swaps @ gain)) >= least).sum())
+    return reached / total

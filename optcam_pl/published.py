@@ -1,0 +1,181 @@
+"""The paper's numbers, to stand beside ours.
+
+`published.csv` holds every number of the tables of Zhang, Torres, Sicre, Avrithis and Ayache, "Opti-CAM: Optimizing
+saliency maps for interpretability", Computer Vision and Image Understanding 248 (2024) 104101,
+doi 10.1016/j.cviu.2024.104101: table, dataset, network, variant (the settings that are not the paper's usual ones),
+method, metric, which way is better, value. Values are in percent but for the maximum sensitivity, the saliency metric
+and the seconds. They were read from one text extraction of the article and checked against a second one, not against
+the publisher's PDF. Seconds are not compared: they are another machine's.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any, get_type_hints
+
+from optcam_pl.metrics import METRICS
+from optcam_pl.report_tables import Estimate, PaperValue, Summary
+
+METHODS = {
+    "AblationCAM": "Ablation-CAM",
+    "AttentionRollout": "Rollout",
+    "ExtremalPerturbation": "ExPerturbation",
+    "FakeCAM": "Fake-CAM",
+    "GradCAM": "Grad-CAM",
+    "GradCAMPlusPlus": "Grad-CAM++",
+    "GradientSHAP": "GradientShap",
+    "HiResCAM": "HiRes-CAM",
+    "LayerCAM": "Layer-CAM",
+    "OptiCAM": "Opti-CAM",
+    "RawAttention": "RawAtt",
+    "ScoreCAM": "Score-CAM",
+    "XGradCAM": "XGrad-CAM",
+}
+"""Our names of methods -> the paper's, where they are not the same (LIME, TIBAV)."""
+
+# What the paper's runs have in common, or in common for a dataset or network: every value that means the same.
+_IMAGENET = ("imagenetval", "imagenet", "imagenet1k", "ilsvrc2012", "ilsvrc2012val")
+_DATA = {
+    "imagenet_val": (_IMAGENET, 50_000),
+    "imagenet_val_1000": ((*_IMAGENET, "imagenetval1000"), 1000),
+    "chest_xray": (("chestxray",), 624),
+    "kvasir": (("kvasir", "kvasirv2"), 1000),
+}
+_VIT_LAYERS = ("blocks.11.norm1", "blocks.-1.norm1")
+_LAYERS = {
+    "resnet50": ("layer4.2", "layer4.-1", "layer4"),
+    "vgg16_bn": ("features.42", "features.-2"),
+    "vit_base_patch16_224": _VIT_LAYERS,
+    "deit_base_patch16_224": _VIT_LAYERS,
+}
+_COMMON = {
+    "baseline": "black",
+    "input_size": [224, 224],
+    "target": "label",
+    "weights": "pretrained",
+    "input_normalization": "the network's",
+}
+_OPTICAM = {"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1}
+_TARGETS = {"label": "label", "top1": "predicted", "top2": "second", "last": "least"}
+_NOT_PERCENT = ("max_sensitivity", "saliency_metric", "seconds_per_batch_of_8")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of the paper; see the module."""
+
+    table: str
+    dataset: str
+    network: str
+    variant: str
+    method: str
+    metric: str
+    better: str
+    value: float
+
+
+@functools.cache
+def published() -> tuple[Published, ...]:
+    """Every number of the paper.
+
+    Example:
+        >>> [row.value for row in published() if row.table == "1" and row.network == "resnet50"
+        ...  and row.method == "Opti-CAM" and row.metric == "average_gain"]
+        [68.8]
+    """
+    kinds = get_type_hints(Published)
+    text = (files("optcam_pl") / "published.csv").read_text("utf-8")
+    return tuple(
+        Published(**{key: kinds[key](cell) for key, cell in row.items()}) for row in csv.DictReader(text.splitlines())
+    )
+
+
+def _variant(row: Published) -> dict[str, str]:
+    return dict(setting.split("=") for setting in row.variant.split(";")) if row.variant else {}
+
+
+def _wanted(row: Published) -> dict[str, tuple[Any, ...]]:
+    """The settings behind a published number: name -> the values of ours that mean the same."""
+    names, images = _DATA[row.dataset]
+    usual = {**_COMMON, **(_OPTICAM if row.method == "Opti-CAM" else {})}
+    wanted: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in usual.items()}
+    wanted |= {"data": (row.dataset, *names), "images": (images,), "layer": _LAYERS[row.network]}
+    if row.table == "5" and row.method == "Opti-CAM":
+        wanted["max_iter"] = (50,)  # its caption does not say so; its numbers are those of table 6
+    for key, value in _variant(row).items():
+        wanted[key] = (int(value) if value.isdigit() else _TARGETS.get(value, value),)
+    return wanted
+
+
+def _facts(summary: Summary) -> dict[str, Any]:
+    """A run's settings by the names of `_wanted`."""
+    facts = {"region": "S", **summary.options, **summary.settings, "images": summary.images}
+    plain = re.sub(r"[^a-z0-9]", "", summary.data.lower())
+    facts["data"] = plain if any(plain in names for names, _ in _DATA.values()) else summary.data
+    if "mean" in facts and "std" in facts:
+        none = not any(facts["mean"]) and all(value == 1 for value in facts["std"])
+        facts["input_normalization"] = "none" if none else "the network's"
+    if "weights" in facts and facts["weights"] != "random":
+        facts["weights"] = "pretrained"
+    if missing := summary.statuses["missing"]:
+        facts["images"] = f"{summary.images - missing} of {summary.images}"
+    if isinstance(facts.get("layer"), list) and len(facts["layer"]) == 1:
+        facts["layer"] = facts["layer"][0]
+    return facts
+
+
+def _differences(row: Published, facts: dict[str, Any]) -> tuple[str, ...]:
+    """What is not as in the paper. A usual setting that the run does not have (another method's) is no difference."""
+    wanted = _wanted(row)
+    metric = {key: (value,) for key, value in METRICS[row.metric]().settings().items()}
+    required = _variant(row)
+    return tuple(
+        f"{key} {_shown(facts.get(key, 'not set'))}, not {_shown(values[0])}"
+        for key, values in {**metric, **wanted}.items()
+        if (key in facts or key in required) and facts.get(key) not in values
+    )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _network(classifier: str) -> str:
+    """`timm/vit_base_patch16_224.augreg_in1k` -> `vit_base_patch16_224`."""
+    return classifier.rpartition("/")[2].partition(".")[0]
+
+
+def _closest(rows: Iterable[Published], facts: dict[str, Any]) -> tuple[Published, tuple[str, ...]] | None:
+    return min(((row, _differences(row, facts)) for row in rows), key=lambda found: len(found[1]), default=None)
+
+
+def beside_published(summary: Summary) -> Summary:
+    """Put the paper's values beside a run's.
+
+    Returns:
+        The summary with `Estimate.published` wherever the paper has the method on the network: of several values the
+        one whose settings are closest, with what differs. A note says so where the paper has nothing.
+    """
+    method = METHODS.get(summary.explainer, summary.explainer)
+    network = _network(summary.classifier)
+    rows = [row for row in published() if row.network == network and row.method == method]
+    if not rows:
+        absent = [f"the network {network}"] if network not in _LAYERS else []
+        absent += [f"the method {method}"] if method not in {row.method for row in published()} else []
+        note = f"the paper has no value for {' and '.join(absent) or f'{method} on {network}'}"
+        return replace(summary, notes=(*summary.notes, note))
+    facts = _facts(summary)
+    metrics: dict[str, Estimate] = {}
+    for key, estimate in summary.metrics.items():
+        metrics[key] = estimate
+        if found := _closest((row for row in rows if row.metric == key), facts):
+            row, differences = found
+            per = 100 if key not in _NOT_PERCENT and METRICS[key].unit != "%" else 1
+            metrics[key] = replace(estimate, published=PaperValue(row.value / per, row.table, differences))
+    return replace(summary, metrics=metrics)

@@ -1,0 +1,123 @@
+"""`optcam verify`: is a run folder whole, and does it say what it says it says?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from optcam_pl.records import RecordError, Row, flatten, format_ranges, load_metadata, missing
+from optcam_pl.report import Run, find_runs, load_run, summarise
+from optcam_pl.report_tables import as_dict, printable
+
+
+def verify(run_dir: str | os.PathLike[str]) -> list[str]:
+    """Check a run folder against itself.
+
+    Checked are: the manifest and whether its parts agree; every row's checksum and that no two rows contradict each
+    other; that each image of the dataset has a row and each row an image; that rows have what the manifest promises;
+    the headers of stored tensors; and, where there is a `summary.json`, that the rows still give it. A damaged line
+    whose image has a sound row as well (its block was done again) is no problem.
+
+    Returns:
+        The problems, a sentence each; none for a complete and sound run. Images with an error are no problem: their
+        rows say so.
+    """
+    try:
+        run = load_run(run_dir)
+        return [*_manifest_problems(run), *_row_problems(run), *_file_problems(run)]
+    except RecordError as error:
+        return [str(error)]
+    except (TypeError, KeyError, AttributeError) as error:
+        return [f"{Path(run_dir)}: an entry of the manifest is not of the kind that it has to be: {error!r}"]
+
+
+def _manifest_problems(run: Run) -> Iterator[str]:
+    """Where the manifest says one thing twice, differently."""
+    manifest = run.manifest
+    prints = dict(flatten(manifest["fingerprint"]))
+    same = {"data.images": manifest["images"], "data.name": manifest["data"], **manifest["settings"]}
+    for key, value in same.items():
+        if key in prints and prints[key] != value:
+            yield f"the manifest contradicts itself: {key} is {value!r}, but {prints[key]!r} in its fingerprint"
+    if len(set(manifest["metrics"])) < len(manifest["metrics"]):
+        yield f"the manifest names a metric twice: {', '.join(manifest['metrics'])}"
+
+
+def _row_problems(run: Run) -> Iterator[str]:
+    n = run.manifest["images"]
+    if absent := missing(run.rows, n):
+        yield f"{len(absent)} of {n} images have no row: {format_ranges(absent)}"
+        yield from (f"damaged: {line}" for line in run.rows.damaged)
+    if beyond := [row.index for row in run.rows if row.index >= n]:
+        yield f"rows beyond the dataset's {n} images: {format_ranges(beyond)}"
+    for what, wrong in (
+        ("a score is missing", [row for row in run.usable if not {*run.manifest["metrics"]} <= {*row.scores}]),
+        ("p or o is no probability", [row for row in run.usable if not all(map(_probability, (row.p, row.o)))]),
+        ("an error without a reason", [row for row in run.rows if row.status == "error" and not row.reason]),
+    ):
+        if wrong:
+            yield f"{what}: {_named(wrong)}"
+
+
+def _probability(value: float | None) -> bool:
+    return value is None or -1e-6 <= value <= 1 + 1e-6
+
+
+def _named(rows: Sequence[Row]) -> str:
+    ids = ", ".join(row.id for row in rows[:3])
+    return f"images {format_ranges(row.index for row in rows)} ({ids}{', ...' if len(rows) > 3 else ''})"
+
+
+def _file_problems(run: Run) -> Iterator[str]:
+    for path in sorted(run.path.rglob("*.safetensors")):
+        try:
+            load_metadata(path)
+        except RecordError as error:
+            yield str(error)
+    path = run.path / "summary.json"
+    if path.exists():
+        try:
+            stored = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            yield f"cannot read {path}: {error}"
+            return
+        now = _numbers(json.loads(json.dumps(as_dict(summarise(run)))))
+        before = _numbers(stored)
+        for key in sorted({*now, *before}):
+            if now.get(key) != before.get(key):
+                yield f"{path}: {key} is {before.get(key)}, but the rows give {now.get(key)}"
+
+
+def _numbers(summary: Any) -> dict[str, Any]:
+    """What a summary measures, without the intervals and comparisons that a report may have added."""
+    kept = {key: summary.get(key) for key in ("images", "statuses", "seconds_per_image")}
+    kept["metrics"] = {key: estimate.get("value") for key, estimate in summary.get("metrics", {}).items()}
+    return dict(flatten(kept))
+
+
+def verify_command(argv: Sequence[str]) -> int:
+    """`optcam verify RUN_DIR...`; returns the exit code, 0 where every run is complete and sound."""
+    parser = argparse.ArgumentParser(
+        prog="optcam verify",
+        description="Check that run folders are complete and sound: checksums, each image once, no contradiction.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
+    options = parser.parse_args(argv)
+    try:
+        runs = find_runs(options.runs)
+    except RecordError as error:
+        print(f"optcam verify: {printable(str(error))}", file=sys.stderr)
+        return 1
+    sound = True
+    for run in runs:
+        problems = verify(run)
+        sound &= not problems
+        print(f"{printable(str(run))}: {'sound' if not problems else f'{len(problems)} problem(s)'}")
+        for problem in problems:
+            print(f"  {printable(problem)}")
+    return 0 if sound else 1

@@ -1,0 +1,256 @@
+"""The commands, as a user types them: every config, every bad input, fit then test, one process and two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from optcam_pl.cli import main
+from optcam_pl.records import read_rows
+from optcam_pl.report import load_run, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
+
+pytestmark = pytest.mark.filterwarnings(
+    # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
+    "ignore::DeprecationWarning",
+)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Seven noisy pictures in two class folders."""
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        folder = tmp_path / "photos" / ("n01440764" if i % 2 else "n01484850")
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((90, 80)).save(folder / f"photo {i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in json.loads(row.to_json()).items() if k != "seconds"} for row in read_rows(run)]
+
+
+def test_test_writes_rows_maps_and_tensorboard_and_prints_the_table(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = '--trainer.callbacks+={"class_path": "optcam_pl.callbacks.MapWriter"}'
+    assert main(["test", "--config", TINY, f"--data.root={photos}", writer]) == 0
+    run = Path("logs/photos/OptiCAM/version_0")
+    rows = read_rows(run)
+    assert [row.index for row in rows] == list(range(7))
+    assert all(row.status in ("ok", "degenerate") for row in rows)
+    out = capsys.readouterr().out
+    assert "AD" in out
+    assert "OptiCAM" in out
+    assert "baseline: black" in out
+    assert str(run / "overlays") in out
+    assert len(list((run / "overlays").glob("*.png"))) == 7
+    with np.load(next((run / "maps").glob("*.npz"))) as stored:
+        assert stored["saliency"].shape == (64, 64)
+        assert 0 <= stored["saliency"].min() <= stored["saliency"].max() <= 1
+    assert list(run.glob("events.out.tfevents*"))
+    assert (run / "config.yaml").is_file()
+
+
+def test_the_rows_are_those_of_any_limit_of_the_same_images_and_blocks(photos: Path) -> None:
+    main(["test", "--config", TINY, f"--data.root={photos}", "--run_dir=a"])
+    main(["test", "--config", TINY, f"--data.root={photos}", "--run_dir=b"])
+    assert rows_of(Path("a")) == rows_of(Path("b"))
+
+
+def test_fit_then_test_gives_the_numbers_of_test_alone(photos: Path) -> None:
+    common = ["--config", TINY, f"--data.root={photos}"]
+    main(["fit", *common, "--run_dir=fit"])
+    main(["test", *common, "--run_dir=with", "--model.weights_from=fit"])
+    main(["test", *common, "--run_dir=alone"])
+    assert rows_of(Path("with")) == rows_of(Path("alone"))
+    stored = load_file("fit/weights/b000000.safetensors")
+    assert stored["weights"].shape[0] == 3
+    assert stored["objective"].shape == (5, 3)
+    torch.testing.assert_close(stored["weights"].sum(1), torch.ones(3))
+
+
+def test_weights_of_other_settings_are_refused_by_name(photos: Path) -> None:
+    common = ["--config", TINY, f"--data.root={photos}"]
+    main(["fit", *common, "--run_dir=fit"])
+    with pytest.raises(RuntimeError, match="explainer.normalizer"):
+        main(["test", *common, "--model.weights_from=fit", "--model.explainer.normalizer=max"])
+    main(["test", *common, "--run_dir=alone"])
+    with pytest.raises(ValueError, match="the run folder of an `optcam fit`, but alone is one of an `optcam test`"):
+        main(["test", *common, "--model.weights_from=alone"])
+
+
+def test_predict_explains_a_single_file(photos: Path) -> None:
+    photo = next(photos.rglob("*.png"))
+    data = ["--data=ImagePaths", f"--data.paths={photo}", "--data.batch_size=1"]
+    main(["predict", "--config", TINY, *data, "--run_dir=predict"])
+    assert len(list(Path("predict/overlays").glob("*.png"))) == 1
+    assert len(list(Path("predict/maps").glob("*.npz"))) == 1
+
+
+def test_compare_prints_one_table_and_report_prints_it_again(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    explainers = ["--explainers", "OptiCAM", "GradCAM", "FakeCAM"]
+    assert main(["compare", "--config", TINY, f"--data.root={photos}", "--run_dir=all", *explainers]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in explainers[1:])
+    assert "tensorboard --logdir" in out
+    assert main(["report", "all", "--format=json"]) == 0
+    runs = json.loads(capsys.readouterr().out)
+    assert {run["explainer"] for run in runs} == set(explainers[1:])
+    for run in runs:
+        assert {"run", "data", "classifier", "settings", "images", "seconds_per_image", "metrics"} <= run.keys()
+        assert {"average_drop", "average_gain", "average_increase"} <= run["metrics"].keys()
+        alone = summarise(load_run(f"all/{run['explainer']}"))
+        assert run["metrics"]["average_drop"]["value"] == alone.metrics["average_drop"].value
+    assert main(["verify", "all/OptiCAM"]) == 0
+
+
+def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "n01440764" / "photo 9.png").write_text("this is no image")
+    common = ["--config", TINY, f"--data.root={photos}"]
+    with pytest.raises(ValueError, match="photo 9.png"):
+        main(["test", *common])
+    main(["test", *common, "--data.on_error=record", "--run_dir=recorded"])
+    rows = read_rows("recorded")
+    assert [row.id for row in rows if row.status == "error"] == ["n01440764/photo 9.png"]
+    assert len(rows) == 8
+    assert "errors (1), not counted: n01440764/photo 9.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.root=nowhere"], "nowhere"),
+        (["--model.target=label", "--data=ImagePaths", "--data.paths={photo}"], "no labels; set `target` to predicted"),
+        (["--model.target=5000"], "Expected `target`"),
+        (["--model.classifier.network=torchvision/resnet5"], "resnet50"),
+        (["--model.classifier.target_layer=layr4"], "layer4"),
+        (["--model.classifier.weights=other.pth"], "state dict|unexpected|missing"),
+        (["--model.explainer.max_iter=0"], "Expected `max_iter` to be a positive integer, but got 0."),
+        (["--model.explainer=GradCAM", "--model.weights_from=x"], "an explainer that optimises weights"),
+        (["--threads=0"], "Expected `threads` to be a positive integer"),
+    ],
+)
+def test_bad_input_is_refused_in_words(photos: Path, words: list[str], message: str) -> None:
+    torch.save({"other.weight": torch.zeros(2)}, "other.pth")
+    words = [word.format(photo=next(photos.rglob("*.png"))) for word in words]
+    with pytest.raises((ValueError, OSError), match=message):
+        main(["test", "--config", TINY, f"--data.root={photos}", *words])
+
+
+def test_fit_of_something_without_weights_is_refused(photos: Path) -> None:
+    with pytest.raises(TypeError, match="something to fit \\(OptiCAM\\), but got FakeCAM"):
+        main(["fit", "--config", TINY, f"--data.root={photos}", "--model.explainer=FakeCAM"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.explainer=OptiCAMM"], "OptiCAMM"),
+        (["--model.explainer.max_itr=3"], "max_itr"),
+        (["--config=missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_unknown_explainers_options_and_configs_are_named(
+    photos: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["test", "--config", TINY, f"--data.root={photos}", *words])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_compare_names_an_unknown_explainer() -> None:
+    with pytest.raises(ValueError, match="got 'GradCAN'. The nearest are: 'GradCAM'"):
+        main(["compare", "--config", TINY, "--explainers", "GradCAN"])
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["test", "--help"], ["compare", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 0
+        assert "--config" in capsys.readouterr().out
+
+
+def test_print_config_shows_the_merged_settings(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", "--config", TINY, f"--data.root={photos}", "--model.explainer.lr=0.5", "--print_config"])
+    assert "lr: 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
+def test_every_config_runs_with_a_tiny_network(name: str, photos: Path) -> None:
+    tiny = ["--model.classifier.network=timm/test_resnet", f"--model.classifier.weights={tiny_weights()}"]
+    small = ["--model.classifier.input_size=64", "--model.explainer.max_iter=2", "--data.batch_size=2"]
+    data = {"predict": [f"--data.paths={photos}"], "imagenet_samples": [f"--data.root={photos}"]}.get(name[:-5], [])
+    command = "predict" if name == "predict.yaml" else "test"
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    assert main([command, "--config", str(ROOT / "configs" / name), *tiny, *small, *data, *quiet, "--run_dir=x"]) == 0
+    assert read_rows("x")
+
+
+def tiny_weights() -> str:
+    import timm
+
+    torch.save(timm.create_model("test_resnet").state_dict(), "tiny.pth")
+    return "tiny.pth"
+
+
+@pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer"])
+def test_every_block_composes_with_a_run(folder: str, photos: Path) -> None:
+    for block in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+        use = [f"--model.explainer={block}"] if folder == "explainer" else [f"--config={block}"]
+        root = [] if folder == "data" else [f"--data.root={photos}"]
+        with pytest.raises(SystemExit) as stopped:
+            main(["test", "--config", TINY, *use, *root, "--print_config"])
+        assert stopped.value.code == 0, block
+
+
+@pytest.mark.ddp
+def test_two_processes_write_the_rows_of_one(photos: Path) -> None:
+    common = [sys.executable, "-m", "optcam_pl", "test", "--config", TINY, f"--data.root={photos}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for devices in (1, 2):
+        extra = ["--trainer.strategy=ddp"] if devices > 1 else []
+        words = [*common, f"--trainer.devices={devices}", f"--run_dir=p{devices}", *extra]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert rows_of(Path("p1")) == rows_of(Path("p2"))
+    one, two = (summarise(load_run(f"p{n}")).metrics for n in (1, 2))
+    assert one == two
+
+
+@pytest.mark.ddp
+def test_fit_on_two_processes_stores_the_weights_of_one(photos: Path) -> None:
+    common = [sys.executable, "-m", "optcam_pl", "fit", "--config", TINY, f"--data.root={photos}"]
+    for devices in (1, 2):
+        extra = ["--trainer.strategy=ddp"] if devices > 1 else []
+        words = [*common, f"--trainer.devices={devices}", f"--run_dir=f{devices}", *extra]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    files = sorted(p.name for p in Path("f1/weights").iterdir())
+    assert files == sorted(p.name for p in Path("f2/weights").iterdir())
+    for name in files:
+        one, two = load_file(f"f1/weights/{name}"), load_file(f"f2/weights/{name}")
+        assert all(torch.equal(one[key], two[key]) for key in one)
