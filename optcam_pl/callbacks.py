@@ -223,9 +223,9 @@ class ImageProgress(TQDMProgressBar):
 
 
 def file_name(index: int, image_id: str) -> str:
-    """A file name without extension that any file system takes: the image's number and what is legible of its id.
+    r"""A file name without extension that any file system takes: the image's number and what is legible of its id.
 
-    >>> file_name(7, "n01440764/tench é\\n<b>.JPEG")
+    >>> file_name(7, "n01440764/tench é\n<b>.JPEG")
     '000007-n01440764_tench_b'
     """
     stem = re.sub(r"\.[A-Za-z0-9]{1,5}\Z", "", image_id)

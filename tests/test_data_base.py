@@ -1,7 +1,6 @@
-"""Blocks cover the dataset once for any number of processes; a broken image is its own row and nobody else's."""
+"""A data module serves every image once, in order, and says in words what is wrong."""
 
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,146 +8,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from torch.utils.data import DataLoader
+from data_cases import Listed, make_images
+from torchvision.transforms import v2
 
-from optcam_pl.data import BlockSampler, Entry, ImageDataModule, ImageReadError, ImageTable, Preprocessing, collate
-
-
-class Listed(ImageDataModule):
-    """Entries as they are given."""
-
-    def __init__(self, entries: list[Entry], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.given = entries
-
-    def entries(self) -> list[Entry]:
-        return self.given
-
-    def looked_for(self) -> str:
-        return "a list"
+from optcam_pl.data import Entry, ImageReadError, Preprocessing
 
 
 class Named(Listed):
     class_names = ("cat", "dog")
-
-
-def make_images(folder: Path, n: int) -> list[Entry]:
-    """n one-coloured images, the red of number i being 10 * i."""
-    for i in range(n):
-        Image.new("RGB", (9, 7), (10 * i, 0, 0)).save(folder / f"{i:02}.png")
-    return [Entry(f"{i:02}.png", str(folder / f"{i:02}.png"), i) for i in range(n)]
-
-
-# --------------------------------------------------------------------------------------------------------- blocks
-
-
-@given(st.integers(0, 50), st.integers(1, 9), st.sampled_from([1, 2, 3, 7]), st.data())
-@settings(deadline=None)
-def test_every_index_is_in_one_block_of_one_rank(n: int, size: int, world: int, data: st.DataObject) -> None:
-    blocks = -(-n // size)
-    every = data.draw(st.one_of(st.none(), st.lists(st.integers(0, max(blocks - 1, 0)), unique=True, max_size=blocks)))
-    todo = None if every is None else sorted(every)
-    ranks = [list(BlockSampler(n, size, rank, world, todo)) for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {len(BlockSampler(n, size, 0, world, todo))}
-    assert len(ranks[0]) >= 1
-    assert all(len(block) == size for rank in ranks for block in rank)
-    real = [block for rank in ranks for block in rank if block != [-1] * size]
-    expected = range(blocks) if todo is None else todo
-    assert sorted(real) == [[i if i < n else -1 for i in range(k * size, k * size + size)] for k in expected]
-    for position, k in enumerate(expected):  # position p of todo is rank p mod world's block number p div world
-        assert ranks[position % world][position // world][0] == k * size
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((-1, 2), "`n`"),
-        ((3, 0), "`block_size`"),
-        ((3, 2, 2, 2), "`rank`"),
-        ((3, 2, 0, 1, [2]), "`todo` to name blocks from 0 to 1"),
-        ((3, 2, 0, 1, [1, 1]), "each once"),
-    ],
-)
-def test_wrong_blocks_are_refused_in_words(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BlockSampler(*arguments)
-
-
-# ---------------------------------------------------------------------------------------------------------- table
-
-
-def test_a_sample_is_what_the_design_says(tmp_path: Path) -> None:
-    table = ImageTable(make_images(tmp_path, 3), Preprocessing((4, 5)))
-    sample = table[2]
-    assert sample["image"].shape == (3, 4, 5)
-    assert sample["image"].dtype == torch.float32
-    assert sample["image"][0].unique().tolist() == [torch.tensor(20 / 255).item()]
-    assert {k: v for k, v in sample.items() if k != "image"} == {"target": 2, "id": "02.png", "index": 2, "error": ""}
-    with pytest.raises(IndexError, match="0 to 2"):
-        table[3]
-
-
-def test_padding_is_black_and_has_no_name_label_or_error(tmp_path: Path) -> None:
-    sample = ImageTable(make_images(tmp_path, 1), Preprocessing((4, 5)), annotations=("boxes", "masks"))[-1]
-    assert not sample["image"].any()
-    assert (sample["target"], sample["id"], sample["index"], sample["error"]) == (-1, "", -1, "")
-    assert sample["boxes"].shape == (0, 4)
-    assert sample["mask"].shape == (4, 5)
-
-
-def test_a_broken_image_raises_or_is_recorded(tmp_path: Path) -> None:
-    entries = make_images(tmp_path, 3)
-    Path(entries[1].path).write_bytes(b"rubbish")
-    with pytest.raises(ImageReadError, match=r"01\.png"):
-        ImageTable(entries, Preprocessing((4, 4)))[1]
-    batch = collate([ImageTable(entries, Preprocessing((4, 4)), on_error="record")[i] for i in range(3)])
-    assert batch["error"] == ["", "it is not an image of a known format", ""]
-    assert batch["target"].tolist() == batch["index"].tolist() == [0, 1, 2]
-    assert torch.allclose(batch["image"].amax((1, 2, 3)), torch.tensor([0.0, 0.0, 20 / 255]))
-
-
-def test_other_faults_than_an_images_are_never_recorded(tmp_path: Path) -> None:
-    def broken(_: Entry) -> Any:
-        raise KeyError("a mistake in the program")
-
-    table = ImageTable(make_images(tmp_path, 1), Preprocessing((4, 4)), reader=broken, on_error="record")
-    with pytest.raises(KeyError):
-        table[0]
-
-
-@given(st.lists(st.one_of(st.just(None), st.binary(max_size=60), st.integers(0, 99)), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=60)
-def test_broken_neighbours_never_change_a_sample(faults: list) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        entries = make_images(Path(folder), len(faults))
-        for entry, fault in zip(entries, faults, strict=True):
-            data = Path(entry.path).read_bytes()
-            if fault is not None:  # random bytes, or the file cut to so many percent
-                Path(entry.path).write_bytes(fault if isinstance(fault, bytes) else data[: len(data) * fault // 100])
-        table = ImageTable(entries, Preprocessing((3, 3)), on_error="record")
-        batch = collate([table[i] for i in range(len(faults))])
-    for i, fault in enumerate(faults):
-        if fault is None:
-            assert batch["error"][i] == ""
-            assert torch.equal(batch["image"][i, 0], torch.full((3, 3), 10 * i) / 255)
-        elif batch["error"][i]:
-            assert not batch["image"][i].any()
-    assert batch["id"] == [entry.id for entry in entries]
-
-
-def test_boxes_and_masks_travel_with_the_image(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
-    entry = Entry("a.png", str(tmp_path / "a.png"), 0, boxes=((0, 0, 10, 10),))
-    table = ImageTable([entry, entry._replace(boxes=())], Preprocessing((10, 10)), annotations=("boxes",))
-    batch = collate([table[0], table[1]])
-    assert [boxes.tolist() for boxes in batch["boxes"]] == [[[0, 0, 5, 10]], []]
-    assert "mask" not in batch
-
-
-# ---------------------------------------------------------------------------------------------------- data module
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -278,7 +145,15 @@ def test_every_stage_of_a_trainer_sees_every_image_once_in_order(tmp_path: Path,
     assert model.seen == [0, 1, 2, 3, 4, -1]
 
 
-def test_the_table_and_the_sampler_also_serve_a_plain_loader(tmp_path: Path) -> None:
-    table = ImageTable(make_images(tmp_path, 3), Preprocessing((4, 4)))
-    loader = DataLoader(table, batch_sampler=BlockSampler(3, 2), collate_fn=collate)
-    assert [batch["index"].tolist() for batch in loader] == [[0, 1], [2, -1]]
+def test_a_transform_is_part_of_the_fingerprint_and_of_the_samples(tmp_path: Path) -> None:
+    entries = make_images(tmp_path, 2)
+    plain, inverted = Listed(entries, size=4), Listed(entries, size=4, transform=v2.RandomInvert(1.0))
+    assert plain.fingerprint() != inverted.fingerprint()
+    assert torch.allclose(plain.table[1]["image"] + inverted.table[1]["image"], torch.ones(3, 4, 4))
+
+
+def test_a_dataset_without_training_images_says_so(tmp_path: Path) -> None:
+    data = Listed(make_images(tmp_path, 2), size=4)
+    data.training = True
+    with pytest.raises(ValueError, match="Listed has no train images"):
+        data.setup("fit")

@@ -222,7 +222,11 @@ class ImageDataModule(LightningDataModule, ABC):
         transform = augment if self.transform is None else v2.Compose([self.transform, augment])
         prepare = Preprocessing(size, "stretch", interpolation=self.preprocessing.interpolation)
         table = self._table("train", prepare, transform)
-        return TrainingLoader(table, self.batch_size, self._shares(), self._progress, self._options)
+        loader = TrainingLoader(table, self.batch_size, self._shares(), self._progress, self._options)
+        if self.trainer:  # Lightning starts the first iteration before it sets the epoch, which may not be the first
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.set_epoch(progress.processed)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The block loader; where a network is `training`, of the validation images."""

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -114,8 +114,9 @@ class TrainingLoader(DataLoader[Batch]):
         progress: Callable[[], tuple[int, int]],
         options: LoaderOptions,
     ) -> None:
-        sampler = ShuffleSampler(len(table), block_size, table.seed, *shares)
-        super().__init__(**_arguments(table, sampler, options))
+        shuffle = ShuffleSampler(len(table), block_size, table.seed, *shares)
+        super().__init__(**_arguments(table, shuffle, options))
+        self.shuffle = shuffle
         self.progress = progress
 
     def state_dict(self) -> dict[str, int]:
@@ -124,7 +125,10 @@ class TrainingLoader(DataLoader[Batch]):
         return {"done": done, "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration where the training had come to."""
-        sampler = cast("ShuffleSampler", self.sampler)
-        epoch, sampler.start = divmod(state["done"], max(1, state["per_epoch"]))
-        sampler.set_epoch(epoch)
+        """Begin the epoch that the training had come to where it had come to."""
+        self.shuffle.start = divmod(state["done"], max(1, state["per_epoch"]))
+        self.set_epoch(self.shuffle.start[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of an epoch."""
+        self.shuffle.set_epoch(epoch)

@@ -82,13 +82,13 @@ class ShuffleSampler(DistributedSampler[Block]):
 
     Attributes:
         epoch: set by Lightning through `set_epoch`.
-        start: blocks of this epoch that are already done; the next iteration begins there and forgets it.
+        start: an epoch, and how many of its blocks are already done: when it is iterated, these are left out.
 
     Example:
         >>> sampler = ShuffleSampler(3, block_size=2, seed=0)
         >>> [block.indices for block in sampler], len(sampler)
         ([[2, 0], [1, 2]], 2)
-        >>> sampler.start = 1
+        >>> sampler.start = (0, 1)
         >>> [block.indices for block in sampler]
         [[1, 2]]
     """
@@ -101,18 +101,18 @@ class ShuffleSampler(DistributedSampler[Block]):
         self.n = n
         self.block_size = block_size
         self.length = -(-n // (block_size * world_size))
-        self.start = 0
+        self.start = (0, 0)
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Block]:
-        # Not a generator: epoch and start count when the iteration begins, not when its first block is asked for.
+        # Not a generator: the epoch counts when the iteration begins, not when its first block is asked for.
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         total, size = self.length * self.num_replicas, self.block_size
         order = [order[i % self.n] for i in range(total * size)]
-        start, self.start = self.start, 0
-        mine = range(self.rank, total, self.num_replicas)[start:]
+        done = self.start[1] if self.start[0] == self.epoch else 0
+        mine = range(self.rank, total, self.num_replicas)[done:]
         return iter([Block(order[block * size : (block + 1) * size], self.epoch) for block in mine])
 
 

