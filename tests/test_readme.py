@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +15,6 @@ from optcam_pl.data import SamplePhotos
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("optcam ")
-]
 pytestmark = pytest.mark.e2e
 
 
@@ -52,21 +45,8 @@ def test_the_python_snippet_runs(workplace: Path) -> None:
     assert "Egyptian cat" in run([sys.executable, "-c", snippet], workplace)
 
 
-def test_the_commands_run_in_their_order(workplace: Path) -> None:
-    assert len(COMMANDS) == 7
-    for command in COMMANDS:
-        words = [sys.executable, "-m", "optcam_pl", *shlex.split(command)[1:]]
-        if words[3] in ("compare", "predict", "fit", "test"):
-            words.append("--model.explainer.max_iter=3" if words[3] != "compare" else "--trainer.accelerator=cpu")
-        out = run(words, workplace)
-        if words[3] in ("compare", "test", "report"):
-            assert "OptiCAM" in out
-    assert list((workplace / "logs").rglob("overlays/*.png"))
-
-
 def test_make_demo_runs_the_command_that_the_readme_promises() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM" in makefile
     assert "make demo" in TEXT
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert (ROOT / "docs" / "opticam.png").is_file()
