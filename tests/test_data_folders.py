@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from optcam_pl.data import ImageFolder, ImagePaths
+from optcam_pl.data import ChestXRay, ImageFolder, ImagePaths, Kvasir
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 
@@ -180,3 +180,61 @@ def test_every_class_of_imagenet_is_found_by_wnid_and_by_name(tmp_path: Path) ->
         assert list(match_folders(names, imagenet_names(), imagenet_wnids()).values()) == list(range(1000))
     with pytest.raises(ValueError, match=r"'CARDIGAN' is none .* 'Cardigan'"):  # a dog or a garment?
         match_folders(["CARDIGAN"], imagenet_names())
+
+
+# --------------------------------------------------------------------------------------------------------- splits
+
+
+def split_ids(data: ImageFolder) -> list[set[str]]:
+    return [{entry.id for entry in found} for found in (data.training_entries("train"), data.training_entries("val"))]
+
+
+def test_a_split_that_has_folders_is_taken_from_them(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("b", "a")))
+    data = ImageFolder(str(tmp_path), split="test")
+    assert targets(data) == {"test/a/1.png": 0, "test/b/1.png": 1}
+    assert split_ids(data) == [{"train/a/1.png", "train/b/1.png"}, {"val/a/1.png", "val/b/1.png"}]
+    with pytest.raises(ValueError, match=r"holds a split, \['test', 'train', 'val'\]: choose"):
+        ImageFolder(str(tmp_path)).setup()
+    with pytest.raises(ValueError, match="`split` to be given to train"):
+        ImageFolder(str(tmp_path / "train")).training_entries("train")
+    with pytest.raises(ValueError, match="'train', 'val', 'test' or None, but got 'valid'"):
+        ImageFolder(str(tmp_path), split="valid")
+
+
+def test_a_split_that_has_none_is_drawn_from_every_class_by_seed_and_stored(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", *(f"{name}/{i}.png" for name in ("a", "b") for i in range(16)))
+    data = ImageFolder(str(root), split="test")
+    test, (train, val) = set(ids(data)), split_ids(data)
+    assert [len(part) for part in (train, val, test)] == [24, 4, 4]
+    assert len(train | val | test) == 32
+    assert sorted(name[0] for name in test) == sorted(name[0] for name in val) == ["a", "a", "b", "b"]
+    stored = (root / ".optcam_pl" / "split_0.json").read_text()
+    assert all(f'"{name}":"test"' in stored for name in test)
+    elsewhere = put(tmp_path / "copy", *(f"{name}/{i}.png" for name in ("a", "b") for i in range(16)))
+    assert set(ids(ImageFolder(str(elsewhere), split="test"))) == test
+    assert set(ids(ImageFolder(str(elsewhere), split="test", split_seed=1))) != test
+    (root / "a" / "0.png").unlink()  # the others stay where they are
+    assert set(ids(ImageFolder(str(root), split="test"))) == test - {"a/0.png"}
+    put(root, "a/new.png")  # now the list does not name every image
+    assert len(ids(ImageFolder(str(root), split="test"))) == 4
+
+
+def test_chest_x_ray_is_read_as_it_is_downloaded(tmp_path: Path) -> None:
+    names = [
+        f"chest_xray/{split}/{name}/1.jpeg" for split in ("train", "val", "test") for name in ("NORMAL", "PNEUMONIA")
+    ]
+    put(tmp_path, *names, "chest_xray/__MACOSX/._x.jpeg")
+    for root in (tmp_path, tmp_path / "chest_xray"):
+        data = ChestXRay(str(root))
+        assert targets(data) == {"test/NORMAL/1.jpeg": 0, "test/PNEUMONIA/1.jpeg": 1}
+        assert (data.name, data.class_names) == ("chest_xray", ("NORMAL", "PNEUMONIA"))
+        assert split_ids(data)[0] == {"train/NORMAL/1.jpeg", "train/PNEUMONIA/1.jpeg"}
+
+
+def test_kvasir_is_split_into_six_one_and_one_eighth(tmp_path: Path) -> None:
+    put(tmp_path / "kvasir-dataset-v2", *(f"{name}/{i}.jpg" for name in Kvasir.CLASSES for i in range(8)))
+    data = Kvasir(str(tmp_path))
+    assert (data.name, data.class_names) == ("kvasir", Kvasir.CLASSES)
+    assert [len(part) for part in (*split_ids(data), ids(data))] == [48, 8, 8]
+    assert sorted(targets(data).values()) == list(range(8))

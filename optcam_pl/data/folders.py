@@ -125,9 +125,7 @@ class ImageFolder(ImageDataModule):
         if self._classes is None:
             folders = subfolders(self._folder("train" if self.split else None))
             if "train" in folders and {"val", "test"} & set(folders):
-                raise ValueError(
-                    f"{str(self.root)!r} holds the folders of a split, {folders}: choose one with `split`."
-                )
+                raise ValueError(f"{str(self.root)!r} holds a split, {folders}: choose a part of it with `split`.")
             self._classes = "imagenet" if folders and set(folders) <= set(imagenet_wnids()) else tuple(folders)
         return imagenet_names() if self._classes == "imagenet" else tuple(self._classes)
 
@@ -143,9 +141,7 @@ class ImageFolder(ImageDataModule):
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images of a split. Raises ValueError where `split` is None, as the two would be the same images."""
         if self.split is None:
-            raise ValueError(
-                "Expected `split` to be given, to train on 'train' and to measure on another, but got None."
-            )
+            raise ValueError("Expected `split` to be given to train a network, whose test images must be others.")
         return self._of(split)
 
     def _folder(self, split: Split | None) -> Path:
@@ -262,7 +258,9 @@ class ClassIndex:
 
     def __call__(self, name: str) -> int:
         """The class's index. Raises ValueError, with the nearest names, where there is no such class."""
-        number = self.exact.get(name, self.alike.get(_key(name)))
+        number = self.exact.get(name)
+        if number is None:
+            number = self.alike.get(_key(name))
         if number is None:
             close = get_close_matches(_key(name), self.alike, n=3, cutoff=0)
             near = ", ".join(repr(known) for key in close for known in self.exact if _key(known) == key)

@@ -13,9 +13,12 @@ from scipy.io import loadmat
 
 from optcam_pl.data.boxes import Annotated, read_annotations
 from optcam_pl.data.folders import ClassIndex, ImageFolder
-from optcam_pl.data.index import list_files, subfolders
+from optcam_pl.data.index import list_files, stem, subfolders
 from optcam_pl.data.table import Box, Entry
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
+
+Label = tuple[int, "tuple[Box, ...] | None"]
+"""Class and boxes of one image; None where the labels' source has no boxes."""
 
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _LABELS = ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val.txt", "val.csv")
@@ -82,12 +85,12 @@ class ImageNet(ImageFolder):
             entries = [Entry(file, f"{folder}/{file}", target(file.split("/", 1)[0])) for file in files]
         else:
             files = list_files(folder, outside=self.allow_outside)
-            labelled = self._labels({_stem(file) for file in files}, annotated)
-            entries = [Entry(file, f"{folder}/{file}", *labelled[_stem(file)]) for file in files]
+            labelled = self._labels({stem(file) for file in files}, annotated)
+            entries = [Entry(file, f"{folder}/{file}", *labelled[stem(file)]) for file in files]
         if not self.box_source:
             return entries
         none = Annotated(None, (), ())
-        found = ((entry, annotated.get(_stem(entry.id), none)) for entry in entries)
+        found = ((entry, annotated.get(stem(entry.id), none)) for entry in entries)
         return [entry._replace(boxes=item.boxes, frame=item.frame) for entry, item in found]
 
     def _labels(self, stems: set[str], annotated: Mapping[str, Annotated]) -> dict[str, Label]:
@@ -96,20 +99,13 @@ class ImageNet(ImageFolder):
             labels = read_labels(self.label_source, stems)
         else:
             index = ClassIndex(imagenet_names(), imagenet_wnids())
-            named = {stem: item.names[0] for stem, item in annotated.items() if stem in stems and item.names}
-            labels = {stem: (index(name), None) for stem, name in named.items()}
+            named = {key: item.names[0] for key, item in annotated.items() if key in stems and item.names}
+            labels = {key: (index(name), None) for key, name in named.items()}
         missing = sorted(stems - labels.keys())
         if missing:
             where = f"in {str(self.label_source)!r}" if self.label_source else "(give `labels`)"
             raise ValueError(f"No label {where} for {len(missing)} of {len(stems)} images, such as {missing[0]!r}.")
         return labels
-
-
-Label = tuple[int, "tuple[Box, ...] | None"]
-
-
-def _stem(file: str) -> str:
-    return Path(file).stem
 
 
 def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
@@ -139,7 +135,7 @@ def _rows(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Stem and the words of the label of every row of a file of two columns, set apart by a comma, a tab or a space."""
     for row in csv.reader(line for line in lines if line.strip()):
         first, *rest = row if len(row) > 1 else row[0].split(maxsplit=1)
-        yield _stem(first.strip()), " ".join(rest).split()
+        yield stem(first.strip()), " ".join(rest).split()
 
 
 def _label(words: list[str], index: ClassIndex) -> Label:
@@ -163,10 +159,10 @@ def _from_truth(numbers: list[int], meta: bytes, stems: set[str], source: Path) 
     rank = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
     index = {int(row["ILSVRC2012_ID"]): rank[str(row["WNID"])] for row in synsets if str(row["WNID"]) in rank}
     labels: dict[str, Label] = {}
-    for stem in stems:
-        number = stem.rpartition("_")[2]
+    for name in stems:
+        number = name.rpartition("_")[2]
         if number.isdigit() and 1 <= int(number) <= len(numbers) and numbers[int(number) - 1] in index:
-            labels[stem] = index[numbers[int(number) - 1]], None
+            labels[name] = index[numbers[int(number) - 1]], None
     return labels
 
 

@@ -67,6 +67,17 @@ def suffix(name: str) -> str:
     return (dot + ending.lower()) if dot else ""
 
 
+def stem(file: str) -> str:
+    """The name of a file without its folders and its ending.
+
+    Example:
+        >>> stem("val/a.b.JPEG"), stem("README")
+        ('a.b', 'README')
+    """
+    name = file.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
 def existing_folder(path: str | os.PathLike[str]) -> Path:
     """The path of a folder, with ~ expanded.
 
