@@ -32,10 +32,10 @@ class Classifier(nn.Module):
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "demo/efficientnet_lite0" (timm's network with
             pretrained weights that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C).
-        weights: "default": the source's pretrained ones, or the module as it is. None: random ones. For torchvision
-            also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of it: a state
-            dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes like
-            `module.`; every name and shape has to fit.
+        weights: "default": the source's pretrained ones, or the module as it is. None or "random": random ones. For
+            torchvision also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of
+            it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes
+            like `module.`; every name and shape has to fit.
         target_layer: the layer or layers to explain, by dotted name ("layer4.2", "layer4.-1"); None: the family's usual
             one (the paper's where it names one), for an unknown module the last with a grid of features.
         mean: per channel, in [0,1]; subtracted from the pixels. None: the source's; for a module none (0).
@@ -91,6 +91,8 @@ class Classifier(nn.Module):
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
         _check_choice("layout", layout, Layout)
+        # jsonargparse hands a nested `null` of the command line on as the text "None".
+        weights = None if weights in ("random", "None") else weights
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights = "random" if weights is None else str(weights)

@@ -247,3 +247,9 @@ def test_importing_it_imports_no_timm() -> None:
     code = "import sys, optcam_pl.classifier; print({'timm'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "set()"
+
+
+def test_random_weights_have_a_name_that_the_command_line_can_say() -> None:
+    # jsonargparse hands a nested `--model.classifier.weights=null` on as the text "None".
+    for weights in (None, "random", "None"):
+        assert Classifier("timm/test_vit", weights=weights).weights == "random"
