@@ -160,7 +160,7 @@ class OptcamCLI(LightningCLI):
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
-            print("\n" + table([summarise(load_run(self.run_dir))]))
+            print("\n" + table([summarise(load_run(self.run_dir), intervals="bca")]))
         self._after()
 
     after_fit = after_predict = _after
