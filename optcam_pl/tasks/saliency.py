@@ -67,6 +67,9 @@ class SaliencyTask(L.LightningModule):
             ``predicted`` class, the ``second`` or the ``least`` probable one, or a class index.
         baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves the
             explainer's own ("black" where it has none).
+        selectivity: exponent of every map; None leaves the explainer's own (1).
+        augment: whether every map is the mean over views of its image; None leaves the explainer's own (False). See
+            `Explainer` for both.
         metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase.
         weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
 
@@ -82,6 +85,8 @@ class SaliencyTask(L.LightningModule):
         baseline: Baseline | None = None,
         metrics: list[ImageMetric] | None = None,
         weights_from: str | None = None,
+        selectivity: float | None = None,
+        augment: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the inner fit loop steps by itself
@@ -92,11 +97,17 @@ class SaliencyTask(L.LightningModule):
             )
         if baseline is not None:
             explainer.baseline = check_baseline(baseline)
+        if selectivity is not None:
+            explainer.selectivity = selectivity
+        if augment is not None:
+            explainer.augment = augment
         if weights_from is not None and not isinstance(explainer, OptiCAM):
             raise ValueError(
                 f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
                 f"{type(explainer).__name__}."
             )
+        if weights_from is not None:
+            explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
         chosen = [AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics
         self._check_metrics(chosen)
@@ -148,6 +159,7 @@ class SaliencyTask(L.LightningModule):
                 f"Expected an explainer with something to fit (OptiCAM), but got {type(self.explainer).__name__}: "
                 f"use `test` or `predict`."
             )
+        self.explainer.check_one_view()
         # The images of `fit` and of validation are the same ones: no second pass over them.
         self.trainer.limit_val_batches = 0
         channels = self.explainer.channels(self.classifier, self.data.preprocessing.size)

@@ -65,10 +65,7 @@ class StoredWeights:
         Raises:
             FingerprintMismatch: naming each key that differs.
         """
-        old = self.manifest["fingerprint"]
-        check_fingerprint(
-            {key: old.get(key) for key in FINGERPRINT_KEYS}, {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
-        )
+        check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
         """The weights (B,K) of a block, on the CPU.
@@ -87,3 +84,10 @@ class StoredWeights:
         if not torch.equal(stored["target"], target.cpu()):
             raise ValueError(f"{path} holds the weights for the classes {stored['target'].tolist()}, not {target}.")
         return stored["weights"]
+
+
+def _of_weights(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights depend on: not on the exponent of the map that is made of them."""
+    chosen = {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
+    explainer = {key: value for key, value in (chosen["explainer"] or {}).items() if key != "selectivity"}
+    return {**chosen, "explainer": explainer}
