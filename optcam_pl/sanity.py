@@ -73,7 +73,9 @@ def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
         raise ImportError("HOG similarity needs scikit-image: pip install 'optcam_pl[demo]'.") from error
     found = []
     for pair in zip(ours, theirs, strict=True):
-        a, b = (hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=(16, 16), cells_per_block=(1, 1)) for m in pair)
+        a, b = (
+            hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=(16, 16), cells_per_block=(1, 1)) for m in pair
+        )
         flat = not (a.std() and b.std())
         found.append(float("nan") if flat else float(np.corrcoef(a, b)[0, 1]))
     return torch.tensor(found, dtype=torch.float64)
@@ -152,7 +154,9 @@ def randomise(module: nn.Module, seed: int) -> None:
                     own.normal_(std=0.02)
 
 
-def cascade(classifier: Classifier, names: Sequence[str] | None = None, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
+def cascade(
+    classifier: Classifier, names: Sequence[str] | None = None, seed: int = 0
+) -> Iterator[tuple[str, Classifier]]:
     """Copies of a classifier that have lost one stage more each; the classifier itself stays as it is.
 
     Yields:
@@ -187,7 +191,10 @@ class SanityResult:
         width = max(len("up to stage"), *map(len, self.stages))
         heads = [name.replace("rank_correlation_absolute", "|rank corr.|").replace("rank_correlation", "rank corr.")
                  for name in self.similarity]  # fmt: skip
-        lines = [f"{self.run}: {self.images} images", "  ".join([f"{'up to stage':<{width}}", *(f"{h:>12}" for h in heads)])]
+        lines = [
+            f"{self.run}: {self.images} images",
+            "  ".join([f"{'up to stage':<{width}}", *(f"{h:>12}" for h in heads)]),
+        ]
         for n, stage in enumerate(self.stages):
             cells = ["-" if v[n] is None else f"{v[n]:.3f}" for v in self.similarity.values()]
             lines.append("  ".join([f"{stage:<{width}}", *(f"{cell:>12}" for cell in cells)]))

@@ -71,6 +71,9 @@ class SaliencyTask(L.LightningModule):
             ``predicted`` class, the ``second`` or the ``least`` probable one, or a class index.
         baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves the
             explainer's own ("black" where it has none).
+        selectivity: exponent of every map; None leaves the explainer's own (1).
+        augment: whether every map is the mean over views of its image; None leaves the explainer's own (False). See
+            `Explainer` for both.
         metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase, "all" is every
             metric that the dataset has the annotations for.
         region: what of the map is measured, for the bounding-box study: the "map", its part "inside_box" or
@@ -93,6 +96,8 @@ class SaliencyTask(L.LightningModule):
         region: Region = "map",
         chunk_size: int = 64,
         weights_from: str | None = None,
+        selectivity: float | None = None,
+        augment: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the inner fit loop steps by itself
@@ -103,11 +108,17 @@ class SaliencyTask(L.LightningModule):
             )
         if baseline is not None:
             explainer.baseline = check_baseline(baseline)
+        if selectivity is not None:
+            explainer.selectivity = selectivity
+        if augment is not None:
+            explainer.augment = augment
         if weights_from is not None and not isinstance(explainer, OptiCAM):
             raise ValueError(
                 f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
                 f"{type(explainer).__name__}."
             )
+        if weights_from is not None:
+            explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
         self.region, self.chunk_size = region, check_positive("chunk_size", chunk_size)
@@ -184,6 +195,7 @@ class SaliencyTask(L.LightningModule):
                 f"Expected an explainer with something to fit (OptiCAM), but got {type(self.explainer).__name__}: "
                 f"use `test` or `predict`."
             )
+        self.explainer.check_one_view()
         # The images of `fit` and of validation are the same ones: no second pass over them.
         self.trainer.limit_val_batches = 0
         channels = self.explainer.channels(self.classifier, self.data.preprocessing.size)

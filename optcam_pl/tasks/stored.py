@@ -66,10 +66,7 @@ class StoredWeights:
         Raises:
             FingerprintMismatch: naming each key that differs.
         """
-        old = self.manifest["fingerprint"]
-        check_fingerprint(
-            {key: old.get(key) for key in FINGERPRINT_KEYS}, {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
-        )
+        check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
         """The weights (B,K) of a block, on the CPU.
@@ -117,3 +114,10 @@ def mean_curves(run_dir: Path) -> dict[str, tuple[Tensor, Tensor, int]]:
             spread = curves.std(0) if len(curves) > 1 else torch.full_like(curves[0], torch.nan)
             means[key] = (curves.mean(0), 1.959964 * spread / math.sqrt(len(curves)), len(curves))
     return means
+
+
+def _of_weights(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights depend on: not on the exponent of the map that is made of them."""
+    chosen = {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
+    explainer = {key: value for key, value in (chosen["explainer"] or {}).items() if key != "selectivity"}
+    return {**chosen, "explainer": explainer}
