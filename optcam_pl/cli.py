@@ -33,6 +33,7 @@ from optcam_pl.gallery import gallery_command
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
 from optcam_pl.report import load_run, report_command, summarise, table
 from optcam_pl.report_tables import printable
+from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
 from optcam_pl.tasks import SaliencyTask
@@ -46,6 +47,7 @@ _EPILOG = """Further commands (each has its own --help):
   optcam compare --config FILE --explainers A B ...   test several explainers (`all`: every one), print one table
   optcam report RUN_DIR...                            print that table from finished runs
   optcam verify RUN_DIR...                            check that a run is whole
+  optcam sanity --config FILE                         do the maps change when the network forgets
   optcam gallery RUN_DIR...                           one page with the overlays of several runs
 
 For example:
@@ -317,8 +319,11 @@ def run(argv: Sequence[str]) -> int:
         follows = follow_launcher()
         try:
             with stop_signals():
-                compared = bool(argv) and argv[0] == "compare"
-                code = compare_command(argv[1:], start=OptcamCLI) if compared else OptcamCLI(argv).exit_code
+                several = {"compare": compare_command, "sanity": sanity_command}
+                if argv and argv[0] in several:
+                    code = several[argv[0]](argv[1:], start=OptcamCLI)
+                else:
+                    code = OptcamCLI(argv).exit_code
         except Stopped as stopped:
             code = stopped.exit_code
         except SystemExit:  # said by the first process

@@ -325,7 +325,7 @@ class SaliencyTask(L.LightningModule):
             return
         with torch.no_grad():
             logits = self.classifier(image)
-            target = self._targets(batch, logits)
+            target = self.targets(batch, logits)
             self._synchronize()
             start = time.perf_counter()
             explanation = explain(image, target)
@@ -363,7 +363,7 @@ class SaliencyTask(L.LightningModule):
         optimizer.optimizer.state.clear()  # the moments of the block before have nothing to say here
         return self.explainer.fit(self.classifier, image, target, list(self.weights), optimizer)
 
-    def _targets(self, batch: Batch, logits: Tensor) -> Tensor:
+    def targets(self, batch: Batch, logits: Tensor) -> Tensor:
         """(B,) the classes to explain; padding and unreadable images get the predicted one."""
         predicted = logits.argmax(1)
         if self.target == "predicted":
