@@ -104,7 +104,8 @@ def test_the_command_writes_and_prints_what_it_found(
     assert main([*words, "--model.explainer=OptiCAM", "--model.explainer.max_iter=3"]) == 0
     folder = Path("logs/photos/OptiCAM/sanity_0")
     assert json.loads((folder / "sanity.json").read_text())["similarity"]["ssim"][1] < 1
-    assert Image.open(folder / "sanity.png").size[0] > 300
+    with Image.open(folder / "sanity.png") as figure:
+        assert figure.size[0] > 300
     assert "up to stage" in capsys.readouterr().out
     with pytest.raises(ValueError, match="Unknown stage 'layer5'"):
         main([*words[:-1], "layer5", "--model.explainer=FakeCAM"])
