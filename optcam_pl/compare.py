@@ -292,7 +292,7 @@ def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Meth
         everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]
         tables.append([mean_over([found[dataset, m] for dataset in datasets]) for m in everywhere])
     for summaries in filter(None, tables):
-        print("\n" + table(summaries, format=format))
+        print("\n" + table(summaries, format=format), end="")
     failed = {" on ".join(filter(None, (m.name, d.name))): _words(e) for (d, m), e in outcome.failed.items()}
     for title, missing in (("skipped", outcome.skipped), ("failed", failed)):
         if missing:
