@@ -29,7 +29,7 @@ from optcam_pl.gallery import gallery_command
 from optcam_pl.layers import nearest
 from optcam_pl.records import RecordError
 from optcam_pl.report import load_run, report_command, summarise, table
-from optcam_pl.tasks import SaliencyTask
+from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks
 from optcam_pl.verify import verify_command
 
 _DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and measure the explanations.
@@ -52,6 +52,7 @@ _IGNORED = (
     ".*is smaller than the logging interval.*",
     ".*Trainer already configured with model summary callbacks.*",
     ".*module\\(s\\) in eval mode at the start of training.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
@@ -75,11 +76,8 @@ class OptcamCLI(LightningCLI):
                 # Our blocks are dealt out by the data module; Lightning's sampler would pad and count images twice.
                 "use_distributed_sampler": False,
                 "inference_mode": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 1,
-                "max_epochs": 1,
             },
             auto_configure_optimizers=False,
             parser_kwargs={
@@ -132,12 +130,22 @@ class OptcamCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
+        training = isinstance(self.model, ClassificationTask) and self.subcommand == "fit"
+        chosen = {
+            "enable_checkpointing": training,
+            "enable_model_summary": training,
+            "max_epochs": self.model.max_epochs if isinstance(self.model, ClassificationTask) else 1,
+        }
+        kwargs |= {key: value for key, value in chosen.items() if config.get(key) is None}
         callbacks: list[Callback] = list(config.get("callbacks") or [])
         wanted: list[tuple[type[Callback], bool]] = [
             (TensorBoardPanels, True),
             (MapWriter, self.subcommand == "predict"),
         ]
         callbacks += [kind() for kind, use in wanted if use and not any(isinstance(c, kind) for c in callbacks)]
+        if training and config.get("enable_checkpointing") is not False:
+            given = {kind for callback in callbacks for kind in type(callback).__mro__[:-1]} - {Callback}
+            callbacks += [own for own in fit_callbacks(self.model) if not given & set(type(own).__mro__)]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
@@ -146,7 +154,10 @@ class OptcamCLI(LightningCLI):
         run_dir = self._get(self.config, "run_dir")
         if run_dir is not None:
             return TensorBoardLogger(Path(run_dir).parent, name=Path(run_dir).name, version="")
-        name = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model).__name__
+        if isinstance(self.model, ClassificationTask):
+            name = self.model.classifier.name.rpartition("/")[2]
+        else:
+            name = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model).__name__
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
@@ -157,10 +168,15 @@ class OptcamCLI(LightningCLI):
         print(f"\nrun folder:  {run_dir}")
         if overlays:
             print(f"overlays:    {overlays}")
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            print(f"best:        {best}")
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             print("\n" + table([summarise(load_run(self.run_dir))]))
+        if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
+            print("\n" + self.model.summary())
         self._after()
 
     after_fit = after_predict = _after
