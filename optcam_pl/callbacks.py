@@ -20,9 +20,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
+from optcam_pl.metrics import CurveMetric
 from optcam_pl.records import write_file
 from optcam_pl.report import load_run, summarise, table
 from optcam_pl.tasks import BlockResult, SaliencyTask
+from optcam_pl.tasks.stored import mean_curves
 
 
 def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
@@ -60,7 +62,8 @@ class TensorBoardPanels(_BlockCallback):
     """Shows a run in TensorBoard: panels, objective curves, the table, hyperparameters to compare runs by.
 
     Scalars: ``objective/mean`` and ``objective/<image>`` against the iteration of the inner fit loop; the metrics are
-    logged by the task. Images: ``panel/<image>``. Text: ``table`` and ``settings``.
+    logged by the task. Images: ``panel/<image>``; ``curves/<metric>``, the mean curve of all images with its 95 % band.
+    Text: ``table`` and ``settings``.
 
     Args:
         images: as many panels and single curves, from the dataset's first images of each rank's.
@@ -111,6 +114,11 @@ class TensorBoardPanels(_BlockCallback):
             for t, value in enumerate(mean):
                 writer.add_scalar("objective/mean", value, t)
             writer.add_figure("objective", objective_curves(mean, self._curves))
+        for key, (curve, half, _) in mean_curves(pl_module.run_dir).items():
+            metric = pl_module.metrics[key]
+            if isinstance(metric, CurveMetric):
+                label = type(pl_module.explainer).__name__
+                writer.add_figure(f"curves/{key}", metric.plot_curve(label=label, curve=(curve, half))[0])
         run = load_run(pl_module.run_dir)
         summary = summarise(run)
         writer.add_text("table", table([summary], format="markdown"))

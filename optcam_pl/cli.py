@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -21,12 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 # Importing them is what lets a config name these classes without their module.
 from optcam_pl import data as _data  # noqa: F401
-from optcam_pl import explainers as _explainers
+from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
+from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
-from optcam_pl.explainers import Explainer
 from optcam_pl.gallery import gallery_command
-from optcam_pl.layers import nearest
 from optcam_pl.records import RecordError
 from optcam_pl.report import load_run, report_command, summarise, table
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks
@@ -36,7 +36,7 @@ _DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and 
 
 fit, validate, test and predict take --config FILE (several are merged in their order) and single settings after it."""
 _EPILOG = """Further commands (each has its own --help):
-  optcam compare --config FILE --explainers A B ...   test several explainers, print one table
+  optcam compare --config FILE --explainers A B ...   test several explainers (`all`: every one), print one table
   optcam report RUN_DIR...                            print that table from finished runs
   optcam verify RUN_DIR...                            check that a run is whole
   optcam gallery RUN_DIR...                           one page with the overlays of several runs
@@ -60,11 +60,17 @@ _IGNORED = (
 class OptcamCLI(LightningCLI):
     """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer>/version_k``.
 
+    Args:
+        args: the words after `optcam`.
+        name: the explainer's, in the run folder; None is its class.
+        dry: make everything, run nothing.
+
     Attributes:
         run_dir: the folder of the run, once it has begun.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
+        self._name, self._dry = name, dry
         super().__init__(
             L.LightningModule,
             ImageDataModule,
@@ -116,6 +122,10 @@ class OptcamCLI(LightningCLI):
             parser.set_defaults({quiet: False})
         return parser
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self._dry:
+            super()._run_subcommand(subcommand)
+
     def before_instantiate_classes(self) -> None:
         """Pin the threads before anything computes; Lightning would choose by the number of processes."""
         threads = self._get(self.config, "threads")
@@ -158,6 +168,7 @@ class OptcamCLI(LightningCLI):
             name = self.model.classifier.name.rpartition("/")[2]
         else:
             name = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model).__name__
+        name = self._name or name
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
@@ -174,55 +185,13 @@ class OptcamCLI(LightningCLI):
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
-            print("\n" + table([summarise(load_run(self.run_dir))]))
+            print("\n" + table([summarise(load_run(self.run_dir), intervals="bca")]))
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             print("\n" + self.model.summary())
         self._after()
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
-
-
-def compare_command(argv: Sequence[str]) -> int:
-    """`optcam compare`: one `optcam test` an explainer, each with a run folder of its own, then one table."""
-    parser = argparse.ArgumentParser(
-        prog="optcam compare",
-        description="Test several explainers on the same data and print one table. All other arguments "
-        "(--config FILE, --data.root FOLDER ...) go to `optcam test`, once for each explainer.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--explainers", nargs="+", required=True, metavar="NAME", help=", ".join(sorted(_known())))
-    parser.add_argument("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
-    parser.add_argument("--format", default="text", choices=("text", "markdown", "csv", "latex", "json"))
-    options, rest = parser.parse_known_args(argv)
-    for name in options.explainers:
-        if name not in _known() and "." not in name:
-            raise ValueError(
-                f"Expected `--explainers` to name explainers, but got {name!r}. "
-                f"The nearest are: {nearest(name, list(_known()))}."
-            )
-    runs: list[Path] = []
-    leader = True
-    for name in options.explainers:
-        own = [] if options.run_dir is None else [f"--run_dir={Path(options.run_dir) / name.rpartition('.')[2]}"]
-        cli = OptcamCLI(["test", *rest, *own, f"--model.explainer={name}"])
-        leader = bool(cli.trainer.is_global_zero)
-        runs.append(cli.run_dir)
-    if leader:
-        print("\n" + table([summarise(load_run(run)) for run in runs], format=options.format))
-        print(f"\noverlays:    {', '.join(str(folder) for run in runs if (folder := overlay_folder(run)))}")
-        print(f"TensorBoard: tensorboard --logdir {os.path.commonpath(runs)}")
-    return 0
-
-
-def _known() -> dict[str, type[Explainer]]:
-    """The explainers that can be named without their module."""
-    members = {name: getattr(_explainers, name) for name in _explainers.__all__}
-    return {
-        name: member
-        for name, member in members.items()
-        if isinstance(member, type) and issubclass(member, Explainer) and not member.__abstractmethods__
-    }
 
 
 @contextmanager
@@ -252,7 +221,7 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
     """
     commands = {
-        "compare": compare_command,
+        "compare": functools.partial(compare_command, start=OptcamCLI),
         "report": report_command,
         "verify": verify_command,
         "gallery": gallery_command,

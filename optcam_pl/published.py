@@ -39,6 +39,8 @@ METHODS = {
 }
 """Our names of methods -> the paper's, where they are not the same (LIME, TIBAV)."""
 
+_MAPS_OF_BOXES = {"box": "box", "complement": "box_complement"}  # `region` of a run, whatever its explainer: table 5
+
 # What the paper's runs have in common, or in common for a dataset or network: every value that means the same.
 _IMAGENET = ("imagenetval", "imagenet", "imagenet1k", "ilsvrc2012", "ilsvrc2012val")
 _DATA = {
@@ -117,6 +119,8 @@ def _facts(summary: Summary) -> dict[str, Any]:
     """A run's settings by the names of `_wanted`."""
     facts = {"region": "S", **summary.options, **summary.settings, "images": summary.images}
     plain = re.sub(r"[^a-z0-9]", "", summary.data.lower())
+    if facts["region"] in ("map", *_MAPS_OF_BOXES):
+        facts["region"] = "S"
     facts["data"] = plain if any(plain in names for names, _ in _DATA.values()) else summary.data
     if "mean" in facts and "std" in facts:
         none = not any(facts["mean"]) and all(value == 1 for value in facts["std"])
@@ -163,6 +167,7 @@ def beside_published(summary: Summary) -> Summary:
         one whose settings are closest, with what differs. A note says so where the paper has nothing.
     """
     method = METHODS.get(summary.explainer, summary.explainer)
+    method = _MAPS_OF_BOXES.get(str(summary.settings.get("region")), method)
     network = _network(summary.classifier)
     rows = [row for row in published() if row.network == network and row.method == method]
     if not rows:

@@ -13,12 +13,17 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from optcam_pl.metrics import METRICS
+from optcam_pl.metrics.statistics import Method, bootstrap_interval, holm, paired_difference
 from optcam_pl.published import beside_published
 from optcam_pl.records import (
     MANIFEST,
@@ -32,9 +37,11 @@ from optcam_pl.records import (
     read_rows,
     write_file,
 )
-from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
+from optcam_pl.report_tables import Estimate, Format, Paired, Summary, printable, table
 
-__all__ = ["Run", "Summary", "find_runs", "load_run", "report", "report_command", "summarise", "table"]
+_Array = npt.NDArray[np.float64]
+
+__all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "report_command", "summarise", "table"]
 
 
 @dataclass(frozen=True)
@@ -89,23 +96,44 @@ def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
     return notes
 
 
-def _estimate(key: str, rows: Iterable[Row]) -> Estimate:
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _of_means(key: str) -> Callable[[_Array], _Array]:
+    """The metric's value of means, in numpy."""
+
+    def of_means(means: _Array) -> _Array:
+        given = torch.from_numpy(np.ascontiguousarray(means))
+        return METRICS[key].of_means(given if given.shape[1] > 1 else given[:, 0]).numpy()
+
+    return of_means
+
+
+def _estimate(key: str, rows: Iterable[Row], intervals: Method | None) -> Estimate:
     scores = [row.scores.get(key) for row in rows]
-    value = METRICS[key].reduce(scores)
-    return Estimate(value if math.isfinite(value) else None, sum(score is None for score in scores))
+    estimate = Estimate(_known(METRICS[key].reduce(scores)), sum(score is None for score in scores))
+    if intervals is None:
+        return estimate
+    _, low, high = bootstrap_interval(scores, _of_means(key), method=intervals)
+    return replace(estimate, low=_known(low), high=_known(high))
 
 
 def _leaves(nested: dict[str, Any] | None) -> dict[str, Any]:
     return dict(flatten(nested)) if nested else {}
 
 
-def summarise(run: Run) -> Summary:
+def summarise(run: Run, intervals: Method | None = None) -> Summary:
     """Make a run's numbers from its rows.
 
     Rows with an error count in the notes alone; seconds per image is the mean over the others.
+
+    Args:
+        run: the run.
+        intervals: how the 95 % bootstrap intervals of the means are made, see `bootstrap_interval`; None makes none.
     """
     rows, manifest = run.usable, run.manifest
-    metrics = {key: _estimate(key, rows) for key in manifest["metrics"] if key in METRICS}
+    metrics = {key: _estimate(key, rows, intervals) for key in manifest["metrics"] if key in METRICS}
     settings, options = (_leaves(manifest.get(key)) for key in ("settings", "explainer_settings"))
     counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
     return Summary(
@@ -148,18 +176,93 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(runs.values())
 
 
-def report(run_dirs: Iterable[str | os.PathLike[str]], format: Format = "text", *, beside_paper: bool = False) -> str:
+def _comparable(run: Run, other: Run) -> list[str]:
+    """The metrics that both have, measured alike; RecordError names what differs otherwise."""
+    if run.manifest["data"] != other.manifest["data"]:
+        data = f"{run.manifest['data']} and {other.manifest['data']}"
+        raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
+    ours, theirs = (_leaves(r.manifest.get("settings")) for r in (run, other))
+    alike = ("target", "baseline", "region", "input_size", "input", *_conventions(run), *_conventions(other))
+    for key in alike:
+        if ours.get(key) != theirs.get(key):
+            both = f"{ours.get(key)!r} and {theirs.get(key)!r}"
+            raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their {key} is {both}.")
+    return [key for key in run.manifest["metrics"] if key in other.manifest["metrics"] and key in METRICS]
+
+
+def _conventions(run: Run) -> list[str]:
+    """Names of the settings that metrics brought along."""
+    keys = [key for key in run.manifest["metrics"] if key in METRICS]
+    return [name for name in _leaves(run.manifest.get("settings")) if any(name.startswith(f"{key}_") for key in keys)]
+
+
+def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) -> list[Summary]:
+    """Put the paired differences to another run, on the images of both, into the runs' summaries.
+
+    The p values are adjusted after Holm for being as many as there are: all metrics of all runs.
+
+    Args:
+        runs: the runs; `other` itself, where it is among them, gets none.
+        summaries: theirs.
+        other: the run that they are compared with.
+
+    Raises:
+        RecordError: a run is of other data or was measured otherwise, or has no image in common with the other.
+    """
+    theirs = {row.id: row for row in other.usable}
+    pairs: dict[tuple[int, str], Paired] = {}
+    for number, run in enumerate(runs):
+        if run.path.resolve() == other.path.resolve():
+            continue
+        both = [(row, theirs[row.id]) for row in run.usable if row.id in theirs]
+        if not both:
+            raise RecordError(f"{run.path} and {other.path} have no image in common.")
+        for key in _comparable(run, other):
+            ours, others = ([row.scores.get(key) for row in side] for side in zip(*both, strict=True))
+            found = paired_difference(ours, others, _of_means(key))
+            pairs[number, key] = Paired(
+                str(other.manifest["run"]), found.images, *(found.difference, found.low, found.high, found.p_value)
+            )
+    adjusted = dict(zip(pairs, holm([pair.p for pair in pairs.values()]), strict=True))
+    return [
+        replace(
+            summary,
+            metrics={
+                key: replace(estimate, against=replace(pairs[n, key], p=adjusted[n, key]))
+                if (n, key) in pairs
+                else estimate
+                for key, estimate in summary.metrics.items()
+            },
+        )
+        for n, summary in enumerate(summaries)
+    ]
+
+
+def report(
+    run_dirs: Iterable[str | os.PathLike[str]],
+    format: Format = "text",
+    *,
+    beside_paper: bool = False,
+    intervals: Method | None = None,
+    against: str | os.PathLike[str] | None = None,
+) -> str:
     """The table of several runs, made from their rows.
 
     Args:
         run_dirs: Run folders, or folders that have runs below them (`logs/`).
         format: "text", "markdown", "csv", "latex" or "json".
         beside_paper: Put the published values beside ours, or say which settings differ.
+        intervals: "bca" or "percentile": with the 95 % bootstrap interval of each mean.
+        against: A run folder that the others are compared with image by image, see `compare_runs`.
 
     Raises:
-        RecordError: If a folder has no run, or a run contradicts itself.
+        RecordError: If a folder has no run, or a run contradicts itself or cannot be compared with the other.
     """
-    summaries = [summarise(load_run(path)) for path in find_runs(run_dirs)]
+    runs = [load_run(path) for path in find_runs(run_dirs)]
+    summaries = [summarise(run, intervals) for run in runs]
+    if against is not None:
+        (other,) = map(load_run, find_runs([against])[:1])
+        summaries = compare_runs(runs, summaries, other)
     if beside_paper:
         summaries = [beside_published(summary) for summary in summaries]
     return table(summaries, format)
@@ -173,6 +276,13 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
     add("--format", choices=get_args(Format), default="text", help="default: text")
     add("--output", metavar="FILE", help="write the table to this file instead of printing it")
+    add(
+        "--intervals",
+        choices=("none", *get_args(Method)),
+        default="bca",
+        help="95 %% bootstrap intervals; default: bca",
+    )
+    add("--against", metavar="RUN_DIR", help="also print the differences to this run, with intervals and p values")
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
     return parser
 
@@ -181,7 +291,13 @@ def report_command(argv: Sequence[str]) -> int:
     """`optcam report RUN_DIR... [options]`; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
-        text = report(options.runs, options.format, beside_paper=options.published)
+        text = report(
+            options.runs,
+            options.format,
+            beside_paper=options.published,
+            intervals=None if options.intervals == "none" else options.intervals,
+            against=options.against,
+        )
         if options.output:
             write_file(options.output, text)
         else:

@@ -10,12 +10,14 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.cells import cell_len
 
 from optcam_pl.metrics import METRICS
+
+_WIDEST = 160  # characters of a table that has its runs below each other
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
 
@@ -252,7 +254,22 @@ def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
 
 def _grids(summaries: Sequence[Summary]) -> list[_Grid]:
     others = (_published_grid(summaries), _against_grid(summaries))
-    return [_grid(summaries), *(grid for grid in others if grid is not None)]
+    return [_narrow(_grid(summaries)), *(grid for grid in others if grid is not None)]
+
+
+def _narrow(grid: _Grid) -> _Grid:
+    """The grid, or, where that is too wide to read and this is not as wide, its metrics below each other."""
+    turned = replace(
+        grid,
+        header=["metric", *(", ".join(row[: grid.left]) for row in grid.body)],
+        body=[list(column) for column in zip(grid.header, *grid.body, strict=True)][grid.left :],
+        left=1,
+    )
+    return min((grid, turned), key=_width) if _width(grid) > _WIDEST else grid
+
+
+def _width(grid: _Grid) -> int:
+    return sum(2 + max(map(cell_len, column)) for column in zip(grid.header, *grid.body, strict=True)) - 2
 
 
 def _images(summary: Summary) -> str:

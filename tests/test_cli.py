@@ -14,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from optcam_pl.cli import main
+from optcam_pl.metrics import METRICS
 from optcam_pl.records import read_rows
 from optcam_pl.report import load_run, summarise
+from optcam_pl.tasks.stored import mean_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
@@ -125,6 +128,62 @@ def test_compare_prints_one_table_and_report_prints_it_again(photos: Path, capsy
     assert main(["verify", "all/OptiCAM"]) == 0
 
 
+def measured(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Metrics and the rest of the JSON report of a run, and the printed table, which `report` prints again."""
+    capsys.readouterr()
+    assert main(["test", "--config", TINY, *words, "--run_dir=r"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["report", "r"]) == 0
+    assert capsys.readouterr().out in printed  # to the last digit
+    assert main(["report", "r", "--format=json"]) == 0
+    return dict(json.loads(capsys.readouterr().out)[0])
+
+
+SHAPES = ["--data=Shapes", "--data.images=7", "--data.batch_size=3", "--model.target=label"]
+
+
+def test_every_metric_is_measured_with_an_interval_and_its_curves_are_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    smooth = ["--model.metrics=all", "--model.explainer=GradCAM", "--model.classifier.input_size=56"]
+    found = measured([*SHAPES, *smooth, "--model.classifier.num_classes=6"], capsys)
+    assert list(found["metrics"]) == list(METRICS)
+    for key, estimate in found["metrics"].items():
+        assert estimate["low"] <= estimate["value"] <= estimate["high"], key
+    assert found["settings"]["insertion_steps"] == 224
+    curve, half, images = mean_curves(Path("r"))["insertion"]
+    assert (curve.shape, half.shape, images) == ((225,), (225,), 7)
+    assert curve.mean().item() == pytest.approx(found["metrics"]["insertion"]["value"], abs=1e-4)
+    accumulator = EventAccumulator("r", size_guidance={"images": 0})
+    accumulator.Reload()
+    assert {"curves/insertion", "curves/selectivity_gain"} <= set(accumulator.Tags()["images"])
+
+
+@pytest.mark.parametrize("region", ["inside_box", "outside_box", "box", "complement"])
+def test_regions_of_the_map_are_measured_in_its_place(region: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SHAPES, "--model.explainer=FakeCAM", f"--model.region={region}", "--model.classifier.num_classes=6"]
+    metrics = ["AverageDrop", "EnergyPointingGame", "Complexity"]
+    found = measured([*words, f"--model.metrics={json.dumps(metrics)}"], capsys)
+    assert found["settings"]["region"] == region
+    inside = region in ("inside_box", "box")
+    assert found["metrics"]["energy_pointing_game"]["value"] == pytest.approx(100 if inside else 0)
+    assert 0 < found["metrics"]["complexity"]["value"] < 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.region=box"], "a dataset with boxes, which `region` box needs, but photos has none"),
+        (['--model.metrics=["PixelF1"]'], "a dataset with boxes, which metric pixel_f1 needs, but photos has none"),
+        (['--model.metrics=["AverageDrop","AverageDrop"]'], "each of `metrics` once"),
+        (["--model.chunk_size=0"], "`chunk_size` to be a positive integer, but got 0"),
+    ],
+)
+def test_metrics_that_cannot_be_measured_are_refused(photos: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(["test", "--config", TINY, f"--data.root={photos}", *words])
+
+
 def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "n01440764" / "photo 9.png").write_text("this is no image")
     common = ["--config", TINY, f"--data.root={photos}"]
@@ -217,7 +276,7 @@ def tiny_weights() -> str:
     return "tiny.pth"
 
 
-@pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer"])
+@pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer", "metrics"])
 def test_every_block_composes_with_a_run(folder: str, photos: Path) -> None:
     for block in sorted((ROOT / "configs" / folder).glob("*.yaml")):
         use = [f"--model.explainer={block}"] if folder == "explainer" else [f"--config={block}"]

@@ -305,7 +305,8 @@ def test_curve_of_falls_and_positions_of_the_other_metrics():
 
 def test_settings_name_the_conventions_of_each_metric():
     assert Insertion().settings() == {
-        "insertion_steps": 224, "insertion_area": "mean", "insertion_output": "probability"
+        "insertion_steps": 224, "insertion_patch": 1, "insertion_area": "mean", "insertion_output": "probability",
+        "insertion_target": "predicted",
     }  # fmt: skip
     assert AOPC(origin=True).settings()["aopc_origin"] is True
     assert Road().settings() == {"road_percentiles": "20 40 60 80", "road_output": "probability"}

@@ -208,9 +208,11 @@ def test_adcc_is_zero_where_a_part_is_zero():
 
 
 def test_settings_name_the_conventions():
-    assert MaxSensitivity().settings() == {"max_sensitivity_denominator": "input"}
-    assert AverageSensitivity(denominator="map").settings() == {"average_sensitivity_denominator": "map"}
-    assert Infidelity().settings() == {"infidelity_normalize": False}
+    settings = {"denominator": "input", "radius": 0.2, "samples": 10}
+    assert MaxSensitivity().settings() == {f"max_sensitivity_{name}": value for name, value in settings.items()}
+    assert AverageSensitivity(denominator="map").settings()["average_sensitivity_denominator"] == "map"
+    settings = {"normalize": True, "samples": 32, "patch": 56, "output": "probability"}
+    assert Infidelity().settings() == {f"infidelity_{name}": value for name, value in settings.items()}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from optcam_pl import report_tables
 from optcam_pl.metrics import METRICS
+from optcam_pl.metrics.statistics import bootstrap_interval, paired_difference
 from optcam_pl.records import RecordError, RecordWriter, Row, write_manifest
 from optcam_pl.report import find_runs, load_run, report, report_command, summarise, table
 
@@ -269,9 +270,11 @@ def test_a_folder_without_a_run_is_an_error_in_words(tmp_path, capsys):
 
 def test_the_command_prints_or_writes_what_report_returns(two, capsys):
     assert report_command([str(two), "--format", "json"]) == 0
+    assert capsys.readouterr().out == report([two], "json", intervals="bca")
+    assert report_command([str(two), "--format", "json", "--intervals", "none"]) == 0
     assert capsys.readouterr().out == report([two], "json")
     assert report_command([str(two), "--output", str(two / "out" / "table.txt")]) == 0
-    assert (two / "out" / "table.txt").read_text("utf-8") == report([two])
+    assert (two / "out" / "table.txt").read_text("utf-8") == report([two], intervals="bca")
     assert capsys.readouterr().out == ""
     with pytest.raises(SystemExit, match="2"):
         report_command([str(two), "--format", "html"])
@@ -281,7 +284,7 @@ def test_published_values_stand_beside_ours_when_asked_for(two, capsys):
     assert report_command([str(two), "--published"]) == 0
     out = capsys.readouterr().out
     assert "OptiCAM: the paper has no value for the network tiny_1" in out
-    assert out == report([two], beside_paper=True)
+    assert out == report([two], beside_paper=True, intervals="bca")
 
 
 def test_an_unknown_format_is_an_error_in_words():
@@ -332,3 +335,65 @@ def test_intervals_and_paired_differences_stand_in_every_format(two):
     }
     assert r"\par Difference to other" in table([summary], "latex")
     assert "| GradCAM | AD ↓ | -1.50 | \\[-2.00, -0.25\\] | 0.031 | 2 |" in table([summary], "markdown")
+
+
+def a_pair(folder: Path, shift: float, **manifest) -> Path:
+    """A run of twelve images whose gain is their number, and one more."""
+    rows = [a_row(i, gain=i + shift, drop=None if i == 3 else 1.0) for i in range(12)]
+    return a_run(folder, rows, **manifest)
+
+
+def test_intervals_are_those_of_the_rows(tmp_path):
+    run = a_pair(tmp_path / "OptiCAM", 0.0)
+    found = summarise(load_run(run), "bca").metrics
+    want = bootstrap_interval([float(i) for i in range(12)])
+    assert (found["average_gain"].low, found["average_gain"].high) == (want.low, want.high)
+    assert found["average_gain"].value == want.value == 5.5
+    assert found["average_drop"].undefined == 1
+    many = [a_row(i, scores={"box_accuracy": [float(i % 2)] * 300}) for i in range(8)]
+    box = summarise(load_run(a_run(tmp_path / "box", many, metrics=["box_accuracy"])), "percentile")
+    assert box.metrics["box_accuracy"].low < box.metrics["box_accuracy"].value == 50 < box.metrics["box_accuracy"].high
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path, capsys):
+    ours, theirs = a_pair(tmp_path / "OptiCAM", 2.0), a_pair(tmp_path / "GradCAM", 0.0)
+    (summary,) = json.loads(report([ours], "json", against=theirs))
+    gain = summary["metrics"]["average_gain"]["against"]
+    assert (gain["run"], gain["difference"], gain["images"]) == ("GradCAM", 2.0, 12)
+    scores = [[i + shift for i in range(12)] for shift in (2.0, 0.0)]
+    alone = paired_difference(*scores)
+    assert alone.p_value < gain["p"] == pytest.approx(3 * alone.p_value)  # three metrics were compared
+    assert summary["metrics"]["average_drop"]["against"]["images"] == 11
+    both = json.loads(report([ours, theirs], "json", against=theirs))
+    assert "against" not in both[1]["metrics"]["average_gain"]
+    assert report_command([str(ours), "--against", str(theirs)]) == 0
+    assert "Difference to GradCAM, on the images of both:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "others"}, "their data are photos and others"),
+        ({"settings": {"baseline": "blur"}}, "their baseline is 'black' and 'blur'"),
+        ({"settings": {"baseline": "black", "average_gain_of": "x"}}, "their average_gain_of is None and 'x'"),
+    ],
+)
+def test_runs_that_were_not_measured_alike_are_not_compared(tmp_path, changes, message):
+    ours, theirs = a_pair(tmp_path / "OptiCAM", 2.0), a_pair(tmp_path / "GradCAM", 0.0, **changes)
+    with pytest.raises(RecordError, match=message):
+        report([ours], against=theirs)
+
+
+def test_runs_without_a_common_image_are_not_compared(tmp_path):
+    ours, theirs = a_pair(tmp_path / "a", 2.0), a_run(tmp_path / "b", [a_row(99)], images=100)
+    with pytest.raises(RecordError, match="no image in common"):
+        report([ours], against=theirs)
+
+
+def test_a_table_too_wide_to_read_has_its_metrics_below_each_other(tmp_path):
+    keys = list(METRICS)
+    run = a_run(tmp_path / "OptiCAM", [a_row(0, scores={"average_drop": 1.0})], metrics=keys)
+    lines = report([run]).splitlines()
+    assert lines[0].split() == ["metric", "OptiCAM"]
+    assert [line for line in lines if line.startswith("AD ↓")] == [lines[2 + keys.index("average_drop")]]
+    assert all(len(line) <= 120 for line in lines)

@@ -120,6 +120,7 @@ class Shapes(ImageDataModule):
         correlation: see ShapeReader.
         fidelity: see ShapeReader.
         data_seed: of the drawing.
+        size: of the network's input.
         **kwargs: of ImageDataModule.
     """
 
@@ -133,9 +134,10 @@ class Shapes(ImageDataModule):
         correlation: float = 0.0,
         fidelity: float = 1.0,
         data_seed: int = 0,
+        size: int | tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**kwargs, "size": side if kwargs.get("size") is None else kwargs["size"]})
+        super().__init__(size=side if size is None else size, **kwargs)
         for name, value in (("images", images), ("train_images", train_images)):
             if value < 1:
                 raise ValueError(f"Expected `{name}` to be a positive integer, but got {value}.")

@@ -7,16 +7,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.capture import Record, capture, own_grad_mode
 from optcam_pl.classifier import Classifier
+from optcam_pl.explainers.chunks import check_number
 from optcam_pl.saliency import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 
 _PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
+_VIEWS = [(mirrored, brightness) for mirrored in (False, True) for brightness in (1.0, 0.9, 1.1)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Explainer(nn.Module, ABC):
     1. Check image and target, in words.
     2. Step out of the caller's grad or inference mode, with a copy of the image in float32 (float64 stays).
     3. Find the target where none is given: the predicted class.
-    4. `explain`: the method itself.
+    4. `explain`: the method itself. With `augment`, of six views of the image, the image and its mirror image with
+       pixels times 1, 0.9 and 1.1 (cut off at 1), all for the same class: ``s = n(mean_v s_v)``, the maps of mirrored
+       views mirrored back, n the range normalisation. `weights` and `objective` stay those of the image itself.
+    5. ``s ** selectivity``. It changes how the map masks, not what a method optimises.
 
     The result of an image depends on nothing but the image, the target, the network and the explainer's settings: not
     on the batch's other images (bit for bit at the same batch size) nor on earlier calls. Nothing is left behind: no
@@ -57,12 +62,28 @@ class Explainer(nn.Module, ABC):
             `target_layers`.
         baseline: what stands where a mask is 0, for methods that mask ("black", "mean", "blur" or an RGB triple). A
             task hands its own to the explainer, so that one run has one baseline.
+
+    Attributes:
+        selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more. 1 at first.
+        augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
+            which multiplies the normalised image. False at first.
     """
 
     def __init__(self, layer: str | list[str] | None = None, baseline: Baseline = "black") -> None:
         super().__init__()
         self.layer = layer
         self.baseline: Baseline = baseline
+        self.augment = False
+        self.selectivity = 1.0
+
+    @property
+    def selectivity(self) -> float:
+        """Exponent of the map; see the class."""
+        return self._selectivity
+
+    @selectivity.setter
+    def selectivity(self, alpha: float) -> None:
+        self._selectivity = check_number("selectivity", alpha, strict=True)
 
     def forward(self, classifier: Classifier, image: Tensor, target: Tensor | int | None = None) -> Explanation:
         """Explain why `classifier` gives the images their classes.
@@ -81,11 +102,49 @@ class Explainer(nn.Module, ABC):
         """
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
-            return self.explain(classifier, image, target)
+            return self.select(self._of_views(classifier, image, target))
 
     @abstractmethod
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """The method: checked arguments, gradients on, `image` (B,3,H,W) of its own, `target` (B,)."""
+
+    def _of_views(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
+        """Step 4."""
+        if not self.augment:
+            return self.explain(classifier, image, target)
+        explanations = []
+        for mirrored, brightness in _VIEWS:
+            view = (image.flip(3) if mirrored else image) * brightness
+            explanations.append(self.explain(classifier, view.clamp(0, 1), target))
+        maps = [e.saliency.flip(3) if m else e.saliency for e, (m, _) in zip(explanations, _VIEWS, strict=True)]
+        mean = torch.stack(maps).mean(0)
+        return replace(explanations[0], saliency=normalize(mean), degenerate=degenerate(mean))
+
+    def select(self, explanation: Explanation) -> Explanation:
+        """Step 5."""
+        if self.selectivity == 1:
+            return explanation
+        return replace(explanation, saliency=explanation.saliency**self.selectivity)
+
+    def check(self, classifier: Classifier) -> None:
+        """Whether the method can work on this network: to be asked before time is spent on a dataset.
+
+        Here one image of noise is explained. Methods that take many passes look only at what they need.
+
+        Raises:
+            ValueError: it cannot; the words are those of a call.
+            TypeError: likewise.
+            ImportError: a package is missing.
+        """
+        with own_grad_mode():
+            self.explain(classifier, *self.prepare(classifier, _noise(classifier), 0))
+
+    def check_layers(self, classifier: Classifier) -> None:
+        """Of `check`, what needs one pass: whether the layers are called, and have grids."""
+        image = _noise(classifier)
+        with torch.no_grad(), self.recording(classifier) as record:
+            classifier(image)
+            self.grids(record, classifier, image)
 
     def prepare(self, classifier: Classifier, image: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor]:
         """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
@@ -98,8 +157,17 @@ class Explainer(nn.Module, ABC):
         return image, self.check_target(target, image, classifier)
 
     def settings(self) -> dict[str, object]:
-        """The constructor's arguments as they stand now: what a result depends on and is printed with it."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """The constructor's arguments as they stand now: what a result depends on and is printed with it.
+
+        `selectivity` and `augment` are among them where they change something.
+        """
+        named = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return named | self.changes()
+
+    def changes(self) -> dict[str, object]:
+        """What is set of `selectivity` and `augment`."""
+        named: dict[str, object] = {} if self.selectivity == 1 else {"selectivity": self.selectivity}
+        return named | {"augment": True} if self.augment else named
 
     def layers(self, classifier: Classifier) -> dict[str, nn.Module]:
         """Dotted name -> module of the layers in use."""
@@ -163,3 +231,9 @@ class Explainer(nn.Module, ABC):
         if wrong.numel():
             raise ValueError(f"Expected `target` to be in 0..{classes - 1}, but got {wrong.tolist()}.")
         return given.to(torch.int64).clone()
+
+
+def _noise(classifier: Classifier) -> Tensor:
+    """One made-up image (1,3,H,W) of the classifier's size, dtype and device, always the same."""
+    pixels = torch.rand(1, 3, *classifier.input_size, generator=torch.Generator().manual_seed(0))
+    return pixels.to(classifier.mean)

@@ -43,6 +43,8 @@ _BATCHED = {
     *("Saliency", "InputXGradient", "IntegratedGradients", "GuidedBackprop", "Deconvolution", "DeepLift", "LRP"),
     *("Occlusion", "FeatureAblation", "GuidedGradCam", "LayerGradCam", "LayerGradientXActivation", "LayerActivation"),
 }
+# What these change is the gradient of nn.ReLU, and of nothing else.
+_OF_RELU = {"GuidedBackprop", "Deconvolution", "GuidedGradCam"}
 # No explanation of a single image: they compare the images of a batch, or explain a neuron.
 _REFUSED = ("FeaturePermutation", "LayerFeaturePermutation", "LimeBase", "Neuron")
 
@@ -80,7 +82,8 @@ class CaptumExplainer(Explainer):
 
     Raises:
         ImportError: Captum is not installed.
-        ValueError: no such attribution or argument.
+        ValueError: no such attribution or argument; when called, guided backpropagation or deconvolution of a network
+            without a ReLU module, whose map would be the plain gradient's.
     """
 
     def __init__(
@@ -152,9 +155,7 @@ class CaptumExplainer(Explainer):
         """Steps 1 to 4: (B,1,h,w) before upsampling and normalisation."""
         whole = self._class.__name__ in _BATCHED and self._wrapper is None and self.segments is None
         step = image.shape[0] if whole else 1
-        layers = self.layers(classifier) if "layer" in _parameters(self._class.__init__) else {}
-        if len(layers) > 1:
-            raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
+        layers = self._layers(classifier)
         with untouched(classifier), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)  # they are taken off
             pairs = zip(torch.split(image, step), torch.split(target, step), strict=True)
@@ -163,6 +164,25 @@ class CaptumExplainer(Explainer):
         a = a.abs().amax(1, True) if self.reduction == "max" else getattr(a, self.reduction)(1, keepdim=True)
         a = a.clamp(min=0) if self.sign == "positive" else a.abs() if self.sign == "absolute" else a
         return smooth(a, self.smoothing)
+
+    def check(self, classifier: Classifier) -> None:
+        """See `Explainer.check`; without the attribution."""
+        if self._layers(classifier):
+            self.check_layers(classifier)
+        if self.segments is not None:
+            superpixels(torch.zeros(3, 2, 2), self.segments, 1)
+
+    def _layers(self, classifier: Classifier) -> dict[str, nn.Module]:
+        """The layer of a layer attribution; none for the others."""
+        if self._class.__name__ in _OF_RELU and not any(isinstance(m, nn.ReLU) for m in classifier.modules()):
+            raise ValueError(
+                f"Expected a network with ReLU modules for {self.method}, which changes their gradient alone, but "
+                f"{classifier.name} has none: its map would be the plain gradient's, which is the method Saliency."
+            )
+        layers = self.layers(classifier) if "layer" in _parameters(self._class.__init__) else {}
+        if len(layers) > 1:
+            raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
+        return layers
 
     def _attribute(
         self, classifier: Classifier, image: Tensor, target: Tensor, layers: Mapping[str, nn.Module]
@@ -322,7 +342,8 @@ class CallableExplainer(Explainer):
 
     def settings(self) -> dict[str, object]:
         """See `Explainer.settings`; the function by its name."""
-        return {"function": getattr(self.function, "__qualname__", type(self.function).__qualname__)}
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return {"function": name, **self.changes()}
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Call it, check what it gives."""

@@ -41,6 +41,11 @@ class ChannelScoring(Explainer):
             raise ValueError(f"Expected one `layer` for {type(self).__name__}, but got {len(names)}.")
         return names[0]
 
+    def check(self, classifier: Classifier) -> None:
+        """See `Explainer.check`; without a pass for each channel."""
+        self.layer_name(classifier)
+        self.check_layers(classifier)
+
     def weighted(self, weights: Tensor, A: Tensor, image: Tensor, target: Tensor) -> Explanation:
         """The map of weights (B,K) and feature maps (B,K,h,w)."""
         explanation = self.finish(combine(weights, A).relu(), image, target)

@@ -81,6 +81,10 @@ class OptiCAM(Explainer):
     the batch and only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing
     after a layer that ends in one).
 
+    The uniform start says nothing where a layer's channels sum to 0 at every place, as those of a layer normalisation
+    without weights do (an untrained transformer's `norm1`): there the first map is rounding noise, stretched to [0,1],
+    and so is the first step's direction. The definition is kept; `relu`, or another layer, avoids it.
+
     Args:
         layer: see `Explainer`.
         objective: F_c, see `objective_value`.
@@ -161,13 +165,33 @@ class OptiCAM(Explainer):
             target: (B,) classes.
             u: B parameters (K,) on the image's device, set to 0 here.
             optimizer: steps `u`; its state must be fresh.
+
+        Raises:
+            ValueError: `augment` is on.
         """
+        self.check_one_view()
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
             features, logit = self.features(classifier, image, target)
             for parameter in u:
                 parameter.detach().zero_()
-            return self._optimize(classifier, image, target, features, logit, u, optimizer)
+            return self.select(self._optimize(classifier, image, target, features, logit, u, optimizer))
+
+    def check(self, classifier: Classifier) -> None:
+        """See `Explainer.check`; without the optimisation."""
+        self.check_layers(classifier)
+
+    def check_one_view(self) -> None:
+        """Stored weights are those of one view of an image.
+
+        Raises:
+            ValueError: `augment` is on.
+        """
+        if self.augment:
+            raise ValueError(
+                "Expected `augment` to be off where weights are fitted to be stored, or are read again, as they are "
+                "those of one view of an image: use `test` or `predict` without `weights_from`."
+            )
 
     def from_weights(self, classifier: Classifier, image: Tensor, target: Tensor, weights: Tensor) -> Explanation:
         """The map of weights found earlier (`Explanation.weights`), without optimising anew.
@@ -179,8 +203,9 @@ class OptiCAM(Explainer):
             weights: (B,K) non-negative, each row summing to 1.
 
         Raises:
-            ValueError: K is not the number of the layer's channels.
+            ValueError: K is not the number of the layer's channels, or `augment` is on.
         """
+        self.check_one_view()
         with own_grad_mode(), torch.no_grad():
             image, target = self.prepare(classifier, image, target)
             features, _ = self.features(classifier, image, target)
@@ -191,7 +216,7 @@ class OptiCAM(Explainer):
                     f"layer, but got {tuple(weights.shape)}."
                 )
             raw = self.raw_map(weights.to(features[0]), features, image)
-            return Explanation(normalize(raw, self.normalizer), target, degenerate(raw), weights)
+            return self.select(Explanation(normalize(raw, self.normalizer), target, degenerate(raw), weights))
 
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
         """K, found by one forward pass over a black image of `size` (H,W)."""

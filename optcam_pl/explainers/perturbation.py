@@ -59,6 +59,9 @@ class RISE(Explainer):
         self.probability, self.seed = probability, seed
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
+    def check(self, classifier: Classifier) -> None:
+        """Any network will do."""
+
     def draw(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels down and right."""
         s = self.cells
@@ -131,6 +134,9 @@ class MaskOptimizer(Explainer):
     @abstractmethod
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The raw map (B,1,H,W), and what was maximised (T+1,B)."""
+
+    def check(self, classifier: Classifier) -> None:
+        """Any network will do."""
 
     def passes(self) -> int:
         """Masked images of one image in one pass."""

@@ -24,6 +24,7 @@ from optcam_pl.metrics.robustness import (
     PerImageADCC,
     Sparseness,
 )
+from optcam_pl.metrics.selectivity import SelectivityDrop, SelectivityGain, SelectivityIncrease
 
 METRICS: dict[str, type[ImageMetric]] = {
     metric.key: metric
@@ -32,6 +33,7 @@ METRICS: dict[str, type[ImageMetric]] = {
         *(Insertion, Deletion, AOPC, Road, RoadMost, RoadLeast),
         *(OfficialMetric, LocalizationError, PixelF1, BoxAccuracy, MaxBoxAccuracy, StandardPointingGame),
         *(EnergyPointingGame, SaliencyMetric, PixelAveragePrecision),
+        *(SelectivityDrop, SelectivityGain, SelectivityIncrease),
         *(MaxSensitivity, AverageSensitivity, ADCC, PerImageADCC, Coherency, Complexity, Sparseness, Infidelity),
     )
 }
@@ -66,6 +68,9 @@ __all__ = [
     "RoadLeast",
     "RoadMost",
     "SaliencyMetric",
+    "SelectivityDrop",
+    "SelectivityGain",
+    "SelectivityIncrease",
     "Sparseness",
     "StandardPointingGame",
 ]

@@ -73,6 +73,10 @@ class ImageMetric(Metric, ABC):
         """Names of what `score` and `update` need: what a run has to measure for this metric, and no more."""
         return tuple(name for name in inspect.signature(cls.score).parameters if name != "self")
 
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """The evidence by name, each with the settings that it is measured with; metrics that share it must agree."""
+        return {name: {} for name in self.evidence()}
+
     def settings(self) -> dict[str, str | int | float | bool]:
         """The conventions that the number depends on, to be printed beside it, named after the metric."""
         return {f"{self.key}_{name}": getattr(self, name) for name in self.conventions}

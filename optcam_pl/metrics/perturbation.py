@@ -14,6 +14,7 @@ from optcam_pl.metrics.functional.checks import check_choice, check_positive, wi
 from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
 
 Output = Literal["probability", "logit"]
+CurveTarget = Literal["predicted", "explained"]
 
 _NORMAL_95 = 1.959964
 
@@ -40,6 +41,10 @@ class CurveMetric(ImageMetric):
             self.unit = ""
         self.add_state("curve_total", torch.zeros(points), dist_reduce_fx="sum")
         self.add_state("curve_squares", torch.zeros(points), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def curves(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The curves (B,T) in the metric's unit, from the evidence of `score`."""
 
     def accumulate(self, scores: Tensor, curves: Tensor | None = None) -> None:
         """Add the scores (B,) of B images and, for the mean curve, their curves (B,T) in the metric's unit."""
@@ -72,17 +77,18 @@ class CurveMetric(ImageMetric):
     def positions(self) -> Tensor:
         """Where the curve's points stand on its axis, (T,)."""
 
-    def plot_curve(self, ax: Any = None, label: str | None = None) -> Any:
-        """Draw the mean curve with its band; collective, see `curve`.
+    def plot_curve(self, ax: Any = None, label: str | None = None, curve: tuple[Tensor, Tensor] | None = None) -> Any:
+        """Draw a mean curve with its band.
 
         Args:
             ax: matplotlib axis to draw on; None makes a figure.
             label: the curve's name; None takes the metric's.
+            curve: mean (T,) and half its band (T,); None takes the metric's own, which is collective, see `curve`.
 
         Returns:
             The matplotlib figure and axis.
         """
-        mean, half = (part.cpu().numpy() for part in self.curve())
+        mean, half = (part.cpu().numpy() for part in (self.curve() if curve is None else curve))
         if ax is None:
             from matplotlib.figure import Figure  # heavy, and of no use to those who only measure
 
@@ -90,20 +96,35 @@ class CurveMetric(ImageMetric):
         x = self.positions().numpy()
         ax.plot(x, mean, label=label or self.label)
         ax.fill_between(x, mean - half, mean + half, alpha=0.25)
-        ax.set(xlabel=self.axis, ylabel=f"{self.output}, {self.unit}" if self.unit else self.output)
+        ax.set(title=self.label, xlabel=self.axis, ylabel=f"{self.output}, {self.unit}" if self.unit else self.output)
+        ax.legend()
         return ax.figure, ax
 
 
 class _AreaUnderCurve(CurveMetric):
     """The area under a curve from nothing replaced to everything replaced."""
 
-    conventions = ("steps", "area", "output")
+    conventions = ("steps", "patch", "area", "output", "target")
 
-    def __init__(self, steps: int = 224, output: Output = "probability", area: Area = "mean", **kwargs: Any) -> None:
-        check_positive(steps=steps)
+    def __init__(
+        self,
+        steps: int = 224,
+        output: Output = "probability",
+        area: Area = "mean",
+        target: CurveTarget = "predicted",
+        patch: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        check_positive(steps=steps, patch=patch)
         check_choice("area", area, Area)
+        check_choice("target", target, CurveTarget)
         super().__init__(steps + 1, output, **kwargs)
-        self.steps, self.area = steps, area
+        self.steps, self.area, self.target, self.patch = steps, area, target, patch
+
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """The curve, measured as the conventions say."""
+        names = ("steps", "patch", "output", "target")
+        return {self.evidence()[0]: {name: getattr(self, name) for name in names}}
 
     def positions(self) -> Tensor:
         """Percent of replaced pixels."""
@@ -119,6 +140,8 @@ class Insertion(_AreaUnderCurve):
         steps: in how many equal steps the pixels are put in.
         output: "probability" (percent) or "logit".
         area: "mean" of all points, or "trapezoid" as RISE's program has it.
+        target: the score is that of the "predicted" class (the source's and the paper's) or of the "explained" one.
+        patch: side of the squares that are put in together, in pixels; 1 puts in single pixels.
         kwargs: of `torchmetrics.Metric`.
 
     Example:
@@ -133,26 +156,37 @@ class Insertion(_AreaUnderCurve):
 
     def score(self, insertion_curve: Tensor) -> Tensor:
         """Area per image, (B,), under its class scores after 0 .. steps steps, (B,steps+1)."""
-        return curve_area(self.scaled(insertion_curve), self.area)
+        return curve_area(self.curves(insertion_curve), self.area)
+
+    def curves(self, insertion_curve: Tensor) -> Tensor:
+        """The class scores in the metric's unit, (B,steps+1)."""
+        return self.scaled(insertion_curve)
 
     def update(self, insertion_curve: Tensor) -> None:
         """Add the curves of B images."""
-        self.accumulate(self.score(insertion_curve), self.scaled(insertion_curve))
+        self.accumulate(self.score(insertion_curve), self.curves(insertion_curve))
 
 
 class Deletion(_AreaUnderCurve):
-    """Deletion, lower is better: the score while the most salient pixels are taken away. See `Insertion`."""
+    """Deletion, lower is better: the score while the most salient pixels are taken away. See `Insertion`.
+
+    What stands in their place is the run's baseline.
+    """
 
     key, label = "deletion", "Del"
     higher_is_better: bool = False
 
     def score(self, deletion_curve: Tensor) -> Tensor:
         """Area per image, (B,), under its class scores after 0 .. steps steps, (B,steps+1)."""
-        return curve_area(self.scaled(deletion_curve), self.area)
+        return curve_area(self.curves(deletion_curve), self.area)
+
+    def curves(self, deletion_curve: Tensor) -> Tensor:
+        """The class scores in the metric's unit, (B,steps+1)."""
+        return self.scaled(deletion_curve)
 
     def update(self, deletion_curve: Tensor) -> None:
         """Add the curves of B images."""
-        self.accumulate(self.score(deletion_curve), self.scaled(deletion_curve))
+        self.accumulate(self.score(deletion_curve), self.curves(deletion_curve))
 
 
 class AOPC(CurveMetric):
@@ -161,9 +195,10 @@ class AOPC(CurveMetric):
     See `functional.aopc_score`. The mean curve is that of the fall.
 
     Args:
-        regions: L, number of patches that are replaced.
-        output: "probability" (percent) or "logit".
+        regions: L, number of patches that are replaced, by the run's baseline.
+        output: "probability" (percent) or "logit", of the explained class.
         origin: whether the untouched image counts as a step, as in the source; Quantus leaves it out.
+        patch: side of a patch in pixels.
         kwargs: of `torchmetrics.Metric`.
 
     Example:
@@ -176,12 +211,23 @@ class AOPC(CurveMetric):
     key, label = "aopc", "AOPC"
     axis = "patches replaced"
     higher_is_better: bool = True
-    conventions = ("regions", "origin", "output")
+    conventions = ("regions", "patch", "origin", "output")
 
-    def __init__(self, regions: int = 10, output: Output = "probability", origin: bool = False, **kwargs: Any) -> None:
-        check_positive(regions=regions)
+    def __init__(
+        self,
+        regions: int = 10,
+        output: Output = "probability",
+        origin: bool = False,
+        patch: int = 14,
+        **kwargs: Any,
+    ) -> None:
+        check_positive(regions=regions, patch=patch)
         super().__init__(regions + 1, output, **kwargs)
-        self.regions, self.origin = regions, origin
+        self.regions, self.origin, self.patch = regions, origin, patch
+
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """The curve, measured as the conventions say."""
+        return {"aopc_curve": {"regions": self.regions, "patch": self.patch, "output": self.output}}
 
     def positions(self) -> Tensor:
         """Number of replaced patches."""
@@ -191,10 +237,14 @@ class AOPC(CurveMetric):
         """Mean fall per image, (B,), of its class scores after 0 .. regions patches, (B,regions+1)."""
         return aopc_score(self.scaled(aopc_curve), self.origin)
 
+    def curves(self, aopc_curve: Tensor) -> Tensor:
+        """The fall of the class scores in the metric's unit, (B,regions+1)."""
+        curve = self.scaled(aopc_curve)
+        return curve[:, :1] - curve
+
     def update(self, aopc_curve: Tensor) -> None:
         """Add the curves of B images."""
-        curve = self.scaled(aopc_curve)
-        self.accumulate(self.score(aopc_curve), curve[:, :1] - curve)
+        self.accumulate(self.score(aopc_curve), self.curves(aopc_curve))
 
 
 class _Road(CurveMetric):
@@ -218,6 +268,10 @@ class _Road(CurveMetric):
         """Percent of imputed pixels."""
         return 100 - torch.tensor(self.percentiles)
 
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """The curves at the percentiles."""
+        return {name: {"percentiles": self.percentiles, "output": self.output} for name in self.evidence()}
+
     def settings(self) -> dict[str, str | int | float | bool]:
         """The percentiles as one text, and the rest."""
         return {**super().settings(), f"{self.key}_percentiles": " ".join(map(str, self.percentiles))}
@@ -231,11 +285,15 @@ class RoadMost(_Road):
 
     def score(self, road_most_curve: Tensor) -> Tensor:
         """Mean per image, (B,), of its class score at each percentile, (B,S)."""
-        return self.scaled(road_most_curve).mean(1)
+        return self.curves(road_most_curve).mean(1)
+
+    def curves(self, road_most_curve: Tensor) -> Tensor:
+        """The class scores in the metric's unit, (B,S)."""
+        return self.scaled(road_most_curve)
 
     def update(self, road_most_curve: Tensor) -> None:
         """Add the curves of B images."""
-        self.accumulate(self.score(road_most_curve), self.scaled(road_most_curve))
+        self.accumulate(self.score(road_most_curve), self.curves(road_most_curve))
 
 
 class RoadLeast(_Road):
@@ -246,11 +304,15 @@ class RoadLeast(_Road):
 
     def score(self, road_least_curve: Tensor) -> Tensor:
         """Mean per image, (B,), of its class score at each percentile, (B,S)."""
-        return self.scaled(road_least_curve).mean(1)
+        return self.curves(road_least_curve).mean(1)
+
+    def curves(self, road_least_curve: Tensor) -> Tensor:
+        """The class scores in the metric's unit, (B,S)."""
+        return self.scaled(road_least_curve)
 
     def update(self, road_least_curve: Tensor) -> None:
         """Add the curves of B images."""
-        self.accumulate(self.score(road_least_curve), self.scaled(road_least_curve))
+        self.accumulate(self.score(road_least_curve), self.curves(road_least_curve))
 
 
 class Road(_Road):
@@ -273,12 +335,13 @@ class Road(_Road):
 
     def score(self, road_most_curve: Tensor, road_least_curve: Tensor) -> Tensor:
         """Mean per image, (B,), of half the difference of its class scores at each percentile, (B,S) both."""
-        return self._halves(road_most_curve, road_least_curve).mean(1)
+        return self.curves(road_most_curve, road_least_curve).mean(1)
+
+    def curves(self, road_most_curve: Tensor, road_least_curve: Tensor) -> Tensor:
+        """Half the difference of the class scores in the metric's unit, (B,S)."""
+        return (self.scaled(road_least_curve) - self.scaled(road_most_curve)) / 2
 
     def update(self, road_most_curve: Tensor, road_least_curve: Tensor) -> None:
         """Add the curves of B images."""
-        halves = self._halves(road_most_curve, road_least_curve)
-        self.accumulate(halves.mean(1), halves)
-
-    def _halves(self, most: Tensor, least: Tensor) -> Tensor:
-        return (self.scaled(least) - self.scaled(most)) / 2
+        curves = self.curves(road_most_curve, road_least_curve)
+        self.accumulate(curves.mean(1), curves)

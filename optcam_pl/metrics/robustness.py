@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optcam_pl.metrics.base import ImageMetric
-from optcam_pl.metrics.functional.checks import check_choice
+from optcam_pl.metrics.functional.checks import check_choice, check_positive
 from optcam_pl.metrics.functional.classification import average_drop
 from optcam_pl.metrics.functional.robustness import (
     coherency,
@@ -24,6 +24,7 @@ from optcam_pl.metrics.functional.robustness import (
 )
 
 Denominator = Literal["input", "map"]
+Output = Literal["probability", "logit"]
 
 
 class MaxSensitivity(ImageMetric):
@@ -33,6 +34,9 @@ class MaxSensitivity(ImageMetric):
 
     Args:
         denominator: divide by the norm of the network's "input", as Quantus does, or by that of the "map", as Captum.
+        radius: the noise is uniform in [-radius, radius], in the unit of the network's input, that is after mean/std;
+            the perturbed pixels are clipped to [0, 1].
+        samples: number of perturbed images.
         kwargs: of `torchmetrics.Metric`.
 
     Example:
@@ -45,12 +49,21 @@ class MaxSensitivity(ImageMetric):
 
     key, label = "max_sensitivity", "MS"
     higher_is_better: bool = False
-    conventions = ("denominator",)
+    conventions = ("denominator", "radius", "samples")
 
-    def __init__(self, denominator: Denominator = "input", **kwargs: Any) -> None:
+    def __init__(
+        self, denominator: Denominator = "input", radius: float = 0.2, samples: int = 10, **kwargs: Any
+    ) -> None:
         check_choice("denominator", denominator, Denominator)
+        check_positive(samples=samples)
+        if not 0 < radius < float("inf"):
+            raise ValueError(f"Expected `radius` to be a positive number, but got {radius!r}.")
         super().__init__(**kwargs)
-        self.denominator = denominator
+        self.denominator, self.radius, self.samples = denominator, radius, samples
+
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """The maps of the perturbed images, with their number and radius, and the rest."""
+        return {**super().needs(), "perturbed_saliency": {"radius": self.radius, "samples": self.samples}}
 
     def score(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
         """The largest change for each image, (B,); `input_norm` (B,) is the Frobenius norm of what the network saw."""
@@ -176,17 +189,36 @@ class Infidelity(ImageMetric):
     """Infidelity, lower is better; see `functional.infidelity`.
 
     Args:
-        normalize: whether each map is scaled by its best factor first.
+        normalize: whether each map is scaled by its best factor first; without it the unit of the map, which has no
+            meaning here, rules the result.
+        samples: number of perturbations: random squares that are replaced by the run's baseline. A perturbation is what
+            that takes away from the pixels in [0, 1]; its product with the map is summed over pixels and colours.
+        patch: side of the squares in pixels.
+        output: whose fall is compared, the explained class's "probability" or "logit".
         kwargs: of `torchmetrics.Metric`.
     """
 
     key, label = "infidelity", "Infid"
     higher_is_better: bool = False
-    conventions = ("normalize",)
+    conventions = ("normalize", "samples", "patch", "output")
 
-    def __init__(self, normalize: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        normalize: bool = True,
+        samples: int = 32,
+        patch: int = 56,
+        output: Output = "probability",
+        **kwargs: Any,
+    ) -> None:
+        check_positive(samples=samples, patch=patch)
+        check_choice("output", output, Output)
         super().__init__(**kwargs)
-        self.normalize = normalize
+        self.normalize, self.samples, self.patch, self.output = normalize, samples, patch, output
+
+    def needs(self) -> dict[str, dict[str, Any]]:
+        """Both halves of the comparison, of the same perturbations."""
+        options = {"samples": self.samples, "patch": self.patch}
+        return {"dot_products": options, "score_differences": {**options, "output": self.output}}
 
     def score(self, dot_products: Tensor, score_differences: Tensor) -> Tensor:
         """Mean squared error per image, (B,); perturbation times map, and fall of the class score, (B,S) both."""

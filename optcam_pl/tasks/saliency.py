@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,12 +19,16 @@ from torchmetrics import MetricCollection
 from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
-from optcam_pl.metrics import AverageDrop, AverageGain, AverageIncrease, ImageMetric
-from optcam_pl.probes import Probes
+from optcam_pl.explainers.chunks import check_positive
+from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, CurveMetric, ImageMetric
+from optcam_pl.metrics.functional import region_map
+from optcam_pl.metrics.functional.checks import check_choice
+from optcam_pl.metrics.functional.localization import Region
+from optcam_pl.probes import Needs, Probes, merge_needs
 from optcam_pl.records import RecordWriter, Row, write_manifest
 from optcam_pl.report import load_run, summarise
 from optcam_pl.saliency import Baseline, check_baseline
-from optcam_pl.tasks.stored import StoredWeights, save_weights
+from optcam_pl.tasks.stored import StoredWeights, save_curves, save_weights
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
 Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
@@ -67,7 +71,15 @@ class SaliencyTask(L.LightningModule):
             ``predicted`` class, the ``second`` or the ``least`` probable one, or a class index.
         baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves the
             explainer's own ("black" where it has none).
-        metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase.
+        selectivity: exponent of every map; None leaves the explainer's own (1).
+        augment: whether every map is the mean over views of its image; None leaves the explainer's own (False). See
+            `Explainer` for both.
+        metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase, "all" is every
+            metric that the dataset has the annotations for.
+        region: what of the map is measured, for the bounding-box study: the "map", its part "inside_box" or
+            "outside_box", or, in the map's place, the "box" itself or its "complement"; all but the first need a
+            dataset with boxes, and an image without one has no scores.
+        chunk_size: images in one pass of the network, for metrics that need many passes an image.
         weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
 
     Raises:
@@ -80,8 +92,12 @@ class SaliencyTask(L.LightningModule):
         explainer: Explainer,
         target: Target | int = "label",
         baseline: Baseline | None = None,
-        metrics: list[ImageMetric] | None = None,
+        metrics: list[ImageMetric] | Literal["all"] | None = None,
+        region: Region = "map",
+        chunk_size: int = 64,
         weights_from: str | None = None,
+        selectivity: float | None = None,
+        augment: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the inner fit loop steps by itself
@@ -92,16 +108,23 @@ class SaliencyTask(L.LightningModule):
             )
         if baseline is not None:
             explainer.baseline = check_baseline(baseline)
+        if selectivity is not None:
+            explainer.selectivity = selectivity
+        if augment is not None:
+            explainer.augment = augment
         if weights_from is not None and not isinstance(explainer, OptiCAM):
             raise ValueError(
                 f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
                 f"{type(explainer).__name__}."
             )
+        if weights_from is not None:
+            explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
-        chosen = [AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics
-        self._check_metrics(chosen)
-        # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
-        self.metrics = MetricCollection({metric.key: metric for metric in chosen}, compute_groups=False)
+        check_choice("region", region, Region)
+        self.region, self.chunk_size = region, check_positive("chunk_size", chunk_size)
+        self._chosen = [AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics
+        if self._chosen != "all":
+            self._set_metrics(self._chosen)
         self.stored = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
@@ -138,9 +161,33 @@ class SaliencyTask(L.LightningModule):
         """Match data and network, and find the run's folder (on every rank: the name comes from rank 0)."""
         network = self.classifier
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+        self._check_annotations()
         self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
             self._setup_fit()
+
+    def _set_metrics(self, metrics: Sequence[ImageMetric]) -> None:
+        keys = [metric.key for metric in metrics]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
+        self._keys = keys
+        self._needs: Needs = merge_needs((metric.key, metric.needs()) for metric in metrics)
+        # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
+        self.metrics = MetricCollection({metric.key: metric for metric in metrics}, compute_groups=False)
+
+    def _check_annotations(self) -> None:
+        """The dataset has what the metrics and the region ask for."""
+        has = {{"boxes": "boxes", "masks": "mask"}[name] for name in self.data.annotations}
+        if self._chosen == "all":
+            kinds = (kind for kind in METRICS.values() if not ({"boxes", "mask"} & set(kind.evidence())) - has)
+            self._set_metrics([kind() for kind in kinds])
+        wanted = {name: "metric " + key for key, metric in self._metric_items() for name in metric.needs()}
+        wanted |= {"boxes": f"`region` {self.region}"} if self.region != "map" else {}
+        for name in ("boxes", "mask"):
+            if name in wanted and name not in has:
+                raise ValueError(
+                    f"Expected a dataset with {name}, which {wanted[name]} needs, but {self.data.name} has none."
+                )
 
     def _setup_fit(self) -> None:
         if not isinstance(self.explainer, OptiCAM):
@@ -148,6 +195,7 @@ class SaliencyTask(L.LightningModule):
                 f"Expected an explainer with something to fit (OptiCAM), but got {type(self.explainer).__name__}: "
                 f"use `test` or `predict`."
             )
+        self.explainer.check_one_view()
         # The images of `fit` and of validation are the same ones: no second pass over them.
         self.trainer.limit_val_batches = 0
         channels = self.explainer.channels(self.classifier, self.data.preprocessing.size)
@@ -243,7 +291,10 @@ class SaliencyTask(L.LightningModule):
             explanation = explain(image, target)
             self._synchronize()
             seconds = (time.perf_counter() - start) / len(image)
-            probes = Probes(self.classifier, image, logits, explanation, self.baseline)
+            if self.region != "map":
+                saliency = region_map(explanation.saliency, batch["boxes"], self.region)
+                explanation = replace(explanation, saliency=saliency)
+            probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
             scores = self._measure(probes, batch) if measure else {}
             rows = self._rows(batch, logits, probes, scores, seconds)
         assert self._writer is not None  # see _begin
@@ -287,8 +338,8 @@ class SaliencyTask(L.LightningModule):
             return logits.argmin(1)
         if isinstance(self.target, int):
             return torch.full_like(predicted, self.target)
-        real = torch.tensor([i >= 0 and not e for i, e in zip(batch["index"].tolist(), batch["error"], strict=True)])
-        label = torch.where(real.to(predicted.device), batch["target"], predicted)
+        label = predicted.clone()
+        label[_real(batch)] = batch["target"][_real(batch)]
         wrong = (label < 0) | (label >= logits.shape[1])
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
@@ -299,40 +350,60 @@ class SaliencyTask(L.LightningModule):
             )
         return label
 
-    def _measure(self, probes: Probes, batch: Batch) -> dict[str, Tensor]:
-        """Scores (B,...) by metric; the metrics' running values see the real images only."""
-        real = torch.tensor([i >= 0 and not e for i, e in zip(batch["index"].tolist(), batch["error"], strict=True)])
-        scores: dict[str, Tensor] = {}
+    def _measure(self, probes: Probes, batch: Batch) -> dict[str, list[Any]]:
+        """Scores of the block's real images by metric; the curves that they are made of are stored."""
+        real = _real(batch)
+        if not real:
+            return {}
+        found = {
+            name: value[real] if isinstance(value, Tensor) else [value[i] for i in real]
+            for name, value in probes.evidence(self._needs).items()
+        }
+        undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
+        scores: dict[str, list[Any]] = {}
+        curves: dict[str, Tensor] = {}
         for key, metric in self._metric_items():
-            scores[key] = metric.score(**probes.evidence(metric.evidence()))
-            metric.accumulate(scores[key][real.to(scores[key].device)])
+            evidence = {name: found[name] for name in metric.evidence()}
+            score = metric.score(**evidence)
+            if any(undefined):
+                score[torch.tensor(undefined, device=score.device)] = torch.nan
+            metric.accumulate(score)
+            scores[key] = score.tolist()
+            if isinstance(metric, CurveMetric):
+                curves[key] = metric.curves(**evidence).float()
+        if curves:
+            ids = [batch["id"][i] for i, without in zip(real, undefined, strict=True) if not without]
+            kept = torch.tensor(undefined).logical_not()
+            save_curves(self.run_dir, self._number(batch), ids, {key: c.cpu()[kept] for key, c in curves.items()})
         return scores
 
     def _rows(
-        self, batch: Batch, logits: Tensor, probes: Probes, scores: dict[str, Tensor], seconds: float
+        self, batch: Batch, logits: Tensor, probes: Probes, scores: dict[str, list[Any]], seconds: float
     ) -> tuple[Row, ...]:
-        """One row for each real image."""
+        """One row for each image of the dataset in the block."""
         predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
         degenerate = probes.explanation.degenerate.tolist()
-        values = {key: score.tolist() for key, score in scores.items()}
+        position = {i: n for n, i in enumerate(_real(batch))}
         rows = []
         for i, (image_id, index) in enumerate(_named(batch)):
             if index < 0:
                 continue
-            if batch["error"][i]:
+            if i not in position:
                 reason = batch["error"][i]
                 rows.append(
                     Row(index=index, id=image_id, status="error", reason=reason, target=int(batch["target"][i]),
                         predicted=-1, p=None, o=None, seconds=seconds)
                 )  # fmt: skip
                 continue
+            reason = "the map is constant or not finite" if degenerate[i] else ""
+            if self.region != "map" and not len(batch["boxes"][i]):
+                reason = "the image has no box"
             rows.append(
                 Row(
-                    index=index, id=image_id, status="degenerate" if degenerate[i] else "ok",
-                    reason="the map is constant or not finite" if degenerate[i] else "", target=target[i],
-                    predicted=predicted[i], p=p[i], o=o[i], scores={key: value[i] for key, value in values.items()},
-                    seconds=seconds,
+                    index=index, id=image_id, status="degenerate" if reason else "ok", reason=reason,
+                    target=target[i], predicted=predicted[i], p=p[i], o=o[i],
+                    scores={key: value[position[i]] for key, value in scores.items()}, seconds=seconds,
                 )
             )  # fmt: skip
         return tuple(rows)
@@ -383,6 +454,8 @@ class SaliencyTask(L.LightningModule):
             "target": self.target,
             "precision": str(self.trainer.precision),
         }
+        if self.region != "map":
+            settings["region"] = self.region
         for _, metric in self._metric_items():
             settings.update(metric.settings())
         explainer = {"class": type(self.explainer).__name__, **self.explainer.settings()}
@@ -391,6 +464,7 @@ class SaliencyTask(L.LightningModule):
             "explainer": explainer,
             "target": self.target,
             "baseline": self.baseline,
+            "region": self.region,
             "metrics": {key: metric.settings() for key, metric in self._metric_items()},
             "data": data.fingerprint(),
             "block_size": data.batch_size,
@@ -422,18 +496,14 @@ class SaliencyTask(L.LightningModule):
         return [metric for _, metric in self._metric_items() if int(metric.count)]
 
     def _metric_items(self) -> list[tuple[str, ImageMetric]]:
-        return [(key, m) for key, m in self.metrics.items(keep_base=True) if isinstance(m, ImageMetric)]
+        """In the order in which they were given; the collection has its own."""
+        found = dict(self.metrics.items(keep_base=True))
+        return [(key, metric) for key in self._keys if isinstance(metric := found[key], ImageMetric)]
 
-    @staticmethod
-    def _check_metrics(metrics: Sequence[ImageMetric]) -> None:
-        known = Probes.names()
-        for metric in metrics:
-            missing = [name for name in metric.evidence() if name not in known]
-            if missing:
-                raise ValueError(f"Metric {metric.key!r} needs {', '.join(missing)}, which no probe measures.")
-        keys = [metric.key for metric in metrics]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
+
+def _real(batch: Batch) -> list[int]:
+    """Positions of the block's images that could be read; the others are padding or errors."""
+    return [i for i, index in enumerate(batch["index"].tolist()) if index >= 0 and not batch["error"][i]]
 
 
 def _named(batch: Batch) -> list[tuple[str, int]]:

@@ -1,8 +1,9 @@
-"""The weights that a `fit` found, stored a block a file and read again by `test`."""
+"""What a run stores beside its rows, a block a file: the weights that a `fit` found, the curves of a `test`."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,7 @@ class StoredWeights:
         Raises:
             FingerprintMismatch: naming each key that differs.
         """
-        old = self.manifest["fingerprint"]
-        check_fingerprint(
-            {key: old.get(key) for key in FINGERPRINT_KEYS}, {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
-        )
+        check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
         """The weights (B,K) of a block, on the CPU.
@@ -87,3 +85,39 @@ class StoredWeights:
         if not torch.equal(stored["target"], target.cpu()):
             raise ValueError(f"{path} holds the weights for the classes {stored['target'].tolist()}, not {target}.")
         return stored["weights"]
+
+
+def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[str, Tensor]) -> None:
+    """Store the curves (n,T) of a block's n images, by metric.
+
+    Raises:
+        RecordError: the disk is full or the folder cannot be written.
+    """
+    path = run_dir / "curves" / f"b{block:06d}.safetensors"
+    save_tensors(path, {key: curve.contiguous() for key, curve in curves.items()}, {"ids": json.dumps(list(ids))})
+
+
+def mean_curves(run_dir: Path) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Mean (T,), half its 95 % band (T,) and number of images of the curves that a run stored, by metric.
+
+    Images without a defined curve are left out; the band, that of a normal mean, is NaN for a single one.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for path in sorted((run_dir / "curves").glob("b*.safetensors")):
+        for key, curve in load_tensors(path).items():
+            found.setdefault(key, []).append(curve.double())
+    means = {}
+    for key, parts in found.items():
+        curves = torch.cat(parts)
+        curves = curves[curves.isfinite().all(1)]
+        if len(curves):
+            spread = curves.std(0) if len(curves) > 1 else torch.full_like(curves[0], torch.nan)
+            means[key] = (curves.mean(0), 1.959964 * spread / math.sqrt(len(curves)), len(curves))
+    return means
+
+
+def _of_weights(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights depend on: not on the exponent of the map that is made of them."""
+    chosen = {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
+    explainer = {key: value for key, value in (chosen["explainer"] or {}).items() if key != "selectivity"}
+    return {**chosen, "explainer": explainer}

@@ -14,6 +14,7 @@ from optcam_pl.metrics.functional.localization import (
     pixel_average_precision,
     pixel_f1,
     pixel_histograms,
+    region_map,
     saliency_metric,
     standard_pointing_game,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "pixel_f1",
     "pixel_histograms",
     "pixel_rank",
+    "region_map",
     "road_counts",
     "saliency_metric",
     "sensitivities",

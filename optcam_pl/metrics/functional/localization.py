@@ -19,11 +19,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from optcam_pl.metrics.functional.checks import check_maps
+from optcam_pl.metrics.functional.checks import check_choice, check_maps
 
 Connectivity = Literal[4, 8]
 Convention = Literal["pixels", "wsol"]
 Contours = Literal["largest", "all"]
+Region = Literal["map", "inside_box", "outside_box", "box", "complement"]
 Array = npt.NDArray[Any]
 
 _SMALLEST_AREA = 0.05  # of the image: below it a smaller box is no longer better for the saliency metric
@@ -65,6 +66,34 @@ def official_metric(
     """
     error = localization_error(saliency, boxes, connectivity)
     return torch.where((predicted == target).to(error.device) | error.isnan(), error, 100)
+
+
+def region_map(saliency: Tensor, boxes: Sequence[Tensor], region: Region) -> Tensor:
+    """The map of one region: what the bounding-box study measures in the map's place (Zhang et al. 2024, table 5).
+
+    With U the union of an image's boxes: "map" S itself; "inside_box" S in U and 0 elsewhere; "outside_box" S outside
+    of U and 0 in it; "box" 1 in U and 0 elsewhere; "complement" 1 - that.
+
+    Args:
+        saliency: (B,1,H,W) maps S in [0, 1].
+        boxes: B tensors (n,4), xyxy in pixels of the map.
+        region: which one.
+
+    Returns:
+        (B,1,H,W) in the map's dtype.
+
+    Example:
+        >>> maps, boxes = torch.tensor([[[[0.2, 0.4, 0.6]]]]), [torch.tensor([[1.0, 0.0, 2.0, 1.0]])]
+        >>> region_map(maps, boxes, "outside_box").flatten(), region_map(maps, boxes, "box").flatten()
+        (tensor([0.2000, 0.0000, 0.6000]), tensor([0., 1., 0.]))
+    """
+    check_choice("region", region, Region)
+    if region == "map":
+        return saliency
+    inside = torch.from_numpy(_union(_arrays(boxes, saliency), tuple(saliency.shape[2:]))).to(saliency.device)
+    chosen = inside if region in ("inside_box", "box") else ~inside
+    kept = torch.ones_like(saliency) if region in ("box", "complement") else saliency
+    return kept.where(chosen.unsqueeze(1), 0)
 
 
 def pixel_f1(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,300 @@
+"""`optcam compare`: several explainers on one dataset or several, one table a dataset and their mean."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+
+import torch
+import yaml
+
+from optcam_pl import explainers as _explainers
+from optcam_pl.callbacks import overlay_folder
+from optcam_pl.explainers import Explainer
+from optcam_pl.layers import nearest
+from optcam_pl.report import load_run, summarise
+from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
+from optcam_pl.tasks import SaliencyTask
+
+if TYPE_CHECKING:
+    from optcam_pl.cli import OptcamCLI
+
+# The blocks come with a wheel inside the package, and stand beside it in a checkout.
+_PACKAGE = Path(__file__).resolve().parent
+BLOCKS = next((d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir()), _PACKAGE) / "explainer"
+# What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
+_COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
+
+_DESCRIPTION = """Test several explainers on the same data and print one table. All other arguments (--data.root FOLDER,
+--model.target predicted ...) go to `optcam test`, once for each explainer.
+
+--explainers takes classes (GradCAM, my.module.MyExplainer), blocks of configs/explainer/ by name (rise) and YAML files
+of such blocks; a table's row and a run's folder are named so. `all` is every block but is_cam and ss_cam (10 and 35
+times the passes of score_cam); those of its methods that cannot work on the network are listed below the table, with
+the reason."""
+
+
+class Start(Protocol):
+    """`optcam` with the words after it, as `OptcamCLI` takes them."""
+
+    def __call__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> OptcamCLI:
+        """Make a run's objects and, but for `dry`, run it."""
+
+
+class Method(NamedTuple):
+    """An explainer to compare.
+
+    Attributes:
+        name: of its row and its run folder.
+        given: what `--model.explainer` is given, a class or a file.
+        asked: whether it was named by itself, not by `all`.
+    """
+
+    name: str
+    given: str
+    asked: bool = True
+
+
+class Dataset(NamedTuple):
+    """A dataset to compare on: its name in run folders, and the words that choose it."""
+
+    name: str = ""
+    words: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of a comparison.
+
+    Attributes:
+        skipped: method -> why it was not run.
+        runs: (dataset, method) -> run folder.
+        failed: (dataset, method) -> what broke it off.
+        leader: whether this process is the one that prints.
+    """
+
+    skipped: dict[str, str] = field(default_factory=dict)
+    runs: dict[tuple[Dataset, Method], Path] = field(default_factory=dict)
+    failed: dict[tuple[Dataset, Method], Exception] = field(default_factory=dict)
+    leader: bool = True
+
+
+def compare_command(argv: Sequence[str], start: Start) -> int:
+    """`optcam compare`: one `optcam test` for each dataset and explainer, in a run folder of its own, then the tables.
+
+    Args:
+        argv: the words after `optcam compare`.
+        start: runs `optcam test`.
+
+    Returns:
+        The exit code: 1 if a run broke off; what it died of stands below the tables of the others.
+
+    Raises:
+        ValueError: an unknown explainer, or one named by itself that cannot work on the network; before anything runs.
+        Exception: the first run's, if none came to its end.
+    """
+    options, rest = _parser().parse_known_args(argv)
+    datasets = [_dataset(given) for given in options.data] or [Dataset()]
+    methods, outcome = choose(options.explainers), Outcome()
+    for option, names in (("--data", [d.name for d in datasets]), ("--explainers", [m.name for m in methods])):
+        _check_distinct(option, names)
+    if "all" in options.explainers:
+        named = {method.name for method in methods}
+        outcome.skipped = {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
+    configs = [word for file in options.config for word in ("--config", file)]
+    words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
+    # What is wrong for every method is no reason to skip one.
+    start([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True)
+    methods = [method for method in methods if _usable(method, start, words[datasets[0]], outcome)]
+    for dataset in datasets:
+        folder = None if options.run_dir is None else Path(options.run_dir, dataset.name if len(datasets) > 1 else "")
+        _run_all(dataset, methods, start, words[dataset], folder, outcome)
+    if outcome.failed and not outcome.runs:
+        raise next(iter(outcome.failed.values()))
+    if outcome.leader:
+        _print(outcome, datasets, methods, options.format)
+    return 1 if outcome.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optcam compare",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--explainers", nargs="+", required=True, metavar="NAME", help="all, " + ", ".join(sorted(_known())))
+    add("--config", action="append", default=[], metavar="FILE", help="settings; several are merged in their order")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a dataset, as a block of configs/data/ or a class; given several times, every explainer is run on each, "
+        "and the last table is the mean over them",
+    )
+    add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
+    add("--format", default="text", choices=get_args(Format))
+    return parser
+
+
+def choose(names: Sequence[str]) -> list[Method]:
+    """The explainers that a command line names, in its order; of `all`, those that are not named by themselves too.
+
+    Raises:
+        ValueError: none is called so.
+
+    >>> choose(["GradCAM", "my.module.Mine"])
+    [Method(name='GradCAM', given='GradCAM', asked=True), Method(name='Mine', given='my.module.Mine', asked=True)]
+    """
+    asked = [_method(name) for name in names if name != "all"]
+    if "all" in names:
+        taken = {method.name for method in asked} | set(_COSTLY)
+        asked += [Method(name, str(file), asked=False) for name, file in _blocks().items() if name not in taken]
+    return asked
+
+
+def _method(name: str) -> Method:
+    if name.endswith((".yaml", ".yml")):
+        return Method(Path(name).stem, name)
+    if name in _known() or "." in name:
+        return Method(name.rpartition(".")[2], name)
+    if name in _blocks():
+        return Method(name, str(_blocks()[name]))
+    raise ValueError(
+        f"Expected `--explainers` to name explainers, but got {name!r}. "
+        f"The nearest are: {nearest(name, [*_known(), *_blocks()])}."
+    )
+
+
+def _known() -> list[str]:
+    """The explainers that can be named without their module."""
+    members = {name: getattr(_explainers, name) for name in _explainers.__all__}
+    kinds = {n: kind for n, kind in members.items() if isinstance(kind, type) and issubclass(kind, Explainer)}
+    return [name for name, kind in kinds.items() if not kind.__abstractmethods__]
+
+
+def _blocks() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(BLOCKS.glob("*.yaml"))}
+
+
+def _dataset(given: str) -> Dataset:
+    """A class, a file that is one (`class_path: ...`), or a file with the key `data` and maybe others."""
+    if not given.endswith((".yaml", ".yml")):
+        return Dataset(given.rpartition(".")[2], (f"--data={given}",))
+    content = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+    whole = isinstance(content, dict) and "data" in content
+    return Dataset(Path(given).stem, (f"--{'config' if whole else 'data'}={given}",))
+
+
+def _check_distinct(option: str, names: Sequence[str]) -> None:
+    counts = Counter(name.casefold() for name in names)  # folders of some systems do not tell cases apart
+    if twice := [name for name in names if counts[name.casefold()] > 1]:
+        raise ValueError(
+            f"Expected `{option}` to have names of their own, as rows and run folders are named so, but got "
+            f"{', '.join(twice)}."
+        )
+
+
+def _usable(method: Method, start: Start, words: Sequence[str], outcome: Outcome) -> bool:
+    """Ask the method, before time is spent; why not is noted, or raised where it was asked for by name."""
+    try:
+        model = start([*words, f"--model.explainer={method.given}"], dry=True).model
+        if isinstance(model, SaliencyTask):
+            model.explainer.check(model.classifier)
+    except (ValueError, TypeError, ImportError) as error:
+        if method.asked:
+            raise
+        outcome.skipped[method.name] = str(error)
+        return False
+    return True
+
+
+def _run_all(
+    dataset: Dataset,
+    methods: Sequence[Method],
+    start: Start,
+    words: Sequence[str],
+    folder: Path | None,
+    outcome: Outcome,
+) -> None:
+    """Every method on one dataset; one that breaks off does not stop the others, but an error of them all does."""
+    for method in methods:
+        own = [] if folder is None else [f"--run_dir={folder / method.name}"]
+        try:
+            cli = start([*words, *own, f"--model.explainer={method.given}"], method.name)
+        except Exception as error:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                raise  # the other processes wait, and would for ever
+            if os.environ.get("OPTCAM_TRACEBACK"):
+                traceback.print_exc()
+            print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
+            outcome.failed[dataset, method] = error
+            same = [_words(e) for (d, _), e in outcome.failed.items() if d == dataset].count(_words(error))
+            if same > 1 and not any(d == dataset for d, _ in outcome.runs):
+                return  # two in a row, and nothing else: it is the data, or the settings
+            continue
+        outcome.runs[dataset, method] = cli.run_dir
+        outcome.leader = bool(cli.trainer.is_global_zero)
+
+
+def _words(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}")
+
+
+def mean_over(summaries: Sequence[Summary]) -> Summary:
+    """One method's mean over several datasets, each counting the same.
+
+    Settings that differ between the datasets are left out. A metric that one of them lacks is left out, too; one that
+    has no value on one of them has none. Images and statuses are added up.
+    """
+    first, n = summaries[0], len(summaries)
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / n if len(known) == n else None
+
+    metrics = {}
+    for key in first.metrics:
+        if all(key in summary.metrics for summary in summaries):
+            of = [summary.metrics[key] for summary in summaries]
+            metrics[key] = Estimate(mean([e.value for e in of]), sum(e.undefined for e in of))
+    return replace(
+        first,
+        run=os.path.commonpath([summary.run for summary in summaries]),
+        data=f"mean over {', '.join(summary.data for summary in summaries)}",
+        settings={k: v for k, v in first.settings.items() if all(s.settings.get(k) == v for s in summaries)},
+        images=sum(summary.images for summary in summaries),
+        statuses={key: sum(summary.statuses[key] for summary in summaries) for key in first.statuses},
+        seconds_per_image=mean([summary.seconds_per_image for summary in summaries]),
+        metrics=metrics,
+        notes=(),
+    )
+
+
+def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
+    """The tables, what is missing in them and why, and where everything is."""
+    found = {key: replace(summarise(load_run(run)), explainer=key[1].name) for key, run in outcome.runs.items()}
+    tables = [[found[dataset, m] for m in methods if (dataset, m) in found] for dataset in datasets]
+    if len(datasets) > 1:
+        everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]
+        tables.append([mean_over([found[dataset, m] for dataset in datasets]) for m in everywhere])
+    for summaries in filter(None, tables):
+        print("\n" + table(summaries, format=format))
+    failed = {" on ".join(filter(None, (m.name, d.name))): _words(e) for (d, m), e in outcome.failed.items()}
+    for title, missing in (("skipped", outcome.skipped), ("failed", failed)):
+        if missing:
+            print("\n".join([f"\n{title}:", *(f"  {name}: {printable(why)}" for name, why in missing.items())]))
+    if folders := [str(folder) for run in outcome.runs.values() if (folder := overlay_folder(run))]:
+        print(f"\noverlays:    {', '.join(folders)}")
+    if outcome.runs:
+        print(f"TensorBoard: tensorboard --logdir {os.path.commonpath(list(outcome.runs.values()))}")

@@ -1,0 +1,244 @@
+"""The sanity check: do maps change when the network forgets what it has learnt?
+
+Cascading parameter randomisation (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018; Zhang et al., CVIU
+2024, figure A6): the network's stages lose their weights one after the other, from the head down, and the maps of the
+network that is left are compared with those of the trained one. A method whose maps stay alike does not explain what
+the network has learnt.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.layers import nearest
+from optcam_pl.storage import write_file
+
+SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
+"""How alike two maps are; 1 is equal."""
+
+
+def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Tensor:
+    """Spearman's rank correlation of the pixels of two maps, ties sharing their mean rank.
+
+    Args:
+        ours: (B,1,H,W).
+        theirs: (B,1,H,W).
+        absolute: of the maps' distances from their mean, without their sign. A map in [0, 1] has no negative values to
+            take the absolute value of; its counterpart is how far a pixel stands out, either way.
+
+    Returns:
+        (B,) float64 in [-1, 1]; NaN where a map is constant.
+
+    Example:
+        >>> maps = torch.tensor([[[[0.0, 0.1, 0.9]]]])
+        >>> rank_correlation(maps, maps**2), rank_correlation(maps, 1 - maps), rank_correlation(maps, 1 - maps, True)
+        (tensor([1.], dtype=torch.float64), tensor([-1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    ranks = []
+    for maps in (ours, theirs):
+        flat = maps.detach().double().flatten(1)
+        flat = (flat - flat.mean(1, keepdim=True)).abs() if absolute else flat
+        ranks.append(torch.from_numpy(rankdata(flat.cpu().numpy(), axis=1)))
+    centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
+    lengths = torch.linalg.vector_norm(centred[0], dim=1) * torch.linalg.vector_norm(centred[1], dim=1)
+    correlation: Tensor = (centred[0] * centred[1]).sum(1) / lengths.where(lengths > 0, torch.nan)
+    return correlation.to(ours.device)
+
+
+def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Pearson correlation of the maps' histograms of oriented gradients (scikit-image, 16 x 16 pixels a cell).
+
+    Returns:
+        (B,) float64; NaN where a map has no gradient.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+    try:
+        from skimage.feature import hog
+    except ImportError as error:
+        raise ImportError("HOG similarity needs scikit-image: pip install 'optcam_pl[demo]'.") from error
+    found = []
+    for pair in zip(ours, theirs, strict=True):
+        a, b = (
+            hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=(16, 16), cells_per_block=(1, 1)) for m in pair
+        )
+        flat = not (a.std() and b.std())
+        found.append(float("nan") if flat else float(np.corrcoef(a, b)[0, 1]))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def similarities(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+    """Every one of `SIMILARITIES` of two sets of maps (B,1,H,W) in [0, 1], each (B,) float64 on the CPU."""
+    pair = (ours.detach().float().cpu(), theirs.detach().float().cpu())
+    ssim = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    assert isinstance(ssim, Tensor)
+    return {
+        "rank_correlation": rank_correlation(*pair),
+        "rank_correlation_absolute": rank_correlation(*pair, absolute=True),
+        "ssim": ssim.double(),
+        "hog": hog_similarity(*pair),
+    }
+
+
+def stages(network: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, nn.Module]]:
+    """The parts of a network that lose their weights one after the other, from the head down.
+
+    Args:
+        network: the network.
+        names: dotted names, in this order; None takes the children that have weights, in reverse order, and the
+            children of containers where there are less than five of them.
+
+    Raises:
+        ValueError: an unknown name, or a part without weights.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        >>> [name for name, _ in stages(network)]
+        ['2', '0']
+    """
+    if names is None:
+        found = [(name, child) for name, child in network.named_children() if _has_weights(child)]
+        while len(found) < 5:
+            opened = [part for item in found for part in _opened(*item)]
+            if len(opened) == len(found):
+                break
+            found = opened
+        return found[::-1]
+    known = dict(network.named_modules())
+    for name in names:
+        if name not in known or not name:
+            raise ValueError(f"Unknown stage {name!r}. The nearest are: {nearest(name, list(known))}.")
+        if not _has_weights(known[name]):
+            raise ValueError(f"Expected stages with weights, but {name!r} has none.")
+    return [(name, known[name]) for name in names]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a container, or the module itself."""
+    inside = [(f"{name}.{key}", child) for key, child in module.named_children() if _has_weights(child)]
+    if isinstance(module, (nn.Sequential, nn.ModuleList)) and inside:
+        yield from inside
+    else:
+        yield name, module
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw the module's weights anew, as they are before training; what has no rule of its own is normal, sd 0.02."""
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        torch.manual_seed(seed)
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            else:
+                for own in part.parameters(recurse=False):
+                    own.normal_(std=0.02)
+
+
+def cascade(
+    classifier: Classifier, names: Sequence[str] | None = None, seed: int = 0
+) -> Iterator[tuple[str, Classifier]]:
+    """Copies of a classifier that have lost one stage more each; the classifier itself stays as it is.
+
+    Yields:
+        (the stage that went last, the classifier); the same object each time, changed further.
+    """
+    forgetting = copy.deepcopy(classifier)
+    for number, (name, module) in enumerate(stages(forgetting.network, names)):
+        randomise(module, seed + number)
+        yield name, forgetting
+
+
+@dataclass(frozen=True)
+class SanityResult:
+    """What the check found: for each stage the mean similarity of the maps, from the trained network on.
+
+    Attributes:
+        run: what was checked, in words.
+        stages: the stages in the order in which they lost their weights.
+        similarity: name -> one mean for each stage; None where no image has it.
+        undefined: name -> number of images without it (a constant map), by stage.
+        images: how many images were explained.
+    """
+
+    run: str
+    stages: tuple[str, ...]
+    similarity: dict[str, tuple[float | None, ...]]
+    undefined: dict[str, tuple[int, ...]]
+    images: int
+
+    def text(self) -> str:
+        """A table, a row for each stage."""
+        width = max(len("up to stage"), *map(len, self.stages))
+        heads = [name.replace("rank_correlation_absolute", "|rank corr.|").replace("rank_correlation", "rank corr.")
+                 for name in self.similarity]  # fmt: skip
+        lines = [
+            f"{self.run}: {self.images} images",
+            "  ".join([f"{'up to stage':<{width}}", *(f"{h:>12}" for h in heads)]),
+        ]
+        for n, stage in enumerate(self.stages):
+            cells = ["-" if v[n] is None else f"{v[n]:.3f}" for v in self.similarity.values()]
+            lines.append("  ".join([f"{stage:<{width}}", *(f"{cell:>12}" for cell in cells)]))
+        left_out = sum(map(sum, self.undefined.values()))
+        return "\n".join([*lines, *([f"left out of a mean, as a map was constant: {left_out}"] if left_out else [])])
+
+    def figure(self) -> Figure:
+        """The similarities against the stages."""
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, values in self.similarity.items():
+            axes.plot(["trained", *self.stages], [1.0, *(np.nan if v is None else v for v in values)], "o-", label=name)
+        axes.set(xlabel="randomised from the head down to", ylabel="similarity to the trained network's map")
+        axes.tick_params(axis="x", rotation=45)
+        axes.legend()
+        return figure
+
+    def save(self, folder: Path) -> None:
+        """Write ``sanity.json`` and ``sanity.png``."""
+        write_file(folder / "sanity.json", json.dumps(asdict(self), indent=1) + "\n")
+        self.figure().savefig(folder / "sanity.png", dpi=100)
+
+
+def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:
+    """Put the blocks' similarities together.
+
+    Args:
+        run: what was checked.
+        found: stage -> for each block, similarity -> (n,).
+    """
+    similarity: dict[str, list[Any]] = {name: [] for name in SIMILARITIES}
+    undefined: dict[str, list[int]] = {name: [] for name in SIMILARITIES}
+    images = 0
+    for blocks in found.values():
+        for name in SIMILARITIES:
+            values = torch.cat([block[name] for block in blocks])
+            defined = values[~values.isnan()]
+            images = len(values)
+            similarity[name].append(float(defined.mean()) if len(defined) else None)
+            undefined[name].append(len(values) - len(defined))
+    return SanityResult(
+        run,
+        tuple(found),
+        {name: tuple(values) for name, values in similarity.items()},
+        {name: tuple(counts) for name, counts in undefined.items()},
+        images,
+    )
