@@ -58,7 +58,7 @@ _IGNORED = (
 
 
 class OptcamCLI(LightningCLI):
-    """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer>/version_k``.
+    """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
     Args:
         args: the words after `optcam`.
@@ -154,8 +154,7 @@ class OptcamCLI(LightningCLI):
         ]
         callbacks += [kind() for kind, use in wanted if use and not any(isinstance(c, kind) for c in callbacks)]
         if training and config.get("enable_checkpointing") is not False:
-            given = {kind for callback in callbacks for kind in type(callback).__mro__[:-1]} - {Callback}
-            callbacks += [own for own in fit_callbacks(self.model) if not given & set(type(own).__mro__)]
+            callbacks += fit_callbacks(self.model, given=callbacks)
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
         return super().instantiate_trainer(**kwargs, callbacks=callbacks)
@@ -164,11 +163,9 @@ class OptcamCLI(LightningCLI):
         run_dir = self._get(self.config, "run_dir")
         if run_dir is not None:
             return TensorBoardLogger(Path(run_dir).parent, name=Path(run_dir).name, version="")
-        if isinstance(self.model, ClassificationTask):
-            name = self.model.classifier.name.rpartition("/")[2]
-        else:
-            name = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model).__name__
-        name = self._name or name
+        kind = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model)
+        own = self.model.classifier.name.rpartition("/")[2] if isinstance(self.model, ClassificationTask) else None
+        name = self._name or own or kind.__name__
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:

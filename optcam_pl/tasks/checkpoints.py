@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from optcam_pl.tasks.classification import ClassificationTask
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def fit_callbacks(task: ClassificationTask) -> list[Callback]:
+def fit_callbacks(task: ClassificationTask, given: Sequence[Callback] = ()) -> list[Callback]:
     """The callbacks of a fit: ``checkpoints/best.ckpt`` by validation accuracy, ``last.ckpt`` after every epoch and
     when it is stopped by a signal, and early stopping where the task has `patience`.
 
-    A fit goes on from ``last.ckpt`` by ``Trainer.fit(ckpt_path=...)``.
+    A fit goes on from ``last.ckpt`` by ``Trainer.fit(ckpt_path=...)``. Of a kind that is `given`, there is no other.
     """
     best = ModelCheckpoint(
         monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False, enable_version_counter=False
     )
     last = ModelCheckpoint(filename="last", every_n_epochs=1, enable_version_counter=False)
     early = [] if task.patience is None else [PatienceOfSecondPhase(task.patience)]
-    return [best, last, ResumableStop(), *early]
+    callbacks = [best, last, ResumableStop(), *early]
+    present = [
+        kind for kind in (ModelCheckpoint, EarlyStopping, ResumableStop) if any(isinstance(c, kind) for c in given)
+    ]
+    return [callback for callback in callbacks if not isinstance(callback, tuple(present))]
 
 
 class PatienceOfSecondPhase(EarlyStopping):
