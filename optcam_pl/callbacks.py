@@ -236,7 +236,9 @@ class ImageProgress(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""
-        items: dict[str, Any] = {}
+        items: dict[str, Any] = (
+            {} if isinstance(pl_module, SaliencyTask) else dict(super().get_metrics(trainer, pl_module))
+        )
         if isinstance(pl_module, SaliencyTask):
             data = trainer.datamodule  # type: ignore[attr-defined]
             blocks = max((bar.n for bar in self._bars()), default=0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from optcam_pl import layers
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.layers import Layout
-from optcam_pl.weights import Network, load_network
+from optcam_pl.weights import Network, load_network, read_settings
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
@@ -26,16 +26,18 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 class Classifier(nn.Module):
     """Any image classifier with its normalisation inside: `classifier(image)` turns pixels in [0,1] into logits.
 
-    The network is frozen (eval mode, no parameter requires a gradient) and stays so; a `torch.nn.Module` that is handed
-    in is frozen itself, not a copy of it.
+    The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
+    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it.
 
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "demo/efficientnet_lite0" (timm's network with
-            pretrained weights that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C).
+            pretrained weights that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C). None:
+            the one that a checkpoint of ClassificationTask in `weights` was made of.
         weights: "default": the source's pretrained ones, or the module as it is. None or "random": random ones. For
             torchvision also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of
             it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes
-            like `module.`; every name and shape has to fit.
+            like `module.`; every name and shape has to fit. Of a checkpoint of ClassificationTask, all that is left
+            open below is as it was there, too.
         target_layer: the layer or layers to explain, by dotted name ("layer4.2", "layer4.-1"); None: the family's usual
             one (the paper's where it names one), for an unknown module the last with a grid of features.
         mean: per channel, in [0,1]; subtracted from the pixels. None: the source's; for a module none (0).
@@ -47,7 +49,7 @@ class Classifier(nn.Module):
         num_classes: None: the network's, or what the weight file has. Pretrained weights of another number of classes
             get a new, random head, with a warning; a file has to have this number.
         class_names: one a class. None: ImageNet's, if the network comes from a source and has 1000 classes.
-        layout: how a layer's activations lie in memory; see `to_grid`.
+        layout: how a layer's activations lie in memory; see `to_grid`. None: "auto".
 
     The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
     not saved with the weights (0 and 1 where nothing is normalised), `input_size` as (H,W), `interpolation`,
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        network: Network,
+        network: Network | None = None,
         weights: str | Path | None = "default",
         target_layer: str | list[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -85,36 +87,38 @@ class Classifier(nn.Module):
         crop_fraction: float | None = None,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        layout: Layout = "auto",
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
-        _check_choice("layout", layout, Layout)
         # jsonargparse hands a nested `null` of the command line on as the text "None".
         weights = None if weights in ("random", "None") else weights
+        stored = {} if weights in (None, "default") else read_settings(str(weights))
+        network = _check_network(network, stored, weights)
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights = "random" if weights is None else str(weights)
         self.network = loaded.network
-        self.layout = layout
+        self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given, own in (("mean", mean, loaded.mean), ("std", std, loaded.std)):
-            values = _check_colour(key, own if given is None else given)
+            values = _check_colour(key, stored.get(key, own) if given is None else given)
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalises = bool((self.mean != 0).any() or (self.std != 1).any())
-        self.input_size = loaded.input_size if input_size is None else _check_size(input_size)
-        self.interpolation = _check_choice(
-            "interpolation", loaded.interpolation if interpolation is None else interpolation, Interpolation
-        )
-        self.crop_fraction = _check_fraction(loaded.crop_fraction if crop_fraction is None else crop_fraction)
+        known = {**loaded._asdict(), **stored}
+        self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
+        interpolation = known["interpolation"] if interpolation is None else interpolation
+        self.interpolation = _check_choice("interpolation", interpolation, Interpolation)
+        self.crop_fraction = _check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
         self.network.requires_grad_(False)
         self.eval()
-        self._layers = self._choose_layers(target_layer)
+        self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
         self._classes = _stated_classes(self.network, self.name) if isinstance(network, str) else None
         self._hash: tuple[object, str] | None = None
         if num_classes is not None and num_classes != self.num_classes:
             raise ValueError(f"Expected {num_classes} classes, but {self.name} has {self.num_classes}.")
+        class_names = stored.get("class_names") if class_names is None else class_names
         if class_names is None and isinstance(network, str) and self.num_classes == len(imagenet_names()):
             class_names = list(imagenet_names())
         if class_names is not None and len(class_names) != self.num_classes:
@@ -272,6 +276,21 @@ class Classifier(nn.Module):
             "input_size": list(self.input_size),
         }
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments that make this classifier again with its weights, as plain numbers, strings and lists."""
+        return {
+            "network": self.name,
+            "target_layer": list(self._find_layers()) or None,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "input_size": list(self.input_size),
+            "interpolation": self.interpolation,
+            "crop_fraction": self.crop_fraction,
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "layout": self.layout,
+        }
+
     def train(self, mode: bool = True) -> Classifier:
         """Stay in eval mode; warns when asked to train."""
         if mode:
@@ -312,12 +331,24 @@ def _logits_of(output: Any) -> Tensor:
 def _stated_classes(network: nn.Module, name: str) -> int:
     """What timm's networks say of themselves; the width of the last layer with one, which torchvision's end with."""
     if name.startswith("torchvision/"):
-        heads = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-        return heads[-1].weight.shape[0]
+        weight: Tensor = layers.heads(network)[0].get_parameter("weight")
+        return weight.shape[0]
     classes = int(getattr(network, "num_classes", 0))
     if classes < 1:
         raise ValueError(f"{name} puts out features, not classes. Give `num_classes` to get a new head.")
     return classes
+
+
+def _check_network(network: Network | None, stored: Mapping[str, Any], weights: str | Path | None) -> Network:
+    """The network that is meant, which is the one that its checkpoint is of."""
+    if network is None:
+        if not stored:
+            raise ValueError("Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.")
+        network = stored.get("network")
+    name = network if isinstance(network, str) else type(network).__name__
+    if stored and stored.get("network") != name:
+        raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
+    return network  # type: ignore[return-value]  # what a file may hold instead of a name is refused with a message
 
 
 def _check_choice(name: str, value: str, choices: Any) -> Any:

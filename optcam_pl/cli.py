@@ -36,7 +36,7 @@ from optcam_pl.report_tables import printable
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
-from optcam_pl.tasks import SaliencyTask
+from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks
 from optcam_pl.tasks.ledger import Resume, Shard
 from optcam_pl.verify import verify_command
 
@@ -61,6 +61,7 @@ _IGNORED = (
     ".*is smaller than the logging interval.*",
     ".*Trainer already configured with model summary callbacks.*",
     ".*module\\(s\\) in eval mode at the start of training.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
@@ -89,7 +90,7 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class OptcamCLI(LightningCLI):
-    """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer>/version_k``.
+    """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
     Args:
         args: the words after `optcam`.
@@ -120,11 +121,8 @@ class OptcamCLI(LightningCLI):
                 # Our blocks are dealt out by the data module; Lightning's sampler would pad and count images twice.
                 "use_distributed_sampler": False,
                 "inference_mode": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 1,
-                "max_epochs": 1,
             },
             auto_configure_optimizers=False,
             parser_kwargs={
@@ -189,12 +187,21 @@ class OptcamCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
+        training = isinstance(self.model, ClassificationTask) and self.subcommand == "fit"
+        chosen = {
+            "enable_checkpointing": training,
+            "enable_model_summary": training,
+            "max_epochs": self.model.max_epochs if isinstance(self.model, ClassificationTask) else 1,
+        }
+        kwargs |= {key: value for key, value in chosen.items() if config.get(key) is None}
         callbacks: list[Callback] = list(config.get("callbacks") or [])
         wanted: list[tuple[type[Callback], bool]] = [
             (TensorBoardPanels, True),
             (MapWriter, self.subcommand == "predict"),
         ]
         callbacks += [kind() for kind, use in wanted if use and not any(isinstance(c, kind) for c in callbacks)]
+        if training and config.get("enable_checkpointing") is not False:
+            callbacks += fit_callbacks(self.model, given=callbacks)
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
@@ -226,7 +233,8 @@ class OptcamCLI(LightningCLI):
         if run_dir is not None:
             return TensorBoardLogger(Path(run_dir).parent, name=Path(run_dir).name, version="")
         kind = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model)
-        name = self._name or kind.__name__
+        own = self.model.classifier.name.rpartition("/")[2] if isinstance(self.model, ClassificationTask) else None
+        name = self._name or own or kind.__name__
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
@@ -237,6 +245,9 @@ class OptcamCLI(LightningCLI):
         print(f"\nrun folder:  {run_dir}")
         if overlays:
             print(f"overlays:    {overlays}")
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            print(f"best:        {best}")
         if not isinstance(self.model, SaliencyTask):
             return
         run = load_run(run_dir)
@@ -253,6 +264,8 @@ class OptcamCLI(LightningCLI):
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             print("\n" + table([summarise(load_run(self.run_dir), intervals="bca")]))
+        if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
+            print("\n" + self.model.summary())
         self._after()
 
     after_fit = after_predict = _after

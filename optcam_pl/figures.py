@@ -83,6 +83,30 @@ def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     return text + "..."
 
 
+def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Figure:
+    """A figure of how many images of each class (row) were taken for which (column), coloured by their share of a row.
+
+    Args:
+        matrix: (C,C) counts. Up to 20 classes they are written into the cells.
+        names: of the classes.
+    """
+    counts = np.asarray(matrix, dtype=float)
+    few = len(counts) <= 20
+    figure = Figure(figsize=(3 + 0.5 * len(counts),) * 2 if few else (8, 8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    if few:
+        labels = names or [str(number) for number in range(len(counts))]
+        axes.set_xticks(range(len(counts)), labels, rotation=45, ha="right")
+        axes.set_yticks(range(len(counts)), labels)
+        for (row, column), count in np.ndenumerate(counts):
+            dark = count > 0.5 * counts[row].sum()
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color="white" if dark else "black")
+    return figure
+
+
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
     """A figure of the objective against the iteration: the mean in black, single images in grey."""
     figure = Figure(figsize=(6, 4), layout="constrained")

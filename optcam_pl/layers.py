@@ -132,6 +132,27 @@ def family_layer(network: nn.Module) -> str | None:
     return None
 
 
+def heads(network: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers that put out the logits: what timm's networks say (two in a distilled one), else the last linear or
+    convolutional layer.
+
+    Raises:
+        ValueError: the network has no such layer.
+
+    Example:
+        >>> [head.out_features for head in heads(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
+        [2]
+    """
+    if any(source == "timm" for source, _ in families(network)):
+        stated: Any = network
+        found = stated.get_classifier()
+        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    last = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1:]
+    if not last:
+        raise ValueError(f"Found no head in {type(network).__name__}: it has no linear or convolutional layer.")
+    return tuple(last)
+
+
 def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
     """Run once and list the modules in the order in which they finish, with the shapes that they put out.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -33,6 +34,8 @@ Build: TypeAlias = Callable[["int | None", "Mapping[str, Tensor] | None"], nn.Mo
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "classifier.")
 _NAMES_SHOWN = 4
+SETTINGS = "optcam_pl"
+"""Where a checkpoint of ClassificationTask holds `Classifier.settings`."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -61,6 +64,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _find_state_dict(content, path)
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint of ClassificationTask says of its classifier, see `Classifier.settings`.
+
+    Only this part of the file is read. It is empty for a file of any other kind, or where there is none.
+
+    Raises:
+        ValueError: the file is damaged, or not made of tensors and plain containers.
+    """
+    if not zipfile.is_zipfile(path):  # what `torch.save` writes
+        return {}
+    content = _read_pickle(Path(path), mmap=True)
+    settings = content.get(SETTINGS) if isinstance(content, Mapping) else None
+    return dict(settings) if isinstance(settings, Mapping) else {}
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
@@ -68,11 +86,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"The weight file is damaged or no safetensors file: {path} ({error})") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, mmap: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's guesses about odd files; what matters comes as an error
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"

@@ -196,7 +196,7 @@ class ImageDataModule(LightningDataModule, ABC):
             on_error=self.on_error,
             annotations=self.annotations,
             transform=transform,
-            seed=_run_seed() if part == "train" else 0,
+            seed=run_seed() if part == "train" else 0,
         )
 
     @property
@@ -263,7 +263,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return total.processed, int(self.trainer.num_training_batches)
 
 
-def _run_seed() -> int:
+def run_seed() -> int:
     """The run's seed, where Lightning's `seed_everything` put it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 

@@ -1,0 +1,359 @@
+"""ClassificationTask: fine-tunes a network on a dataset, and measures how well it classifies."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+from torchvision.transforms.v2 import MixUp
+
+from optcam_pl.classifier import Classifier
+from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.data.base import run_seed
+from optcam_pl.figures import confusion_figure
+from optcam_pl.imagenet import imagenet_names
+from optcam_pl.layers import heads
+from optcam_pl.weights import SETTINGS
+
+Phase: TypeAlias = Literal["head", "all"]
+OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
+ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+_LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+
+
+class ClassificationTask(L.LightningModule):
+    """Trains and measures the network of a classifier.
+
+    ``fit`` trains in two phases, as in appendix E of the paper: first the head alone, for `head_epochs` epochs at
+    `head_lr`, everything before it staying as it is, running means included; then everything, for `epochs` epochs at
+    `lr`. The trainer's `max_epochs` has to be their sum (`max_epochs`; the command line sees to it). The classifier is
+    thawed for as long as that takes. Its weights after any step depend on the run's seed and on the steps before alone,
+    so that a fit that was stopped and resumed ends as one that was not.
+
+    ``validate`` and ``test`` measure accuracy, macro F1 (mean over the classes that occur or are predicted) and AUROC
+    (mean over the classes, each against the rest, that have images and are not all images) in percent, and the mean
+    cross-entropy `loss`; images that cannot be read are left out. The confusion matrix is shown in TensorBoard.
+
+    A checkpoint holds the classifier's settings too: ``Classifier(weights=CHECKPOINT)`` is the fine-tuned classifier.
+
+    The data must come from an `ImageDataModule`.
+
+    Args:
+        classifier: the network to train or to measure. Its head is new where it has another `num_classes` than the
+            pretrained weights.
+        head_epochs: epochs of the first phase, 0 to leave it out.
+        head_lr: its learning rate.
+        epochs: epochs of the second phase, 0 to leave it out.
+        lr: its learning rate.
+        optimizer: makes an optimizer from parameters; the learning rate is set by the phases. The second phase begins
+            with a fresh state.
+        schedule: makes a schedule from the optimizer, for the second phase's learning rate; None: it is constant.
+        schedule_interval: whether the schedule steps after each "epoch" or each "step".
+        class_weights: one a class, for the training loss; "balanced": n / (C * n_c), from the n_c training images of
+            each class; None: all 1.
+        label_smoothing: in [0, 1), of the training loss.
+        mixup: alpha > 0 of mixup's Beta distribution (Zhang et al., ICLR 2018); 0: off.
+        patience: stop when the validation accuracy has not risen for so many epochs of the second phase; None: never.
+            The command line sees to it.
+
+    Attributes:
+        max_epochs: epochs of both phases together.
+        confusion: (C,C) after a measurement: images by class (row) and predicted class (column).
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        head_epochs: int = 5,
+        head_lr: float = 1e-3,
+        epochs: int = 50,
+        lr: float = 1e-5,
+        optimizer: OptimizerFactory = lambda params: torch.optim.SGD(params, momentum=0.9),
+        schedule: ScheduleFactory | None = None,
+        schedule_interval: Literal["epoch", "step"] = "epoch",
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        patience: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_epochs(head_epochs, epochs, patience)
+        for name, value in (("head_lr", head_lr), ("lr", lr)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"Expected `{name}` to be a positive number, but got {value!r}.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"Expected `label_smoothing` to lie in [0, 1), but got {label_smoothing!r}.")
+        if not 0 <= mixup < math.inf:
+            raise ValueError(f"Expected `mixup` to be 0 or a positive number, but got {mixup!r}.")
+        if isinstance(class_weights, list):
+            _check_weights(class_weights, classifier.num_classes)
+        self.classifier = classifier
+        self.head_epochs, self.head_lr, self.epochs, self.lr = head_epochs, head_lr, epochs, lr
+        self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
+        self.class_weights, self.label_smoothing, self.patience = class_weights, label_smoothing, patience
+        self.max_epochs = head_epochs + epochs
+        self.mixup = MixUp(alpha=mixup, num_classes=classifier.num_classes) if mixup else None
+        self.register_buffer("weight", None, persistent=False)
+        self.confusion: Tensor | None = None
+        self._phase: Phase | None = None
+        self._settings: dict[str, Any] = {}
+        self._shown: dict[str, str] = {}
+        # Padding has the label -1, and is given to the metrics, too: their states would be empty on a rank without any
+        # image, at which torchmetrics fails. No compute groups: they merge metrics by their first values.
+        options: Any = {"num_classes": classifier.num_classes, "ignore_index": -1}
+        self.metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(average="micro", **options),
+                "macro_f1": MulticlassF1Score(average="macro", **options),
+                "auroc": MulticlassAUROC(average="none", **options),
+                "confusion": MulticlassConfusionMatrix(**options),
+            },
+            compute_groups=False,
+        )
+        self.loss = MeanMetric()
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The data module of the run.
+
+        Raises:
+            TypeError: the trainer was given something else.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise TypeError(
+                f"Expected the trainer's `datamodule` to be an ImageDataModule, but got {type(data).__name__}."
+            )
+        return data
+
+    # Fit -----------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Match data and network; for `fit`, thaw the network.
+
+        Raises:
+            ValueError: the dataset has another number of classes than the network.
+        """
+        classifier, names = self.classifier, self.data.class_names
+        if names is not None and len(names) != classifier.num_classes:
+            raise ValueError(
+                f"Expected {self.data.name} and {classifier.name} to have the same classes, but they have {len(names)} "
+                f"and {classifier.num_classes}. Set `num_classes` of the classifier to get a new head."
+            )
+        self.data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+        if stage == "fit":
+            self._setup_fit(names)
+
+    def _setup_fit(self, names: tuple[str, ...] | None) -> None:
+        self.data.training = True
+        if names is not None and self.classifier.class_names in (None, imagenet_names()):
+            self.classifier.class_names = names
+        if self.class_weights == "balanced":
+            self.weight = self._balanced()
+        elif self.class_weights is not None:
+            self.weight = torch.tensor(self.class_weights, device=self.device)
+        self._settings = self.classifier.settings()  # before the thaw: it may have to look for the layer
+        # All of it now, as ddp looks only once at what has a gradient; `_thaw` takes away what rests in a phase.
+        self.classifier.network.requires_grad_(True)
+        if isinstance(self.trainer.strategy, DDPStrategy) and self.head_epochs:
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+    def _balanced(self) -> Tensor:
+        """(C,) n / (C * n_c) of the training images."""
+        counts = Counter(entry.target for entry in self.data.training_entries("train"))
+        missing = [c for c in range(self.classifier.num_classes) if not counts[c]]
+        if missing or counts[-1]:
+            fault = (
+                f"has none of class {missing[0]}" if missing else "does not tell all labels before its images are read"
+            )
+            raise ValueError(
+                f"Expected training images of every class for balanced weights, but {self.data.name} {fault}."
+            )
+        each = torch.tensor([counts[c] for c in range(self.classifier.num_classes)], device=self.device)
+        return each.sum() / (len(each) * each)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over all parameters, and the schedule. What rests in a phase has no gradient to step by."""
+        optimizer = self.optimizer([{"params": list(self.classifier.network.parameters()), "lr": self.lr}])
+        if self.schedule is None:
+            return optimizer
+        schedule = {"scheduler": self.schedule(optimizer), "interval": self.schedule_interval, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """The schedule is the second phase's."""
+        if self._phase == "all":
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_start(self) -> None:
+        """A fit that is resumed within a phase goes on in it; its optimizer's state has been restored."""
+        if self._phase is not None:
+            self._thaw(self._phase)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Enter the phase that the epoch belongs to; make what is random depend on the step alone."""
+        # Not at the start of the epoch, of which Lightning does not tell where a fit is resumed at an epoch's end.
+        phase: Phase = "head" if self.current_epoch < self.head_epochs else "all"
+        if phase != self._phase:
+            self._enter(phase)
+        seed = (run_seed(), self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def _enter(self, phase: Phase) -> None:
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(optimizer, Optimizer)
+        optimizer.state.clear()
+        start = schedule.get_last_lr()[0] if isinstance(schedule, LRScheduler) else self.lr
+        rate = start if phase == "all" else self.head_lr
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self._phase = phase
+        self._thaw(phase)
+
+    def _thaw(self, phase: Phase) -> None:
+        """Let the phase's part of the network learn; what rests keeps its running means, too."""
+        network = self.classifier.network
+        network.requires_grad_(phase == "all").train(phase == "all")
+        for head in heads(network):
+            head.requires_grad_(True).train()
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """The loss of a batch; images that cannot be read do not count."""
+        real, target = self._labels(batch)
+        if not bool(real.any()):
+            nothing: Tensor = self.classifier(batch["image"]).sum() * 0
+            return nothing  # rather than None: every process has to take every step
+        image, label = batch["image"][real], target[real]
+        if self.mixup is not None:
+            image, label = self.mixup(image, label)
+        logits = self.classifier(image).float()
+        loss = F.cross_entropy(logits, label, self.weight, label_smoothing=self.label_smoothing)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(image))
+        self.log("train/lr", float(rate), batch_size=len(image))
+        return loss
+
+    def teardown(self, stage: str) -> None:
+        """Freeze the classifier again."""
+        if stage == "fit":
+            self.classifier.network.requires_grad_(False).eval()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the classifier's settings, and the phase."""
+        checkpoint[SETTINGS] = self._settings
+        checkpoint["phase"] = self._phase
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the phase up."""
+        self._phase = checkpoint.get("phase")
+
+    # Measure -------------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch) -> None:
+        """Measure one block."""
+        self._measure(batch)
+
+    def test_step(self, batch: Batch) -> None:
+        """Measure one block."""
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def summary(self) -> str:
+        """What the last measurement said, in a line."""
+        return "   ".join(f"{name} {value}" for name, value in self._shown.items())
+
+    def _measure(self, batch: Batch) -> None:
+        real, target = self._labels(batch)
+        logits = self.classifier(batch["image"]).float()
+        self.loss.update(F.cross_entropy(logits, target.clamp(min=0), reduction="none"), weight=real)
+        self.metrics.update(logits.softmax(1), target)
+
+    def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B,) which images count, and (B,) their classes, -1 for the others.
+
+        Raises:
+            ValueError: an image has no label, or one that the network does not know.
+        """
+        read = torch.tensor([not error for error in batch["error"]], device=batch["index"].device)
+        real = (batch["index"] >= 0) & read
+        target, classes = batch["target"], self.classifier.num_classes
+        wrong = (real & ((target < 0) | (target >= classes))).nonzero().flatten().tolist()
+        if wrong:
+            label = int(target[wrong[0]])
+            raise ValueError(
+                f"Expected a label in 0..{classes - 1} for image {batch['id'][wrong[0]]!r}, but it has "
+                f"{'none' if label < 0 else label}."
+            )
+        return real, target.where(real, -1)
+
+    def _log_scores(self, stage: Literal["val", "test"]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics on classes without images, which are left out below
+            scores = self.metrics.compute()
+        confusion: Tensor = scores.pop("confusion")
+        counts = confusion.sum(1)
+        known = (counts > 0) & (counts < counts.sum())
+        scores["auroc"] = scores["auroc"][known].mean() if bool(known.any()) else torch.tensor(math.nan)
+        values = {f"{stage}/{key}": 100 * score for key, score in scores.items()}
+        values |= {f"{stage}/loss": self.loss.compute(), f"{stage}/images": counts.sum().float()}
+        # The same on every rank, as torchmetrics has added the states up; only what Lightning asks for is the mean.
+        self.log_dict(values, sync_dist=True, batch_size=1)
+        self._shown = {
+            **{name: f"{100 * float(scores[key]):.2f} %" for key, name in _LABELS.items()},
+            "loss": f"{float(values[f'{stage}/loss']):.4f}",
+            "images": str(int(counts.sum())),
+        }
+        self.metrics.reset()
+        self.loss.reset()
+        self.confusion = confusion.cpu()
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                figure = confusion_figure(self.confusion.tolist(), self.classifier.class_names)
+                logger.experiment.add_figure(f"{stage}/confusion", figure, self.global_step)
+
+
+def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:
+    for name, value, least in (("head_epochs", head_epochs, 0), ("epochs", epochs, 0), ("patience", patience, 1)):
+        if value is not None and value < least:
+            kind = "a positive integer" if least else "0 or a positive integer"
+            raise ValueError(f"Expected `{name}` to be {kind}, but got {value}.")
+    if head_epochs + epochs == 0:
+        raise ValueError("Expected `head_epochs` and `epochs` to be at least one epoch together, but both are 0.")
+
+
+def _check_weights(weights: list[float], classes: int) -> None:
+    if len(weights) != classes or not all(0 <= value < math.inf for value in weights) or not any(weights):
+        raise ValueError(
+            f"Expected `class_weights` to be {classes} numbers of at least 0, not all 0, but got {weights}."
+        )
