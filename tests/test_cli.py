@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,18 +30,6 @@ pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",
 )
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Seven noisy pictures in two class folders."""
-    rng = np.random.default_rng(0)
-    for i in range(7):
-        folder = tmp_path / "photos" / ("n01440764" if i % 2 else "n01484850")
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((90, 80)).save(folder / f"photo {i}.png")
-    return tmp_path / "photos"
 
 
 @pytest.fixture(autouse=True)
@@ -224,11 +211,16 @@ def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.Capture
     common = ["--config", TINY, f"--data.root={photos}"]
     with pytest.raises(ValueError, match="photo 9.png"):
         main(["test", *common])
-    main(["test", *common, "--data.on_error=record", "--run_dir=recorded"])
+    assert main(["test", *common, "--data.on_error=record", "--run_dir=recorded"]) == 3
     rows = read_rows("recorded")
     assert [row.id for row in rows if row.status == "error"] == ["n01440764/photo 9.png"]
     assert len(rows) == 8
-    assert "errors (1), not counted: n01440764/photo 9.png" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "errors (1), not counted: n01440764/photo 9.png" in told.out
+    assert "1 of 8 images could not be read" in told.err
+    compare = ["--explainers", "GradCAM", "FakeCAM", "--data.on_error=record", "--run_dir=both"]
+    main(["compare", *common, *compare])  # goes on to the second
+    assert [len(read_rows(f"both/{name}")) for name in compare[1:3]] == [8, 8]
 
 
 @pytest.mark.parametrize(

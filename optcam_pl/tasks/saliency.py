@@ -253,7 +253,8 @@ class SaliencyTask(L.LightningModule):
     def _start(self) -> None:
         """Open the rows; the loader is made and no process waits for another any more."""
         self.metrics.reset()
-        self.ledger.open()
+        if self.ledger.plan.todo:
+            self.ledger.open()
         self.ledger.heed()
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _start
