@@ -392,10 +392,7 @@ class SaliencyTask(L.LightningModule):
         real = _real(batch)
         if not real:
             return {}
-        found = {
-            name: value[real] if isinstance(value, Tensor) else [value[i] for i in real]
-            for name, value in probes.evidence(self._needs).items()
-        }
+        found = probes.only(real).evidence(self._needs)
         undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
         scores: dict[str, list[Any]] = {}
         curves: dict[str, Tensor] = {}
