@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    commands = {
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
         "compare": functools.partial(compare_command, start=OptcamCLI),
         "report": report_command,
         "verify": verify_command,
