@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -321,7 +321,7 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 0; 3 where images could not be read; 130 or 143 after a signal. In the processes that another
         one has started for its run 0 as well: that one gives the exit code.
     """
-    commands = {
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
         "report": report_command,
         "verify": verify_command,
         "gallery": gallery_command,

@@ -135,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--explainers", nargs="+", required=True, metavar="NAME", help="all, " + ", ".join(sorted(_known())))
-    add("--config", action="append", default=[], metavar="FILE", help="settings; several are merged in their order")
+    add(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="settings; several are merged in their order",
+    )
     add(
         "--data",
         action="append",

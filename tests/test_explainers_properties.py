@@ -89,8 +89,6 @@ def test_a_map_has_the_images_shape_lies_in_0_1_and_depends_on_no_neighbour(name
             classifier = tiny_cnn().to(dtype)
     batch = data.draw(st.integers(2, 4), "batch")
     image, target = torch.rand(batch, 3, *size, dtype=dtype), torch.randint(5, (batch,))
-    explainer.selectivity = data.draw(st.sampled_from([1, 2]), "selectivity")
-    explainer.augment = data.draw(st.booleans(), "augment")
 
     with leaves_no_trace(classifier):
         explanation = explainer(classifier, image, target)
@@ -110,6 +108,20 @@ def test_a_map_has_the_images_shape_lies_in_0_1_and_depends_on_no_neighbour(name
     if dtype == torch.float64:
         alone = explainer(classifier, image[:1], target[:1])
         torch.testing.assert_close(alone.saliency, saliency[:1], atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_promises_hold_for_views_and_exponents_too(name: str) -> None:
+    explainer = make(name)
+    classifier, image = suitable(explainer), torch.rand(2, 3, 16, 16)
+    explainer.augment, explainer.selectivity = True, 0.5
+    with leaves_no_trace(classifier):
+        saliency = explainer(classifier, image, 1).saliency
+    assert saliency.shape == (2, 1, 16, 16)
+    assert bool(torch.isfinite(saliency).all())
+    assert 0 <= float(saliency.min()) <= float(saliency.max()) <= 1
+    neighbour = torch.stack([image[0], torch.rand(3, 16, 16)])
+    assert torch.equal(explainer(classifier, neighbour, 1).saliency[0], saliency[0])
 
 
 class _Fuse(nn.Module):

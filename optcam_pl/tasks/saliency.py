@@ -126,12 +126,12 @@ class SaliencyTask(L.LightningModule):
             explainer.selectivity = selectivity
         if augment is not None:
             explainer.augment = augment
-        if weights_from is not None and not isinstance(explainer, OptiCAM):
-            raise ValueError(
-                f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
-                f"{type(explainer).__name__}."
-            )
         if weights_from is not None:
+            if not isinstance(explainer, OptiCAM):
+                raise ValueError(
+                    f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
+                    f"{type(explainer).__name__}."
+                )
             explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
