@@ -6,6 +6,7 @@ import io
 import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
-from optcam_pl.records import write_file
+from optcam_pl.records import Row, read_rows, write_file
 from optcam_pl.report import load_run, summarise, table
+from optcam_pl.stopping import Stopped
 from optcam_pl.tasks import BlockResult, SaliencyTask
+from optcam_pl.tasks.ledger import FileWriter
 from optcam_pl.tasks.stored import mean_curves
+
+_SUFFIX = {"maps": ".npz", "overlays": ".png"}
 
 
 def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
@@ -63,7 +68,8 @@ class TensorBoardPanels(_BlockCallback):
 
     Scalars: ``objective/mean`` and ``objective/<image>`` against the iteration of the inner fit loop; the metrics are
     logged by the task. Images: ``panel/<image>``; ``curves/<metric>``, the mean curve of all images with its 95 % band.
-    Text: ``table`` and ``settings``.
+    Text: ``table`` and ``settings``. A run that goes on adds to what its folder shows; the objective of images that
+    were done before is not known any more, so that the mean over the others is called ``objective/mean of N images``.
 
     Args:
         images: as many panels and single curves, from the dataset's first images of each rank's.
@@ -93,7 +99,7 @@ class TensorBoardPanels(_BlockCallback):
                 curve = result.explanation.objective[:, i].double().cpu()
                 self._sum = curve if self._sum is None else self._sum + curve
                 self._count += 1
-            if writer is not None and self._shown < self.images:
+            if writer is not None and self._shown < self.images - task.ledger.plan.done:
                 self._shown += 1
                 image_id = _tag(result.batch["id"][i])
                 panel = image_panel(result, i, task)
@@ -106,14 +112,10 @@ class TensorBoardPanels(_BlockCallback):
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SaliencyTask):
             return
-        mean = self._mean_curve(trainer)
+        mean, count = self._mean_curve(trainer)
         writer = _writer(trainer)
         if writer is None:
             return
-        if mean is not None:
-            for t, value in enumerate(mean):
-                writer.add_scalar("objective/mean", value, t)
-            writer.add_figure("objective", objective_curves(mean, self._curves))
         for key, (curve, half, _) in mean_curves(pl_module.run_dir).items():
             metric = pl_module.metrics[key]
             if isinstance(metric, CurveMetric):
@@ -121,16 +123,21 @@ class TensorBoardPanels(_BlockCallback):
                 writer.add_figure(f"curves/{key}", metric.plot_curve(label=label, curve=(curve, half))[0])
         run = load_run(pl_module.run_dir)
         summary = summarise(run)
+        if mean is not None:
+            whole = count == len(run.usable)
+            for t, value in enumerate(mean):
+                writer.add_scalar("objective/mean" if whole else f"objective/mean of {count} images", value, t)
+            writer.add_figure("objective", objective_curves(mean, self._curves))
         writer.add_text("table", table([summary], format="markdown"))
         settings = {key: str(value) for key, value in run.manifest["settings"].items()}
         writer.add_text("settings", "\n".join(f"- {key}: `{value}`" for key, value in settings.items()))
         settings |= {"explainer": summary.explainer, "data": summary.data}
-        if summary.metrics:
+        if summary.metrics and not summary.statuses["missing"]:
             logger = next(lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger))
             logger.log_hyperparams(settings, {f"hp/{key}": value for key, value in summary.values().items()})
 
-    def _mean_curve(self, trainer: L.Trainer) -> list[float] | None:
-        """The mean over all ranks' images; every rank takes part, also one that saw none."""
+    def _mean_curve(self, trainer: L.Trainer) -> tuple[list[float] | None, int]:
+        """The mean over all ranks' images, and their number; every rank takes part, also one that saw none."""
         if trainer.world_size > 1:
             # Curves are padded to one length, so the sums of ranks add up; a rank without images sends None.
             gathered: list[Any] = [None] * trainer.world_size
@@ -139,17 +146,17 @@ class TensorBoardPanels(_BlockCallback):
             gathered = [(self._sum, self._count)]
         sums = [total for total, _ in gathered if total is not None]
         count = sum(number for _, number in gathered)
-        return (torch.stack(sums).sum(0) / count).tolist() if count else None
+        return (torch.stack(sums).sum(0) / count).tolist() if count else None, count
 
     on_train_end = on_validation_end = on_test_end = on_predict_end = _finish
 
 
-class MapWriter(_BlockCallback):
+class MapWriter(_BlockCallback, FileWriter):
     """Writes every image's map and overlay into the run's folder, as the block is done.
 
     ``maps/<number>-<image>.npz`` holds ``saliency`` (H,W) float32 in [0,1], ``id``, ``target``, ``predicted``, ``p``
     and ``o``; ``overlays/<number>-<image>.png`` the image | map | overlay | masked image panel;
-    ``overlays/index.json`` (or ``index-<rank>.json`` with several processes) says which file is which image's.
+    ``overlays/index.json``, written when the run ends, says which file is which image's.
 
     Args:
         maps: write the npz files.
@@ -157,41 +164,56 @@ class MapWriter(_BlockCallback):
     """
 
     def __init__(self, maps: bool = True, overlays: bool = True) -> None:
-        self.maps, self.overlays = maps, overlays
-        self._index: dict[str, str] = {}
+        self.kinds = [kind for kind, use in (("maps", maps), ("overlays", overlays)) if use]
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """A new run has a new index."""
-        self._index = {}
+    def lacking(self, run_dir: Path, rows: Iterable[Row]) -> set[int]:
+        """The indices of the rows' images whose map or overlay is not there."""
+        have = [{path.stem for path in (run_dir / kind).glob(f"*{_SUFFIX[kind]}")} for kind in self.kinds]
+        wanted = ((row.index, file_name(row.index, row.id)) for row in rows if row.status != "error")
+        return {index for index, name in wanted if any(name not in names for names in have)}
 
     def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
         """Write the block's files, each under a temporary name that is then renamed."""
         position = {index: i for i, index in enumerate(result.batch["index"].tolist())}
+        encode = {"maps": self._map, "overlays": self._overlay}
         for entry in result.rows:
             if entry.status == "error":
                 continue
-            i, name = position[entry.index], file_name(entry.index, entry.id)
-            if self.maps:
-                saliency = result.explanation.saliency[i, 0].float().cpu().numpy()
-                facts = {
-                    "id": entry.id,
-                    "target": entry.target,
-                    "predicted": entry.predicted,
-                    "p": entry.p,
-                    "o": entry.o,
-                }
-                arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
-                data = io.BytesIO()
-                np.savez_compressed(data, saliency=saliency, **arrays)
-                write_file(task.run_dir / "maps" / f"{name}.npz", data.getvalue())
-            if self.overlays:
-                data = io.BytesIO()
-                Image.fromarray(image_panel(result, i, task)).save(data, "png")
-                write_file(task.run_dir / "overlays" / f"{name}.png", data.getvalue())
-                self._index[entry.id] = f"{name}.png"
-        if self.overlays and self._index:
-            suffix = "" if trainer.world_size == 1 else f"-{trainer.global_rank}"
-            write_file(task.run_dir / "overlays" / f"index{suffix}.json", json.dumps(self._index, indent=1))
+            name = file_name(entry.index, entry.id)
+            for kind in self.kinds:
+                data = encode[kind](task, result, position[entry.index], entry)
+                write_file(task.run_dir / kind / f"{name}{_SUFFIX[kind]}", data)
+
+    @staticmethod
+    def _map(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> bytes:
+        saliency, data = result.explanation.saliency[i, 0].float().cpu().numpy(), io.BytesIO()
+        facts = {key: getattr(entry, key) for key in ("id", "target", "predicted", "p", "o")}
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
+        np.savez_compressed(data, saliency=saliency, **arrays)
+        return data.getvalue()
+
+    @staticmethod
+    def _overlay(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> bytes:
+        data = io.BytesIO()
+        Image.fromarray(image_panel(result, i, task)).save(data, "png")
+        return data.getvalue()
+
+    def _write_index(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "overlays" not in self.kinds or not trainer.is_global_zero or not isinstance(pl_module, SaliencyTask):
+            return
+        folder = pl_module.run_dir / "overlays"
+        names = {path.name for path in folder.glob("*.png")}
+        files = {row.id: f"{file_name(row.index, row.id)}.png" for row in read_rows(pl_module.run_dir)}
+        index = {image_id: name for image_id, name in files.items() if name in names}
+        if index:
+            write_file(folder / "index.json", json.dumps(index, indent=1))
+
+    on_train_end = on_validation_end = on_test_end = on_predict_end = _write_index
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A run that was told to stop has an index too."""
+        if isinstance(exception, Stopped):
+            self._write_index(trainer, pl_module)
 
 
 class ImageProgress(TQDMProgressBar):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 # Importing them is what lets a config name these classes without their module.
 from optcam_pl import data as _data  # noqa: F401
@@ -27,9 +30,14 @@ from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, ove
 from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
-from optcam_pl.records import RecordError
+from optcam_pl.records import MANIFEST, RecordError, read_manifest
 from optcam_pl.report import load_run, report_command, summarise, table
-from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks
+from optcam_pl.report_tables import printable
+from optcam_pl.sanity import sanity_command
+from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
+from optcam_pl.storage import probe_folder
+from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
+from optcam_pl.tasks.ledger import Resume, Shard
 from optcam_pl.verify import verify_command
 
 _DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and measure the explanations.
@@ -39,6 +47,7 @@ _EPILOG = """Further commands (each has its own --help):
   optcam compare --config FILE --explainers A B ...   test several explainers (`all`: every one), print one table
   optcam report RUN_DIR...                            print that table from finished runs
   optcam verify RUN_DIR...                            check that a run is whole
+  optcam sanity --config FILE                         do the maps change when the network forgets
   optcam gallery RUN_DIR...                           one page with the overlays of several runs
 
 For example:
@@ -57,6 +66,29 @@ _IGNORED = (
 )
 
 
+GROUP_TIMEOUT = timedelta(seconds=300)
+"""How long one process waits for another in a collective; none of them waits for another's work."""
+
+ERRORS_EXIT_CODE = 3
+"""What a command returns whose run is complete, but for images that could not be read."""
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Saves the config as the run begins; before, the folder might turn out to be another run's."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "")
+        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.ledger.plan.done:
+            plan, images = pl_module.ledger.plan, len(pl_module.data.table)
+            left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
+            print(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}", flush=True)
+
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
+
+
 class OptcamCLI(LightningCLI):
     """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
@@ -67,15 +99,22 @@ class OptcamCLI(LightningCLI):
 
     Attributes:
         run_dir: the folder of the run, once it has begun.
+        exit_code: 0, or `ERRORS_EXIT_CODE` where images could not be read.
+
+    Raises:
+        Stopped: the run was told to end by a signal; before, it is printed how to go on.
     """
 
+    exit_code = 0
+
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
-        self._name, self._dry = name, dry
+        self._words, self._name, self._dry = list(args), name, dry
         super().__init__(
             L.LightningModule,
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            save_config_callback=_SaveConfig,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -111,6 +150,10 @@ class OptcamCLI(LightningCLI):
         parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
         parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
         parser.add_argument("--run_dir", type=str | None, help="Folder of this run instead of a new one under logs/.")
+        parser.add_argument(
+            "--resume", type=Resume, default="auto", help="A run in this folder: go on, refuse, require."
+        )
+        parser.add_argument("--shard", type=str | None, help="i/n: do the i-th of n parts, into the same --run_dir.")
         parser.add_argument("--threads", type=int | None, help="CPU threads a process; results depend on it slightly.")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
@@ -122,16 +165,20 @@ class OptcamCLI(LightningCLI):
             parser.set_defaults({quiet: False})
         return parser
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if not self._dry:
-            super()._run_subcommand(subcommand)
-
     def before_instantiate_classes(self) -> None:
-        """Pin the threads before anything computes; Lightning would choose by the number of processes."""
+        """What is to be known before the network is loaded: the threads, and whether the folder can be written."""
+        run_dir, resume = self._get(self.config, "run_dir"), self._get(self.config, "resume")
+        self._shard = parse_shard(self._get(self.config, "shard"))
+        if run_dir is None and (resume == "require" or self._shard):
+            raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
+        probe_folder(run_dir or "logs")
         threads = self._get(self.config, "threads")
+        if threads is None and run_dir is not None and (Path(run_dir) / MANIFEST).exists():
+            threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
         if threads is not None:
             if threads < 1:
                 raise ValueError(f"Expected `threads` to be a positive integer, but got {threads}.")
+            # Before anything computes; Lightning would choose by the number of processes.
             os.environ["OMP_NUM_THREADS"] = str(threads)
             torch.set_num_threads(threads)
 
@@ -157,7 +204,36 @@ class OptcamCLI(LightningCLI):
             callbacks += fit_callbacks(self.model, given=callbacks)
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
-        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's requeueing saves nothing of a test; ours is `sbatch --requeue` and going on.
+            kwargs["plugins"] = [*_listed(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
+        trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._timeout = min(trainer.strategy._timeout or GROUP_TIMEOUT, GROUP_TIMEOUT)
+        # Lightning answers SIGTERM with a collective, in which a process that was signalled alone waits for ever.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if isinstance(self.model, SaliencyTask):
+            self.model.resume, self.model.shard = self._get(self.config, "resume"), self._shard
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        run_dir = self._get(self.config, "run_dir")
+        if subcommand == "fit" and isinstance(self.model, ClassificationTask) and not kwargs.get("ckpt_path"):
+            kwargs["ckpt_path"] = last_checkpoint(run_dir, self._get(self.config, "resume")) if run_dir else None
+        return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._dry:
+            return
+        try:
+            super()._run_subcommand(subcommand)
+        except Stopped as stopped:
+            if self.trainer.is_global_zero:
+                folder = [] if self._get(self.config, "run_dir") else [f"--run_dir={self.run_dir}"]
+                words = shlex.join([*self._words, *folder])
+                print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
+            raise
 
     def _logger(self) -> TensorBoardLogger:
         run_dir = self._get(self.config, "run_dir")
@@ -169,7 +245,7 @@ class OptcamCLI(LightningCLI):
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
-        """Say where everything is."""
+        """Say where everything is, and what could not be read."""
         if not self.trainer.is_global_zero:
             return
         run_dir, overlays = self.run_dir, overlay_folder(self.run_dir)
@@ -179,6 +255,18 @@ class OptcamCLI(LightningCLI):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
             print(f"best:        {best}")
+        if not isinstance(self.model, SaliencyTask):
+            return
+        run = load_run(run_dir)
+        errors = [row for row in run.rows if row.status == "error"]
+        if errors:
+            self.exit_code = ERRORS_EXIT_CODE
+            print(
+                f"optcam: {len(errors)} of {run.manifest['images']} images could not be read (their rows say why): "
+                + printable("; ".join(f"{row.id} ({row.reason})" for row in errors[:3]))
+                + ("; ..." if len(errors) > 3 else ""),
+                file=sys.stderr,
+            )
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
@@ -189,6 +277,28 @@ class OptcamCLI(LightningCLI):
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """Which of how many parts, from "i/n".
+
+    Raises:
+        ValueError: it is not of this form, or i does not lie in 1 ... n.
+
+    Example:
+        >>> parse_shard("2/8")
+        (2, 8)
+    """
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"Expected `shard` to be i/n with i from 1 to n, but got {text!r}.")
+    return int(part), int(parts)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 @contextmanager
@@ -215,10 +325,10 @@ def run(argv: Sequence[str]) -> int:
         argv: the words after `optcam`.
 
     Returns:
-        The exit code.
+        The exit code: 0; 3 where images could not be read; 130 or 143 after a signal. In the processes that another
+        one has started for its run 0 as well: that one gives the exit code.
     """
     commands = {
-        "compare": functools.partial(compare_command, start=OptcamCLI),
         "report": report_command,
         "verify": verify_command,
         "gallery": gallery_command,
@@ -226,8 +336,21 @@ def run(argv: Sequence[str]) -> int:
     with _quiet():
         if argv and argv[0] in commands:
             return commands[argv[0]](list(argv[1:]))
-        OptcamCLI(argv)
-    return 0
+        follows = follow_launcher()
+        try:
+            with stop_signals():
+                several = {"compare": compare_command, "sanity": sanity_command}
+                if argv and argv[0] in several:
+                    code = several[argv[0]](argv[1:], start=OptcamCLI)
+                else:
+                    code = OptcamCLI(argv).exit_code
+        except Stopped as stopped:
+            code = stopped.exit_code
+        except SystemExit:  # said by the first process
+            if not follows:
+                raise
+            code = 0
+    return 0 if follows else code
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -238,7 +361,7 @@ def main(args: Sequence[str] | None = None) -> int:
             told in one sentence (with its traceback if OPTCAM_TRACEBACK is set) instead of being raised.
 
     Returns:
-        The exit code: 0, or 2 after an error that was told.
+        The exit code: that of `run`, or 2 after an error that was told.
     """
     if args is not None:
         return run(args)

@@ -78,12 +78,14 @@ class Outcome:
         skipped: method -> why it was not run.
         runs: (dataset, method) -> run folder.
         failed: (dataset, method) -> what broke it off.
+        exit_code: the largest of the runs' own.
         leader: whether this process is the one that prints.
     """
 
     skipped: dict[str, str] = field(default_factory=dict)
     runs: dict[tuple[Dataset, Method], Path] = field(default_factory=dict)
     failed: dict[tuple[Dataset, Method], Exception] = field(default_factory=dict)
+    exit_code: int = 0
     leader: bool = True
 
 
@@ -95,7 +97,7 @@ def compare_command(argv: Sequence[str], start: Start) -> int:
         start: runs `optcam test`.
 
     Returns:
-        The exit code: 1 if a run broke off; what it died of stands below the tables of the others.
+        The exit code: 1 if a run broke off; what it died of stands below the tables of the others; else the runs' own.
 
     Raises:
         ValueError: an unknown explainer, or one named by itself that cannot work on the network; before anything runs.
@@ -121,7 +123,7 @@ def compare_command(argv: Sequence[str], start: Start) -> int:
         raise next(iter(outcome.failed.values()))
     if outcome.leader:
         _print(outcome, datasets, methods, options.format)
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed else outcome.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,6 +246,7 @@ def _run_all(
                 return  # two in a row, and nothing else: it is the data, or the settings
             continue
         outcome.runs[dataset, method] = cli.run_dir
+        outcome.exit_code = max(outcome.exit_code, cli.exit_code)
         outcome.leader = bool(cli.trainer.is_global_zero)
 
 

@@ -252,14 +252,20 @@ class RecordWriter:
         folder = self.run_dir / "rows"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            attempt = 1 + max((a for a, rank, _ in _row_files(self.run_dir) if rank == self.rank), default=0)
-            self.path, self._size = folder / f"a{attempt:04d}-r{self.rank:05d}.jsonl", 0
-            self._fd = os.open(self.path, NEW_FILE, 0o666)
+            self._fd, self.path = self._new_file(folder)
+            self._size = 0
             sync_folder(folder)
         except OSError as error:
-            self._close()
+            self.close()
             raise RecordError(f"Cannot write rows into {folder}: {error.strerror}.") from error
         return self
+
+    def _new_file(self, folder: Path) -> tuple[int, Path]:
+        while True:
+            attempt = 1 + max((a for a, rank, _ in _row_files(self.run_dir) if rank == self.rank), default=0)
+            path = folder / f"a{attempt:04d}-r{self.rank:05d}.jsonl"
+            with contextlib.suppress(FileExistsError):  # another shard was quicker: the next number
+                return os.open(path, NEW_FILE, 0o666), path
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows (a block's) and return when they are on the disk: one write, one sync.
@@ -278,19 +284,20 @@ class RecordWriter:
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
-            self._close()
+            self.close()
             if isinstance(error, OSError):
                 raise RecordError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
             raise
         self._size += len(data)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file; `write` is refused from now on."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
 
 def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:

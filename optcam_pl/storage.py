@@ -131,13 +131,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_held)
 
 
-def _try_lock(fd: int) -> None:
+def _try_lock(fd: int, shared: bool = False) -> None:
     """Take the lock of an open file, or raise OSError; the system gives it back when the process ends, however."""
     if sys.platform == "win32":
         os.lseek(fd, 1 << 30, os.SEEK_SET)  # a byte beyond the text, which others may then still read
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
     else:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 class RunLock:
@@ -149,13 +149,17 @@ class RunLock:
     Args:
         run_dir: The run's folder, made where it is missing.
         name: Name of the file, for parts of a run that go on side by side (the shards of a job array).
+        shared: Let others in that want to share it too, and nobody else (on Windows nobody at all).
+        wait: Seconds to wait for the other process.
 
     Raises:
         RecordError: If another process holds it (named with its host), or the folder cannot be written.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], name: str = ".lock") -> None:
-        self.path = Path(run_dir) / name
+    def __init__(
+        self, run_dir: str | os.PathLike[str], name: str = ".lock", *, shared: bool = False, wait: float = 0
+    ) -> None:
+        self.path, self.shared, self.wait = Path(run_dir) / name, shared, wait
         self._fd: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -180,12 +184,19 @@ class RunLock:
         return self
 
     def _take(self, fd: int) -> None:
+        patience = time.monotonic() + self.wait
         try:
-            _try_lock(fd)
+            while True:
+                try:
+                    return _try_lock(fd, self.shared)
+                except BlockingIOError:
+                    if time.monotonic() >= patience:
+                        raise
+                    time.sleep(0.05)
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
                 warnings.warn(f"No lock for {self.path.parent}: its file system has none.", stacklevel=3)
-                return
+                return None
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 raise
             os.lseek(fd, 0, os.SEEK_SET)
@@ -200,3 +211,18 @@ class RunLock:
         if fd in _held:  # not in a forked child
             _held.discard(fd)
             os.close(fd)
+
+
+def probe_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and see whether files can be written into it: better now than after hours, or a network's loading.
+
+    Raises:
+        RecordError: They cannot; the message names the folder and why.
+    """
+    path = Path(folder) / f".probe-{uuid.uuid4().hex}"
+    try:
+        write_file(path, b"\0" * 4096)
+    except RecordError as error:
+        raise RecordError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
+    with contextlib.suppress(OSError):
+        path.unlink()

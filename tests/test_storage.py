@@ -127,7 +127,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
-    def none(fd):
+    def none(fd, shared):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(storage, "_try_lock", none)

@@ -41,6 +41,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: with `limit`, a random choice of images instead; the same for the same seed on every machine.
         on_error: "raise" ends the run at an image that cannot be read; "record" goes on with a black image whose
             reason is in the batch's `error`.
+        max_errors: with "record", end the run when more images than that could not be read; None lets all pass.
         timeout: seconds to wait for a loader process before the run ends with an error; 0 waits for ever.
         transform: torchvision v2 transform of every image with its boxes and mask, before the resize; if it is random,
             it is the same at every run.
@@ -65,6 +66,7 @@ class ImageDataModule(LightningDataModule, ABC):
         limit: int | None = None,
         seed: int | None = None,
         on_error: OnError = "raise",
+        max_errors: int | None = None,
         timeout: float = 120,
         transform: v2.Transform | None = None,
         augment: v2.Transform | None = None,
@@ -78,6 +80,10 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError("Expected `limit` to be given with `seed`: `seed` chooses `limit` images at random.")
         if on_error not in ("raise", "record"):
             raise ValueError(f"Expected `on_error` to be 'raise' or 'record', but got {on_error!r}.")
+        if max_errors is not None:
+            _check_count("max_errors", max_errors, 0)
+            if on_error != "record":
+                raise ValueError("Expected `on_error` to be 'record' with `max_errors`, but got 'raise'.")
         if timeout < 0:
             raise ValueError(f"Expected `timeout` to be 0 or more seconds, but got {timeout}.")
         self.name: str = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
@@ -85,6 +91,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.limit = limit
         self.seed = seed
         self.on_error: OnError = on_error
+        self.max_errors = max_errors
         self.transform = transform
         self.augment = augment
         self.annotations: tuple[Annotation, ...] = ()

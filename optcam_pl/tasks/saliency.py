@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import lightning as L
 import torch
 import torchvision
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -25,10 +26,11 @@ from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.probes import Needs, Probes, merge_needs
-from optcam_pl.records import RecordWriter, Row, write_manifest
+from optcam_pl.records import Row
 from optcam_pl.report import load_run, summarise
 from optcam_pl.saliency import Baseline, check_baseline
-from optcam_pl.tasks.stored import StoredWeights, save_curves, save_weights
+from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
+from optcam_pl.tasks.stored import StoredWeights, lacking_weights, save_curves, save_weights
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
 Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
@@ -53,6 +55,14 @@ class BlockResult:
     rows: tuple[Row, ...]
 
 
+class _CloseOnError(Callback):
+    """Gives a run's folder back when the run fails; after a success `SaliencyTask.teardown` does."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(pl_module, SaliencyTask):
+            pl_module.close()
+
+
 class SaliencyTask(L.LightningModule):
     """One explainer on one dataset.
 
@@ -62,7 +72,7 @@ class SaliencyTask(L.LightningModule):
     iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
 
     The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
-    number of processes.
+    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `Ledger`).
 
     Args:
         classifier: the network that is explained.
@@ -81,6 +91,10 @@ class SaliencyTask(L.LightningModule):
             dataset with boxes, and an image without one has no scores.
         chunk_size: images in one pass of the network, for metrics that need many passes an image.
         weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
+
+    Attributes:
+        resume: what to do about a run that is in the folder: see `Ledger`.
+        shard: which part of the blocks to do: see `Ledger`; None for all.
 
     Raises:
         ValueError: a setting out of range.
@@ -128,7 +142,9 @@ class SaliencyTask(L.LightningModule):
         self.stored = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
-        self._writer: RecordWriter | None = None
+        self.resume: Resume = "auto"
+        self.shard: Shard | None = None
+        self._ledger: Ledger | None = None
 
     @property
     def baseline(self) -> Baseline:
@@ -155,16 +171,36 @@ class SaliencyTask(L.LightningModule):
         """The folder of this run; known from `setup` on."""
         return self._run_dir
 
+    @property
+    def ledger(self) -> Ledger:
+        """What of the run is done and what is to do; known from `setup` on."""
+        assert self._ledger is not None
+        return self._ledger
+
     # What Lightning calls ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Match data and network, and find the run's folder (on every rank: the name comes from rank 0)."""
+        """Match data and network, find the run's folder (its name comes from rank 0) and what there is to do."""
         network = self.classifier
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
         self._check_annotations()
         self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
             self._setup_fit()
+        self._prepare(cast(Stage, stage))
+
+    def teardown(self, stage: str) -> None:
+        """Give the run's folder back."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the run's folder back, whatever has happened."""
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every run of this task needs."""
+        return [_CloseOnError()]
 
     def _set_metrics(self, metrics: Sequence[ImageMetric]) -> None:
         keys = [metric.key for metric in metrics]
@@ -214,27 +250,18 @@ class SaliencyTask(L.LightningModule):
         self.training = mode
         return self
 
-    def on_fit_start(self) -> None:
-        """Open the rows."""
-        self._begin("fit")
+    def _start(self) -> None:
+        """Open the rows; the loader is made and no process waits for another any more."""
+        self.metrics.reset()
+        self.ledger.open()
+        self.ledger.heed()
 
-    def on_validation_start(self) -> None:
-        """Open the rows."""
-        self._begin("validate")
-
-    def on_test_start(self) -> None:
-        """Open the rows."""
-        self._begin("test")
-
-    def on_predict_start(self) -> None:
-        """Open the rows."""
-        self._begin("predict")
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _start
 
     def training_step(self, batch: Batch) -> None:
         """Fit the weights of one block and store them."""
         self._block(batch, self._fit, measure=False)
-        assert self.result is not None
-        if self.result.rows:
+        if self.result is not None:
             ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
             save_weights(self.run_dir, self._number(batch), ids, self.result.explanation)
 
@@ -253,7 +280,9 @@ class SaliencyTask(L.LightningModule):
             ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), of the block's n real images.
         """
         self._block(batch, self._explain_or_recall(batch), measure=False)
-        assert self.result is not None
+        if self.result is None:
+            none = batch["target"][:0]
+            return {"id": [], "saliency": batch["image"][:0, :1], "target": none, "predicted": none}
         real = (batch["index"] >= 0).nonzero().flatten()
         return {
             "id": [batch["id"][i] for i in real.tolist()],
@@ -262,9 +291,17 @@ class SaliencyTask(L.LightningModule):
             "predicted": self.result.logits.argmax(1)[real],
         }
 
+    def _write(self, *_: Any) -> None:
+        """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
+        if self.result is not None:
+            self.ledger.write(self.result.rows, self.data.max_errors)
+        self.ledger.heed()
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _write
+
     def on_train_epoch_end(self) -> None:
         """Close the rows."""
-        self._end("fit")
+        self.ledger.finish()
 
     def on_validation_epoch_end(self) -> None:
         """Close the rows and log what they say."""
@@ -276,16 +313,19 @@ class SaliencyTask(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Close the rows."""
-        self._end("predict")
+        self.ledger.finish()
 
     # One block -----------------------------------------------------------------------------------------------------
 
     def _block(self, batch: Batch, explain: Callable[[Tensor, Tensor], Explanation], *, measure: bool) -> None:
-        """Predict, explain, measure, write. `explain` takes the images and their classes."""
+        """Predict, explain, measure. `explain` takes the images and their classes."""
+        self.result = None
         image = batch["image"]
+        if not bool((batch["index"] >= 0).any()):  # this process has no block left
+            return
         with torch.no_grad():
             logits = self.classifier(image)
-            target = self._targets(batch, logits)
+            target = self.targets(batch, logits)
             self._synchronize()
             start = time.perf_counter()
             explanation = explain(image, target)
@@ -297,8 +337,6 @@ class SaliencyTask(L.LightningModule):
             probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
             scores = self._measure(probes, batch) if measure else {}
             rows = self._rows(batch, logits, probes, scores, seconds)
-        assert self._writer is not None  # see _begin
-        self._writer.write(rows)
         self.result = BlockResult(batch, logits, explanation, probes, rows)
 
     def _explain(self, image: Tensor, target: Tensor) -> Explanation:
@@ -312,8 +350,6 @@ class SaliencyTask(L.LightningModule):
 
         def recall(image: Tensor, target: Tensor) -> Explanation:
             assert isinstance(self.explainer, OptiCAM)  # see __init__
-            if not bool((batch["index"] >= 0).any()):
-                return self._explain(image, target)
             ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
             weights = stored.block(self._number(batch), ids, target).to(image.device)
             return self.explainer.from_weights(self.classifier, image, target, weights)
@@ -327,7 +363,7 @@ class SaliencyTask(L.LightningModule):
         optimizer.optimizer.state.clear()  # the moments of the block before have nothing to say here
         return self.explainer.fit(self.classifier, image, target, list(self.weights), optimizer)
 
-    def _targets(self, batch: Batch, logits: Tensor) -> Tensor:
+    def targets(self, batch: Batch, logits: Tensor) -> Tensor:
         """(B,) the classes to explain; padding and unreadable images get the predicted one."""
         predicted = logits.argmax(1)
         if self.target == "predicted":
@@ -419,27 +455,33 @@ class SaliencyTask(L.LightningModule):
 
     # The run -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, stage: Stage) -> None:
-        self.metrics.reset()
+    def _prepare(self, stage: Stage) -> None:
+        """Lock the run's folder, check that it is this run's, and see which blocks are still to do."""
+        trainer, data = self.trainer, self.data
         manifest = self.manifest(stage)
         if self.stored is not None:
             self.stored.check(manifest["fingerprint"])
-        if self.trainer.is_global_zero:
-            write_manifest(self.run_dir, manifest)
-        self.trainer.strategy.barrier("manifest")
-        self._writer = RecordWriter(self.run_dir, self.global_rank).__enter__()
+        writers = [callback for callback in trainer.callbacks if isinstance(callback, FileWriter)]
+
+        def lacking(rows: Sequence[Row]) -> set[int]:
+            without = {index for writer in writers for index in writer.lacking(self.run_dir, rows)}
+            return without | (lacking_weights(self.run_dir, rows, data.batch_size) if stage == "fit" else set())
+
+        self._ledger = Ledger(self.run_dir, self.resume, self.shard, Peers(self.global_rank, trainer.world_size))
+        self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
+        data.todo = self._ledger.plan.todo
 
     def _end(self, stage: Stage) -> None:
-        """Wait until every rank has written its rows; log the metrics, which are a function of all rows."""
-        assert self._writer is not None
-        self._writer.__exit__(None, None, None)
-        self._writer = None
-        self.trainer.strategy.barrier("rows")
-        if stage in ("validate", "test"):
-            values = summarise(load_run(self.run_dir)).values() if self.trainer.is_global_zero else {}
-            values = self.trainer.strategy.broadcast(values)
-            # Every rank has the same values already: nothing to reduce.
-            self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+        """Wait until every process has written its rows; log the metrics, which are a function of all rows."""
+        self.ledger.finish()
+        values: dict[str, float] = {}
+        if self.trainer.is_global_zero:
+            summary = summarise(load_run(self.run_dir))
+            if not summary.statuses["missing"]:  # another shard's images
+                values = summary.values()
+        values = self.trainer.strategy.broadcast(values)
+        # Every rank has the same values already: nothing to reduce.
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """What the run is: its names, the settings printed with its numbers, and its fingerprint."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 from optcam_pl.explainers import Explanation
-from optcam_pl.records import check_fingerprint, load_metadata, load_tensors, read_manifest, save_tensors
+from optcam_pl.records import (
+    RecordError,
+    Row,
+    check_fingerprint,
+    load_metadata,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+)
 
 # What a map depends on when its weights are given; the rest of a fingerprint (metrics, versions ...) may differ.
 FINGERPRINT_KEYS = ("classifier", "explainer", "target", "baseline", "data", "block_size")
@@ -38,6 +47,19 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], explanation: Exp
         raise ValueError("Expected an explanation with weights and an objective, but it has none.")
     tensors = {"weights": explanation.weights, "objective": explanation.objective, "target": explanation.target}
     save_tensors(_file(run_dir, block), tensors, {"ids": json.dumps(list(ids))})
+
+
+def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[int]:
+    """The indices of the rows' images whose block has no whole weight file."""
+
+    @cache
+    def whole(block: int) -> bool:
+        try:
+            return "ids" in load_metadata(_file(run_dir, block))
+        except RecordError:
+            return False
+
+    return {row.index for row in rows if not whole(row.index // block_size)}
 
 
 class StoredWeights:

@@ -1,0 +1,278 @@
+"""What of a run is done and what is to do: its lock, manifest and rows, and the other processes that work on it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.distributed_c10d import _get_default_store
+
+from optcam_pl.records import (
+    MANIFEST,
+    RecordError,
+    RecordWriter,
+    Row,
+    RunLock,
+    check_fingerprint,
+    completed_blocks,
+    read_manifest,
+    read_rows,
+    write_manifest,
+)
+from optcam_pl.stopping import Stopped, requested
+
+Resume: TypeAlias = Literal["auto", "never", "require"]
+TOO_MANY_ERRORS = 0
+"""Reason to stop that is no signal."""
+
+Shard: TypeAlias = tuple[int, int]  # which, counted from 1, of how many
+
+
+class FileWriter(Callback, ABC):
+    """A callback that stores files of each image: a block is done only when they are there too."""
+
+    @abstractmethod
+    def lacking(self, run_dir: Path, rows: Iterable[Row]) -> set[int]:
+        """The indices of the rows' images whose files are not all there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a start of a run finds and has to do; made by one process, the same for all.
+
+    Attributes:
+        todo: numbers of the blocks to do.
+        known: indices of images in these blocks that have a row already, which is not to be written again.
+        done: number of images of the dataset with a row.
+        errors: number of those that could not be read.
+    """
+
+    todo: tuple[int, ...]
+    known: frozenset[int]
+    done: int
+    errors: int
+
+
+class Peers:
+    """The processes of one run, told about each other through the store of their process group, without a collective.
+
+    A collective in the loop would wait for the slowest; one after it would run into the group's timeout if a process
+    is slower than the others by more than that. The store answers at once, or fails when its process is dead.
+
+    Args:
+        rank: this process.
+        size: number of processes.
+    """
+
+    _runs = itertools.count()  # every process counts the same runs
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+        self._told: int | None = None
+        self._store: dist.Store | None = None
+        if size > 1 and dist.is_available() and dist.is_initialized():
+            self._store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", _get_default_store())
+        self._numbers: Counter[str] = Counter()
+
+    def stop(self, reason: int) -> None:
+        """Tell all, this process too, to leave the loop after their block: a signal's number, or `TOO_MANY_ERRORS`."""
+        self._told = reason
+        if self._store is not None:
+            self._store.set("stop", str(reason))
+
+    def stopped(self) -> int | None:
+        """What any of the processes gave to `stop`."""
+        if self._told is None and self._store is not None and self._store.check(["stop"]):
+            self._told = int(self._store.get("stop"))
+        return self._told
+
+    def add(self, name: str, number: int) -> int:
+        """Add to a number that all share; returns its value."""
+        if self._store is not None:
+            return int(self._store.add(name, number))
+        self._numbers[name] += number
+        return self._numbers[name]
+
+    def leave(self) -> int | None:
+        """Wait until every process has left the loop; returns what `stopped` then says.
+
+        Raises:
+            RecordError: the process that holds the store has died.
+        """
+        try:
+            self.add("left", 1)
+            while self.add("left", 0) < self.size:
+                self.heed()
+                time.sleep(0.05)
+            reason = self.stopped()
+            self.add("seen", 1)
+            # The store ends with its process, so this one stays until the others have their answer.
+            patience = time.monotonic() + 10
+            while self.rank == 0 and self.add("seen", 0) < self.size and time.monotonic() < patience:
+                time.sleep(0.05)
+        except RuntimeError as error:
+            raise RecordError(f"Another process of this run has ended: {error}") from error
+        return reason
+
+    def heed(self) -> int | None:
+        """Pass on a signal that this process got; returns what `stopped` then says."""
+        signum = requested()
+        if signum is not None and self._told is None:
+            self.stop(signum)
+        return self.stopped()
+
+
+class Ledger:
+    """Keeps a run's folder: nobody else writes into it, it stays what it was begun as, and no image is written twice.
+
+    Args:
+        run_dir: the run's folder.
+        resume: "auto" goes on with a run that is in the folder and else begins one; "never" refuses a folder with a
+            run, "require" one without.
+        shard: do only the blocks k with k mod n = i - 1, for (i, n); other processes, which know nothing of this one,
+            do the others, into the same folder.
+        peers: the processes that share these blocks.
+    """
+
+    def __init__(
+        self, run_dir: Path, resume: Resume = "auto", shard: Shard | None = None, peers: Peers | None = None
+    ) -> None:
+        self.run_dir, self.resume, self.shard = run_dir, resume, shard
+        self.peers = Peers() if peers is None else peers
+        self.plan = Plan((), frozenset(), 0, 0)
+        self._open = ExitStack()
+        self._writer: RecordWriter | None = None
+
+    def prepare(
+        self,
+        manifest: Mapping[str, Any],
+        block_size: int,
+        lacking: Callable[[Sequence[Row]], set[int]],
+        broadcast: Callable[[Any], Any],
+    ) -> Plan:
+        """Decide on rank 0 what is to do, and tell the others.
+
+        Args:
+            manifest: of the run; its fingerprint must be the one of a run that is in the folder.
+            block_size: images in a block.
+            lacking: tells which rows' images lack a file and have to be done again.
+            broadcast: gives every process the first one's argument.
+
+        Raises:
+            RecordError: another process works in this folder, or it cannot be read or written.
+            FingerprintMismatch: the folder's run was made with other settings.
+            SystemExit: on the other processes in these cases; the first one says why.
+        """
+        plan: Plan | None = None
+        try:
+            if self.peers.rank == 0:
+                plan = self._plan(manifest, block_size, lacking)
+        finally:  # also after an error: else the others would wait for ever
+            self.plan = broadcast(plan)
+        if self.plan is None:
+            raise SystemExit(2)
+        return self.plan
+
+    def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
+        self._lock()
+        self._check(manifest)
+        n, rows = manifest["images"], list(read_rows(self.run_dir))
+        without = lacking(rows)
+        done = completed_blocks([row for row in rows if row.index not in without], n, block_size)
+        i, shards = self.shard or (1, 1)
+        todo = tuple(block for block in range(i - 1, -(-n // block_size), shards) if block not in done)
+        blocks = {*todo}
+        known = frozenset(row.index for row in rows if row.index // block_size in blocks)
+        return Plan(todo, known, len(rows), sum(row.status == "error" for row in rows))
+
+    def _lock(self) -> None:
+        """Alone in the folder, or with the other shards of the same number of shards."""
+        self._open.enter_context(RunLock(self.run_dir, shared=self.shard is not None))
+        if self.shard is None:
+            return
+        i, n = self.shard
+        for path in self.run_dir.glob(".shard-*-of-*.lock"):
+            if not path.name.endswith(f"-of-{n}.lock"):
+                with RunLock(self.run_dir, path.name):  # refused where shards of another number are at work
+                    pass
+        self._open.enter_context(RunLock(self.run_dir, f".shard-{i}-of-{n}.lock"))
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        """The first start writes the manifest, later ones check theirs against it."""
+        with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
+            begun = (self.run_dir / MANIFEST).exists()
+            if begun and self.resume == "never":
+                raise RecordError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
+            if not begun and self.resume == "require":
+                raise RecordError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
+            if begun:
+                old = read_manifest(self.run_dir)
+                check_fingerprint(*({"stage": one["stage"], **one["fingerprint"]} for one in (old, manifest)))
+            else:
+                write_manifest(self.run_dir, manifest)
+
+    def open(self) -> None:
+        """Make this process's file of rows."""
+        i, _ = self.shard or (1, 1)
+        self._writer = RecordWriter(self.run_dir, (i - 1) * self.peers.size + self.peers.rank)
+        self._open.enter_context(self._writer)
+
+    def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
+        """Write those of a block's rows that are not there yet; durable on return.
+
+        Args:
+            rows: of one block.
+            max_errors: end the run, on all processes, if more images than that could not be read.
+
+        Raises:
+            RecordError: they cannot be written.
+        """
+        assert self._writer is not None  # see open
+        new = [row for row in rows if row.index not in self.plan.known]
+        if not new:
+            return
+        self._writer.write(new)
+        errors = sum(row.status == "error" for row in new)
+        if errors and max_errors is not None and self.plan.errors + self.peers.add("errors", errors) > max_errors:
+            self.peers.stop(TOO_MANY_ERRORS)
+
+    def heed(self) -> None:
+        """Between two blocks: end the run if any of its processes was told to.
+
+        Raises:
+            Stopped: by a signal.
+            RecordError: more errors than `max_errors`; SystemExit on the other processes.
+        """
+        if self.peers.heed() is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Close the rows and wait for the other processes; raises what `heed` raises."""
+        if self._writer is not None:
+            self._writer.close()
+        reason = self.peers.leave()
+        if reason is None:
+            return
+        self.close()
+        if reason != TOO_MANY_ERRORS:
+            raise Stopped(reason)
+        if self.peers.rank != 0:
+            raise SystemExit(2)
+        errors = [row for row in read_rows(self.run_dir) if row.status == "error"]
+        raise RecordError(
+            f"Ended because more images than `max_errors` allows could not be read: {len(errors)} in {self.run_dir}, "
+            f"the last of them {errors[-1].id!r} ({errors[-1].reason})."
+        )
+
+    def close(self) -> None:
+        """Close the rows and give the lock back; may be called at any time, any number of times."""
+        self._open.close()

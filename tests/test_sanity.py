@@ -1,0 +1,111 @@
+"""The sanity check: similarities against scipy and closed forms, the cascade, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+from optcam_pl import Classifier
+from optcam_pl.cli import main
+from optcam_pl.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
+
+TINY = str(Path(__file__).resolve().parent / "conf" / "tiny.yaml")
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def test_rank_correlation_equals_scipy_also_with_ties() -> None:
+    ours = torch.rand(3, 1, 8, 8).mul(10).round() / 10
+    theirs = torch.rand(3, 1, 8, 8)
+    for absolute in (False, True):
+        pairs = [[m.flatten().double().numpy() for m in pair] for pair in zip(ours, theirs, strict=True)]
+        if absolute:
+            pairs = [[abs(m - m.mean()) for m in pair] for pair in pairs]
+        want = [spearmanr(*pair).statistic for pair in pairs]
+        np.testing.assert_allclose(rank_correlation(ours, theirs, absolute), want, rtol=1e-9)
+    assert rank_correlation(ours, torch.zeros_like(ours)).isnan().all()
+
+
+def test_a_map_is_wholly_like_itself_and_unlike_another() -> None:
+    pytest.importorskip("skimage")
+    maps = torch.rand(2, 1, 64, 64)
+    for name, value in similarities(maps, maps).items():
+        torch.testing.assert_close(value, torch.ones(2, dtype=torch.float64), msg=name)
+    for name, value in similarities(maps, torch.rand(2, 1, 64, 64)).items():
+        assert value.max() < 0.6, name
+    assert tuple(similarities(maps, maps)) == SIMILARITIES
+
+
+def test_stages_go_from_the_head_down() -> None:
+    names = [name for name, _ in stages(Classifier("torchvision/resnet18", weights=None).network)]
+    assert names == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    names = [name for name, _ in stages(Classifier("timm/vit_tiny_patch16_224", weights=None).network)]
+    assert names[:3] == ["head", "norm", "blocks.11"]
+    assert names[-2:] == ["blocks.0", "patch_embed"]
+    chosen = stages(network(), ["5", "0"])
+    assert [name for name, _ in chosen] == ["5", "0"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("6", "Unknown stage '6'"), ("2", "stages with weights, but '2'")])
+def test_stages_that_are_none_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stages(network(), [name])
+
+
+def test_the_cascade_forgets_one_stage_after_the_other_and_leaves_the_network_as_it_is() -> None:
+    trained = network()
+    classifier = Classifier(trained, input_size=8)
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    changed = []
+    torch.manual_seed(7)
+    for name, forgetting in cascade(classifier):
+        state = forgetting.network.state_dict()
+        changed.append({key for key in state if key.endswith("weight") and not torch.equal(state[key], before[key])})
+        assert name in ("5", "1", "0")
+    assert changed == [{"5.weight"}, {"5.weight"}, {"5.weight", "0.weight"}]  # fresh normalisation is what it was
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(1), drawn)  # nobody else's random numbers are used up
+    again = [forgetting.network.state_dict()["5.weight"].clone() for _, forgetting in cascade(classifier)]
+    assert all(torch.equal(weight, state["5.weight"]) for weight in again)
+
+
+@pytest.mark.filterwarnings(
+    # Lightning 2.6 calls what jsonargparse 5 removes; tensorboard's protobuf classes
+    "ignore::DeprecationWarning",
+)
+def test_the_command_writes_and_prints_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("skimage")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "n01440764").mkdir(parents=True)
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((90, 80)).save(tmp_path / "photos" / "n01440764" / f"{i}.png")
+    words = ["sanity", "--config", TINY, "--data.root=photos", "--stages", "fc", "layer4"]
+    assert main([*words, "--model.explainer=FakeCAM", "--run_dir=fake"]) == 0
+    fake = json.loads(Path("fake/sanity.json").read_text())
+    assert fake["stages"] == ["fc", "layer4"]
+    assert fake["images"] == 4
+    assert fake["similarity"]["rank_correlation"] == pytest.approx([1, 1])  # it explains nothing
+    assert main([*words, "--model.explainer=OptiCAM", "--model.explainer.max_iter=3"]) == 0
+    folder = Path("logs/photos/OptiCAM/sanity_0")
+    assert json.loads((folder / "sanity.json").read_text())["similarity"]["ssim"][1] < 1
+    with Image.open(folder / "sanity.png") as figure:
+        assert figure.size[0] > 300
+    assert "up to stage" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Unknown stage 'layer5'"):
+        main([*words[:-1], "layer5", "--model.explainer=FakeCAM"])
