@@ -137,7 +137,9 @@ class OptcamCLI(LightningCLI):
     @property
     def run_dir(self) -> Path:
         """Where the run wrote its results."""
-        if isinstance(self.model, SaliencyTask):  # known on each rank; the trainer's would ask all ranks together
+        if isinstance(
+            self.model, SaliencyTask | ClassificationTask
+        ):  # known; the trainer's would ask all ranks together
             return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 

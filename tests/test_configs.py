@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,27 @@ def test_accuracy_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--config", str(config), *words]) == 0
     assert "accuracy 0.00 %   macro F1 0.00 %   AUROC" in capsys.readouterr().out
     assert Path("logs/imagenet/test_resnet/version_0").is_dir()
+
+
+@pytest.mark.ddp
+def test_two_processes_train_as_one_with_batches_of_twice_the_size() -> None:
+    """Without batch normalisation, which is each process's own; the second process has nothing to validate."""
+    root = make_tree(Path("tree"), ["ant", "bee"], {"train": 24, "val": 3, "test": 5})
+    config = str(CONFIGS / "paper" / "chest_xray_resnet50_fit.yaml")
+    data = ["--data=ImageFolder", f"--data.root={root}", "--data.split=test", "--data.num_workers=0"]
+    words = [*data, *QUIET, "--model.classifier.network=timm/test_vit", "--model.classifier.weights=random"]
+    words += ["--model.head_epochs=1", "--model.epochs=2", "--model.lr=0.01", "--model.optimizer=torch.optim.SGD"]
+    scores = []
+    for devices in (1, 2):
+        folder, batch = f"--run_dir=p{devices}", f"--data.batch_size={8 // devices}"
+        spread = [f"--trainer.devices={devices}", *(["--trainer.strategy=ddp"] if devices > 1 else [])]
+        command = [sys.executable, "-m", "optcam_pl", "fit", "--config", config, *words, batch, folder, *spread]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        stored = torch.load(f"p{devices}/checkpoints/last.ckpt", weights_only=True)
+        best = next(state for key, state in stored["callbacks"].items() if "val/accuracy" in key)
+        scores.append((stored["global_step"], float(best["best_model_score"]), stored["state_dict"]))
+    assert scores[0][:2] == scores[1][:2]
+    assert scores[0][0] == 9
+    for key, value in scores[0][2].items():
+        torch.testing.assert_close(scores[1][2][key], value, rtol=0, atol=1e-5)

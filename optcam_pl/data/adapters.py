@@ -141,7 +141,8 @@ class TorchvisionDataset(ImageDataModule):
         self.arguments = arguments
         self.part_arguments = {"train": train_arguments, "val": val_arguments}
         self.foreground = foreground or ([1] if name == "OxfordIIITPet" else list(range(1, 255)))
-        segmented = "segmentation" in arguments.get("target_types", ())
+        kinds = arguments.get("target_types")
+        segmented = "segmentation" in (kinds if isinstance(kinds, list) else [kinds])
         self.annotations = ("masks",) if segmented else _ANNOTATIONS.get(name, ())
         self._datasets = {"": self._make({})}
 

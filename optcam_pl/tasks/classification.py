@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import lightning as L
@@ -159,6 +160,11 @@ class ClassificationTask(L.LightningModule):
             )
         return data
 
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run; known from `setup` on."""
+        return self._run_dir
+
     # Fit -----------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -174,6 +180,7 @@ class ClassificationTask(L.LightningModule):
                 f"and {classifier.num_classes}. Set `num_classes` of the classifier to get a new head."
             )
         self.data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+        self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
             self._setup_fit(names)
 
