@@ -30,9 +30,10 @@ class Classifier(nn.Module):
     `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it.
 
     Args:
-        network: "torchvision/resnet50", "timm/deit_base_patch16_224", "demo/efficientnet_lite0" (timm's network with
-            pretrained weights that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C). None:
-            the one that a checkpoint of ClassificationTask in `weights` was made of.
+        network: "torchvision/resnet50", "timm/deit_base_patch16_224", "transformers/google/vit-base-patch16-224" (a
+            name of Hugging Face's hub or a folder), "demo/efficientnet_lite0" (timm's network with pretrained weights
+            that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C). None: the one that a
+            checkpoint of ClassificationTask in `weights` was made of.
         weights: "default": the source's pretrained ones, or the module as it is. None or "random": random ones. For
             torchvision also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of
             it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
             module 0.875.
         num_classes: None: the network's, or what the weight file has. Pretrained weights of another number of classes
             get a new, random head, with a warning; a file has to have this number.
-        class_names: one a class. None: ImageNet's, if the network comes from a source and has 1000 classes.
+        class_names: one a class. None: the source's; ImageNet's, if it has none and the network has 1000 classes.
         layout: how a layer's activations lie in memory; see `to_grid`. None: "auto".
 
     The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
@@ -60,7 +61,7 @@ class Classifier(nn.Module):
         ValueError: an unknown network, layer or setting, or weights that do not fit; the message says what was expected
             and lists the nearest names.
         FileNotFoundError: there is no such weight file.
-        ImportError: "demo/..." without the extra `optcam_pl[demo]`.
+        ImportError: "demo/..." or "transformers/..." without the extra `optcam_pl[demo]` or `optcam_pl[transformers]`.
         RuntimeError: the pretrained weights could not be downloaded.
 
     Example:
@@ -118,7 +119,7 @@ class Classifier(nn.Module):
         self._hash: tuple[object, str] | None = None
         if num_classes is not None and num_classes != self.num_classes:
             raise ValueError(f"Expected {num_classes} classes, but {self.name} has {self.num_classes}.")
-        class_names = stored.get("class_names") if class_names is None else class_names
+        class_names = known["class_names"] if class_names is None else class_names
         if class_names is None and isinstance(network, str) and self.num_classes == len(imagenet_names()):
             class_names = list(imagenet_names())
         if class_names is not None and len(class_names) != self.num_classes:
@@ -329,8 +330,8 @@ def _logits_of(output: Any) -> Tensor:
 
 
 def _stated_classes(network: nn.Module, name: str) -> int:
-    """What timm's networks say of themselves; the width of the last layer with one, which torchvision's end with."""
-    if name.startswith("torchvision/"):
+    """What timm's networks say of themselves; the width of the head, which torchvision's and transformers' end with."""
+    if name.startswith(("torchvision/", "transformers/")):
         weight: Tensor = layers.heads(network)[0].get_parameter("weight")
         return weight.shape[0]
     classes = int(getattr(network, "num_classes", 0))

@@ -36,7 +36,7 @@ from optcam_pl.report_tables import printable
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
-from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks
+from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 from optcam_pl.tasks.ledger import Resume, Shard
 from optcam_pl.verify import verify_command
 
@@ -137,7 +137,9 @@ class OptcamCLI(LightningCLI):
     @property
     def run_dir(self) -> Path:
         """Where the run wrote its results."""
-        if isinstance(self.model, SaliencyTask):  # known on each rank; the trainer's would ask all ranks together
+        if isinstance(
+            self.model, SaliencyTask | ClassificationTask
+        ):  # known; the trainer's would ask all ranks together
             return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
@@ -215,6 +217,13 @@ class OptcamCLI(LightningCLI):
         if isinstance(self.model, SaliencyTask):
             self.model.resume, self.model.shard = self._get(self.config, "resume"), self._shard
         return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        run_dir = self._get(self.config, "run_dir")
+        if subcommand == "fit" and isinstance(self.model, ClassificationTask) and not kwargs.get("ckpt_path"):
+            kwargs["ckpt_path"] = last_checkpoint(run_dir, self._get(self.config, "resume")) if run_dir else None
+        return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self._dry:

@@ -38,6 +38,8 @@ DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("torchvision", "SwinTransformer"): "norm",
     ("torchvision", "VGG"): "features.-2",  # the ReLU before the last pool
     ("torchvision", "VisionTransformer"): "encoder.layers.-1.ln_1",
+    ("transformers", "SwinForImageClassification"): "swin.layernorm",
+    ("transformers", "Swinv2ForImageClassification"): "swinv2.layernorm",
     ("timm", "Beit"): "blocks.-1.norm1",
     ("timm", "ConvNeXt"): "stages.-1",
     ("timm", "ConVit"): "blocks.-1.norm1",
@@ -122,6 +124,10 @@ def family_layer(network: nn.Module) -> str | None:
     if any(source == "timm" for source, _ in families(network)):
         info: Any = getattr(network, "feature_info", None)
         candidates += [info[-1]["module"]] if info else []
+    if any(source == "transformers" for source, _ in families(network)):
+        # Where the blocks are differs between its versions; what a block's first norm is called does not.
+        norms = [name for name, _ in network.named_modules() if name.endswith((".layernorm_before", ".norm1"))]
+        candidates += norms[-1:]
     for candidate in candidates:
         try:
             name = canonical_name(network, candidate)

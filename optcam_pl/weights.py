@@ -12,14 +12,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from optcam_pl.layers import nearest
+from optcam_pl.layers import heads, nearest
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
@@ -236,6 +236,7 @@ class Loaded(NamedTuple):
     input_size: tuple[int, int]
     interpolation: str
     crop_fraction: float
+    class_names: Sequence[str] | None = None
 
 
 def load_network(network: Network, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -369,6 +370,55 @@ def _with_timm_settings(network: Any) -> Loaded:
     return Loaded(network, config["mean"], config["std"], (height, width), interpolation, config["crop_pct"])
 
 
+def _load_transformers(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f'transformers/{name} needs a package: pip install "optcam_pl[transformers]"') from error
+    full_name, hub = f"transformers/{name}", cast("Any", transformers)
+    config: Any = _download(lambda: hub.AutoConfig.from_pretrained(name), full_name)
+    processor = _download(lambda: hub.AutoImageProcessor.from_pretrained(name).to_dict(), full_name)
+    own = config.num_labels
+    named = config.id2label if num_classes in (None, own) else {}
+
+    def build(classes: int | None, _state: object = None) -> nn.Module:
+        config.num_labels = own if classes is None else classes
+        network: nn.Module = hub.AutoModelForImageClassification.from_config(config)
+        return network
+
+    if weights is None:
+        network = build(num_classes)
+    elif weights != "default":
+        network = _load_file(build, weights, full_name, num_classes)
+    else:
+        other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
+        network = _download(lambda: hub.AutoModelForImageClassification.from_pretrained(name, **other), full_name)
+        if num_classes not in (None, own):
+            _warn_new_head(full_name, num_classes or 0)
+    # A file may have another number of classes, too; transformers makes names up where nobody has given any.
+    classes = heads(network)[0].get_parameter("weight").shape[0]
+    known = len(named) == classes and "LABEL_0" not in named.values()
+    names = [named[index] for index in range(classes)] if known else None
+    return _with_processor_settings(network, processor)._replace(class_names=names)
+
+
+def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -> Loaded:
+    resized = _sides(processor["size"])
+    size = _sides(processor["crop_size"]) if processor.get("do_center_crop") else resized
+    fraction = processor.get("crop_pct") or min(1.0, size[0] / resized[0])
+    interpolation = "bilinear" if processor.get("resample") == 2 else "bicubic"  # Pillow's numbers
+    mean, std = ((0.0,) * 3, (1.0,) * 3)
+    if processor.get("do_normalize", True):
+        mean, std = processor["image_mean"], processor["image_std"]
+    return Loaded(network, mean, std, size, interpolation, fraction)
+
+
+def _sides(size: Mapping[str, int]) -> tuple[int, int]:
+    """(H,W) of what transformers' processors say: height and width, or the shorter side."""
+    edge = size.get("shortest_edge")
+    return (edge, edge) if edge else (size["height"], size["width"])
+
+
 def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
     _check_known(name, ["efficientnet_lite0"], "demo")
     if weights != "default":
@@ -397,5 +447,6 @@ _DEMO_SETTINGS: dict[str, Any] = {
 _SOURCES: dict[str, Callable[[str, str | Path | None, int | None], Loaded]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
+    "transformers": _load_transformers,
     "demo": _load_demo,
 }

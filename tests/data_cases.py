@@ -43,3 +43,29 @@ def make_tree(root: Path, classes: Sequence[str], counts: Mapping[str, int], gre
             image = Image.fromarray(pixels.astype(np.uint8))
             (image.convert("L") if grey else image).save(folder / f"image{i:04}.jpeg")
     return root
+
+
+def make_pets(root: Path) -> None:
+    """Oxford-IIIT Pets with two test images of 8 x 4 pixels, whose left three columns are the animal."""
+    base = root / "oxford-iiit-pet"
+    (base / "images").mkdir(parents=True)
+    (base / "annotations" / "trimaps").mkdir(parents=True)
+    for name in ("Abyssinian_1", "beagle_1"):
+        Image.new("RGB", (8, 4)).save(base / "images" / f"{name}.jpg")
+        trimap = np.full((4, 8), 2, dtype=np.uint8)
+        trimap[:, :3], trimap[:, 3] = 1, 3
+        Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
+    (base / "annotations" / "test.txt").write_text("Abyssinian_1 1 1 1\nbeagle_1 2 1 1\n")
+
+
+def make_voc(root: Path) -> None:
+    """Pascal VOC 2012 with one validation image of 40 x 20 pixels, with a dog and two cats."""
+    base = root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (base / folder).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(base / "JPEGImages" / "x.jpg")
+    box = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
+    objects = (("dog", 1, 1, 5, 5), ("cat", 11, 1, 40, 20), ("cat", 1, 11, 4, 14))
+    drawn = "".join(f"<object><name>{name}</name>{box.format(*corners)}</object>" for name, *corners in objects)
+    (base / "Annotations" / "x.xml").write_text(f"<annotation>{drawn}</annotation>")
+    (base / "ImageSets" / "Main" / "val.txt").write_text("x\n")

@@ -285,24 +285,6 @@ def test_print_config_shows_the_merged_settings(photos: Path, capsys: pytest.Cap
     assert "lr: 0.5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
-def test_every_config_runs_with_a_tiny_network(name: str, photos: Path) -> None:
-    tiny = ["--model.classifier.network=timm/test_resnet", f"--model.classifier.weights={tiny_weights()}"]
-    small = ["--model.classifier.input_size=64", "--model.explainer.max_iter=2", "--data.batch_size=2"]
-    data = {"predict": [f"--data.paths={photos}"], "imagenet_samples": [f"--data.root={photos}"]}.get(name[:-5], [])
-    command = "predict" if name == "predict.yaml" else "test"
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    assert main([command, "--config", str(ROOT / "configs" / name), *tiny, *small, *data, *quiet, "--run_dir=x"]) == 0
-    assert read_rows("x")
-
-
-def tiny_weights() -> str:
-    import timm
-
-    torch.save(timm.create_model("test_resnet").state_dict(), "tiny.pth")
-    return "tiny.pth"
-
-
 @pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer", "metrics"])
 def test_every_block_composes_with_a_run(folder: str, photos: Path) -> None:
     for block in sorted((ROOT / "configs" / folder).glob("*.yaml")):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_cases import make_pets, make_voc
 from PIL import Image
 
 from optcam_pl.data import ImageReadError, TorchvisionDataset
@@ -42,15 +43,7 @@ def test_training_parts_have_arguments_of_their_own() -> None:
 
 
 def test_pets_have_a_class_and_a_mask(tmp_path: Path) -> None:
-    base = tmp_path / "oxford-iiit-pet"
-    (base / "images").mkdir(parents=True)
-    (base / "annotations" / "trimaps").mkdir(parents=True)
-    for name in ("Abyssinian_1", "beagle_1"):
-        Image.new("RGB", (8, 4)).save(base / "images" / f"{name}.jpg")
-        trimap = np.full((4, 8), 2, dtype=np.uint8)
-        trimap[:, :3], trimap[:, 3] = 1, 3
-        Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
-    (base / "annotations" / "test.txt").write_text("Abyssinian_1 1 1 1\nbeagle_1 2 1 1\n")
+    make_pets(tmp_path)
     arguments = {"root": str(tmp_path), "split": "test", "target_types": ["category", "segmentation"]}
     data = TorchvisionDataset("OxfordIIITPet", arguments, size=(4, 8), batch_size=2)
     batch = next(iter(data.test_dataloader()))
@@ -61,21 +54,7 @@ def test_pets_have_a_class_and_a_mask(tmp_path: Path) -> None:
 
 
 def test_voc_has_the_boxes_of_its_largest_objects_class(tmp_path: Path) -> None:
-    base = tmp_path / "VOCdevkit" / "VOC2012"
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (base / folder).mkdir(parents=True)
-    Image.new("RGB", (40, 20)).save(base / "JPEGImages" / "x.jpg")
-    objects = (("dog", 1, 1, 5, 5), ("cat", 11, 1, 40, 20), ("cat", 1, 11, 4, 14))
-    (base / "Annotations" / "x.xml").write_text(
-        "<annotation>"
-        + "".join(
-            f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
-            "</object>"
-            for name, a, b, c, d in objects
-        )
-        + "</annotation>"
-    )
-    (base / "ImageSets" / "Main" / "val.txt").write_text("x\n")
+    make_voc(tmp_path)
     data = TorchvisionDataset("VOCDetection", {"root": str(tmp_path), "image_set": "val"}, size=(20, 40))
     sample = data.table[0]
     assert data.class_names is not None

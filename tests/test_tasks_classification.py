@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
-from optcam_pl.tasks import ClassificationTask, fit_callbacks
+from optcam_pl.stopping import Stopped, stop_signals
+from optcam_pl.tasks import ClassificationTask, fit_callbacks, last_checkpoint
 from optcam_pl.weights import read_settings
 
 CLASSES = ("ant", "bee", "cat")
@@ -179,11 +180,10 @@ def test_a_fit_that_was_stopped_and_goes_on_ends_as_one_that_was_not(tree: Path,
 
     whole, stopped, second = make(), interrupted(make(), step), make()
     fit(whole, tree, tmp_path / "whole")
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit):
+    with stop_signals(), pytest.raises(Stopped):
         fit(stopped, tree, tmp_path / "run")
-    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = last_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
     assert torch.load(checkpoint, weights_only=True)["global_step"] == step
     loop = fit(second, tree, tmp_path / "run", checkpoint)
     assert loop.global_step == 12
@@ -191,11 +191,18 @@ def test_a_fit_that_was_stopped_and_goes_on_ends_as_one_that_was_not(tree: Path,
         torch.testing.assert_close(second.state_dict()[key], value, rtol=0, atol=1e-6)
 
 
-def test_a_fit_does_not_write_over_another(tree: Path, tmp_path: Path) -> None:
-    task = ClassificationTask(classifier(), head_epochs=1, epochs=0)
-    fit(task, tree, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"last.ckpt is of a fit that was run before. Go on from it with `--ckpt_path"):
-        fit(task, tree, tmp_path / "run")
+def test_a_fit_does_not_go_on_with_other_settings_but_for_longer(tree: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="Expected a fit to go on with in .*run', but there is no"):
+        last_checkpoint(run, "require")
+    assert last_checkpoint(run, "never") is None
+    fit(ClassificationTask(classifier(), head_epochs=1, epochs=1), tree, run)
+    with pytest.raises(FileExistsError, match="Expected no fit in .*run' with `resume` never"):
+        last_checkpoint(run, "never")
+    checkpoint = last_checkpoint(run)
+    with pytest.raises(ValueError, match=r"Expected the `lr` of the fit that is to go on, 1e-05, but got 0.1. Choose"):
+        fit(ClassificationTask(classifier(), head_epochs=1, epochs=1, lr=0.1), tree, run, checkpoint)
+    assert fit(ClassificationTask(classifier(), head_epochs=1, epochs=2), tree, run, checkpoint).current_epoch == 3
 
 
 def test_patience_counts_the_second_phase_alone(tree: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torchvision.datasets
@@ -24,6 +24,10 @@ _ANNOTATIONS: dict[str, tuple[Annotation, ...]] = {
     "CocoDetection": ("boxes", "masks"),
     "VOCSegmentation": ("masks",),
 }
+
+
+# Text comes first: a configuration's "2012" stays one.
+Argument: TypeAlias = str | bool | int | float | list[Any] | None
 
 
 class TorchvisionReader:
@@ -119,10 +123,10 @@ class TorchvisionDataset(ImageDataModule):
     def __init__(
         self,
         dataset: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, Argument],
         *,
-        train_arguments: dict[str, Any] | None = None,
-        val_arguments: dict[str, Any] | None = None,
+        train_arguments: dict[str, Argument] | None = None,
+        val_arguments: dict[str, Argument] | None = None,
         foreground: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -137,7 +141,8 @@ class TorchvisionDataset(ImageDataModule):
         self.arguments = arguments
         self.part_arguments = {"train": train_arguments, "val": val_arguments}
         self.foreground = foreground or ([1] if name == "OxfordIIITPet" else list(range(1, 255)))
-        segmented = "segmentation" in arguments.get("target_types", ())
+        kinds = arguments.get("target_types")
+        segmented = "segmentation" in (kinds if isinstance(kinds, list) else [kinds])
         self.annotations = ("masks",) if segmented else _ANNOTATIONS.get(name, ())
         self._datasets = {"": self._make({})}
 

@@ -1,37 +1,59 @@
-"""What keeps a fit from being lost: its checkpoints, a stop that can be taken up again, and stopping early."""
+"""What keeps a fit from being lost: its checkpoints, a stop from which it goes on, and stopping early."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from optcam_pl.stopping import Stopped, requested
 from optcam_pl.tasks.classification import ClassificationTask
+from optcam_pl.tasks.ledger import Resume
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FOLDER, _LAST = "checkpoints", "last.ckpt"
 
 
 def fit_callbacks(task: ClassificationTask, given: Sequence[Callback] = ()) -> list[Callback]:
-    """The callbacks of a fit: ``checkpoints/best.ckpt`` by validation accuracy, ``last.ckpt`` after every epoch and
-    when it is stopped by a signal, and early stopping where the task has `patience`.
+    """What a fit needs: checkpoints, and early stopping where the task has `patience`.
 
-    A fit goes on from ``last.ckpt`` by ``Trainer.fit(ckpt_path=...)``. Of a kind that is `given`, there is no other.
+    ``checkpoints/best.ckpt`` is that of the highest validation accuracy; ``checkpoints/last.ckpt`` is written after
+    every epoch, and when the fit is told to stop. A fit goes on from it by ``Trainer.fit(ckpt_path=...)``.
+
+    Args:
+        task: that is fitted.
+        given: callbacks that the trainer has already; of a kind among them there is no other.
     """
     best = ModelCheckpoint(
         monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False, enable_version_counter=False
     )
-    last = ModelCheckpoint(filename="last", every_n_epochs=1, enable_version_counter=False)
+    last = ModelCheckpoint(filename=Path(_LAST).stem, every_n_epochs=1, enable_version_counter=False)
     early = [] if task.patience is None else [PatienceOfSecondPhase(task.patience)]
-    callbacks = [best, last, ResumableStop(), *early]
-    present = [
-        kind for kind in (ModelCheckpoint, EarlyStopping, ResumableStop) if any(isinstance(c, kind) for c in given)
-    ]
-    return [callback for callback in callbacks if not isinstance(callback, tuple(present))]
+    kinds = (ModelCheckpoint, EarlyStopping, ResumableStop)
+    present = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in given))
+    return [callback for callback in (best, last, ResumableStop(), *early) if not isinstance(callback, present)]
+
+
+def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None:
+    """The checkpoint that a fit in this folder goes on from; None where it begins.
+
+    Args:
+        run_dir: folder of the run.
+        resume: "auto" goes on where there is one, "never" and "require" insist.
+
+    Raises:
+        FileExistsError: there is one, against "never".
+        FileNotFoundError: there is none, against "require".
+    """
+    file = Path(run_dir) / _FOLDER / _LAST
+    if file.exists() and resume == "never":
+        raise FileExistsError(f"Expected no fit in {str(run_dir)!r} with `resume` never, but there is {file}.")
+    if not file.exists() and resume == "require":
+        raise FileNotFoundError(f"Expected a fit to go on with in {str(run_dir)!r}, but there is no {file}.")
+    return file if file.exists() else None
 
 
 class PatienceOfSecondPhase(EarlyStopping):
@@ -52,62 +74,19 @@ class PatienceOfSecondPhase(EarlyStopping):
 
 
 class ResumableStop(Callback):
-    """Ctrl-C and SIGTERM end a fit after the batch that is under way, with a checkpoint to go on from.
-
-    The checkpoint is ``last.ckpt`` beside the trainer's others. A second signal ends the fit at once, without.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    @staticmethod
-    def file(trainer: L.Trainer) -> Path:
-        """Where the checkpoint is written."""
-        manager = trainer.checkpoint_callback
-        folder = manager.dirpath if isinstance(manager, ModelCheckpoint) else None
-        return Path(folder or trainer.log_dir or trainer.default_root_dir) / "last.ckpt"
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not write over another fit.
-
-        Raises:
-            ValueError: the folder has a checkpoint, and the fit does not go on from one.
-        """
-        if trainer.ckpt_path is None and self.file(trainer).exists():
-            raise ValueError(
-                f"{self.file(trainer)} is of a fit that was run before. Go on from it with `--ckpt_path "
-                f"{self.file(trainer)}`, or choose another `run_dir`."
-            )
-        trainer.strategy.barrier("checkpoints")  # before any rank writes one
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to the signals."""
-        self._asked = False
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
-
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
-        self._unhook()
-
-    def _unhook(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+    """A fit that is told to stop (see `optcam_pl.stopping`) does so after the batch in hand, with a checkpoint."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write the checkpoint and stop, if any process was asked to: all have to do it together."""
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            file = self.file(trainer)
-            trainer.save_checkpoint(file)
-            if trainer.is_global_zero:
-                print(f"\nstopped; go on with:  --ckpt_path {file}")
-            raise KeyboardInterrupt
+        """Write ``last.ckpt`` and end, if any process was told to: all have to do it together.
 
-    def on_train_end(self, *_: Any) -> None:
-        """Listen no more."""
-        self._unhook()
-
-    def on_exception(self, *_: Any) -> None:
-        """Listen no more."""
-        self._unhook()
+        Raises:
+            Stopped: after that.
+        """
+        signum = torch.tensor(requested() or 0, device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            signum = trainer.strategy.reduce(signum, reduce_op="max")
+        if signum:
+            manager = trainer.checkpoint_callback
+            folder = manager.dirpath if isinstance(manager, ModelCheckpoint) else None
+            trainer.save_checkpoint(Path(folder or trainer.log_dir or trainer.default_root_dir) / _LAST)
+            raise Stopped(int(signum))

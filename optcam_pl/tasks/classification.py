@@ -6,6 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import lightning as L
@@ -49,7 +50,7 @@ class ClassificationTask(L.LightningModule):
     `head_lr`, everything before it staying as it is, running means included; then everything, for `epochs` epochs at
     `lr`. The trainer's `max_epochs` has to be their sum (`max_epochs`; the command line sees to it). The classifier is
     thawed for as long as that takes. Its weights after any step depend on the run's seed and on the steps before alone,
-    so that a fit that was stopped and resumed ends as one that was not.
+    so that a fit that was stopped and goes on ends as one that was not.
 
     ``validate`` and ``test`` measure accuracy, macro F1 (mean over the classes that occur or are predicted) and AUROC
     (mean over the classes, each against the rest, that have images and are not all images) in percent, and the mean
@@ -113,6 +114,15 @@ class ClassificationTask(L.LightningModule):
             _check_weights(class_weights, classifier.num_classes)
         self.classifier = classifier
         self.head_epochs, self.head_lr, self.epochs, self.lr = head_epochs, head_lr, epochs, lr
+        # Without `epochs`: a fit may go on for longer than it was meant to.
+        self._recipe = {
+            "head_epochs": head_epochs,
+            "head_lr": head_lr,
+            "lr": lr,
+            "class_weights": class_weights,
+            "label_smoothing": label_smoothing,
+            "mixup": mixup,
+        }
         self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
         self.class_weights, self.label_smoothing, self.patience = class_weights, label_smoothing, patience
         self.max_epochs = head_epochs + epochs
@@ -150,6 +160,11 @@ class ClassificationTask(L.LightningModule):
             )
         return data
 
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run; known from `setup` on."""
+        return self._run_dir
+
     # Fit -----------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -165,6 +180,7 @@ class ClassificationTask(L.LightningModule):
                 f"and {classifier.num_classes}. Set `num_classes` of the classifier to get a new head."
             )
         self.data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+        self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
             self._setup_fit(names)
 
@@ -265,11 +281,22 @@ class ClassificationTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the classifier's settings, and the phase."""
         checkpoint[SETTINGS] = self._settings
-        checkpoint["phase"] = self._phase
+        checkpoint["fit"] = {**self._recipe, "phase": self._phase}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the phase up."""
-        self._phase = checkpoint.get("phase")
+        """Take the phase up.
+
+        Raises:
+            ValueError: the checkpoint is of a fit with other settings.
+        """
+        fit = dict(checkpoint.get("fit", {}))
+        self._phase = fit.pop("phase", None)
+        for name, value in self._recipe.items():
+            if fit.get(name, value) != value:
+                raise ValueError(
+                    f"Expected the `{name}` of the fit that is to go on, {fit[name]!r}, but got {value!r}. Choose "
+                    "another `run_dir` to begin a new one."
+                )
 
     # Measure -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,205 @@
+"""Every config runs, on made-up data and with a tiny network; fitting and explaining take one config each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from data_cases import make_pets, make_tree, make_voc
+
+from optcam_pl.cli import main
+from optcam_pl.data import ChestXRay, Kvasir
+from optcam_pl.imagenet import imagenet_wnids
+from optcam_pl.records import read_rows
+from optcam_pl.report import load_run
+from optcam_pl.tasks import ClassificationTask
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TINY = str(CONFIGS.parent / "tests" / "conf" / "tiny.yaml")
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--threads=1"]
+SMALL = ["--data.batch_size=4", "--data.num_workers=0"]
+CLASSES = {"ChestXRay": ("NORMAL", "PNEUMONIA"), "Kvasir": Kvasir.CLASSES}
+
+pytestmark = pytest.mark.filterwarnings(
+    # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
+    "ignore::DeprecationWarning",
+)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def read(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
+
+
+def made_up(data: dict[str, Any]) -> list[str]:
+    """The words that put made-up images in the place of a config's data."""
+    name, here = data["class_path"], Path("made up")
+    if name in ("ImageNet", "ImageFolder"):
+        make_tree(here, imagenet_wnids()[:2], {"": 6})
+    elif name == "ImagePaths":
+        return [f"--data.paths={make_tree(here, ['x'], {'': 4})}"]
+    elif name == "ChestXRay":
+        make_tree(here / "chest_xray", CLASSES[name], {"train": 8, "val": 4, "test": 4}, grey=True)
+    elif name == "Kvasir":
+        make_tree(here, CLASSES[name], {"": 64})
+    elif name == "Shapes":
+        return ["--data.images=6", "--data.train_images=12"]
+    elif name == "SamplePhotos":
+        return []
+    elif name == "CSVImages":
+        file = next(make_tree(here, ["x"], {"": 1}).rglob("*.jpeg"))
+        Path("images.csv").write_text(f"path,label,x1,y1,x2,y2,split\n{file},0,1,1,9,9,test\n")
+        return ["--data.file=images.csv", "--data.root=."]
+    else:
+        (make_voc if data["init_args"]["dataset"] == "VOCDetection" else make_pets)(here)
+        return [f"--data.arguments.root={here}"]
+    return [f"--data.root={here}"]
+
+
+def tiny_weights(classes: int) -> str:
+    torch.save(timm.create_model("test_resnet", num_classes=classes).state_dict(), "tiny.pth")
+    return "tiny.pth"
+
+
+def tiny(config: dict[str, Any], fit: bool) -> list[str]:
+    """The words that put a tiny network in the place of a config's."""
+    given = config["model"]["init_args"]["classifier"]["init_args"]
+    data = config["data"]["class_path"]
+    classes = given.get("num_classes") or {"Shapes": 6}.get(data) or len(CLASSES.get(data, range(1000)))
+    words = ["network=timm/test_resnet", f"weights={'random' if fit else tiny_weights(classes)}", "input_size=64"]
+    words += ["target_layer=layer4"] if "target_layer" in given else []
+    return [f"--model.classifier.{word}" for word in words]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("paper/*.yaml")), ids=lambda p: p.stem
+)
+def test_every_config_runs_with_a_tiny_network(path: Path) -> None:
+    config = read(path)
+    fit = path.stem.endswith("_fit")
+    command = "fit" if fit else "predict" if path.stem == "predict" else "test"
+    words = [*tiny(config, fit), *made_up(config["data"]), *QUIET, "--run_dir=run", "--data.batch_size=4"]
+    if "num_workers" in config["data"]["init_args"]:
+        words.append("--data.num_workers=0")
+    if fit:
+        words += ["--model.head_epochs=1", "--model.epochs=1"]
+    elif config["model"]["class_path"] == "SaliencyTask":
+        words.append("--model.explainer.max_iter=2")
+    assert main([command, "--config", str(path), *words]) == 0
+    if fit:
+        assert Path("run/checkpoints/best.ckpt").is_file()
+    elif config["model"]["class_path"] == "SaliencyTask":
+        assert read_rows("run")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda p: p.stem)
+def test_every_data_block_runs(path: Path) -> None:
+    words = [*made_up(read(path)["data"]), "--data.num_workers=0", *QUIET, "--model.target=predicted", "--run_dir=run"]
+    assert main(["test", "--config", TINY, "--config", str(path), *words, "--model.explainer=FakeCAM"]) == 0
+    assert read_rows("run")
+
+
+def interrupt_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C happen within the training step of that number."""
+    steps: Iterator[int] = iter(range(1, 1000))
+    original = ClassificationTask.training_step
+
+    def training_step(self: ClassificationTask, batch: Any) -> Any:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "network", "data", "counts"),
+    [
+        ("chest_xray", "resnet50", ChestXRay, {"train": 160, "val": 16, "test": 24}),
+        ("kvasir", "vgg16_bn", Kvasir, {"": 208}),
+    ],
+)
+def test_a_network_is_fine_tuned_and_explained_by_one_config_each(
+    dataset: str, network: str, data: Any, counts: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root = make_tree(Path("tree"), CLASSES[data.__name__], counts, grey=data is ChestXRay)
+    config = str(CONFIGS / "paper" / f"{dataset}_{network}")
+    common = ["fit", "--config", f"{config}_fit.yaml", f"--data.root={root}", *QUIET]
+    settings = ["network=timm/test_resnet", "weights=random", "input_size=32", "target_layer=layer3"]
+    common += [f"--model.classifier.{word}" for word in settings]
+    common += ["--data.batch_size=16", "--data.num_workers=0", "--model.head_epochs=1", "--model.epochs=2"]
+    common += ["--model.lr=0.01", "--model.mixup=0.2"]
+    assert main([*common, "--run_dir=whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_step(13, patch)
+        assert main([*common, "--run_dir=run"]) == 130
+    assert "goes on with:\n  optcam fit" in capsys.readouterr().err
+    assert main([*common, "--run_dir=run"]) == 0
+    whole, again = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "run"))
+    assert whole["global_step"] == again["global_step"] == 30  # ten an epoch
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(again["state_dict"][key], value, rtol=0, atol=1e-6)
+    assert len(list(Path("run").glob("events.out.tfevents*"))) == 2
+
+    explain = ["test", "--config", f"{config}.yaml", f"--data.root={root}", *QUIET, *SMALL]
+    checkpoint = "--model.classifier.weights=run/checkpoints/best.ckpt"
+    with pytest.raises(ValueError, match=f"are of timm/test_resnet, but `network` is torchvision/{network}"):
+        main([*explain, checkpoint])
+    explain += ["--model.classifier.network=timm/test_resnet", "--model.explainer.max_iter=3", "--run_dir=test"]
+    assert main([*explain, checkpoint]) == 0
+    out = capsys.readouterr().out
+    assert all(column in out for column in ("AD", "AG", "AI"))
+    manifest = load_run("test").manifest
+    assert manifest["settings"]["layer"] == ["layer3"]
+    assert manifest["settings"]["input"].startswith("32x32")
+    assert manifest["images"] == 24
+    assert {row.target for row in read_rows("test")} == set(range(len(CLASSES[data.__name__])))
+
+
+def test_accuracy_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree(Path("tree"), imagenet_wnids()[:2], {"": 6})
+    config = CONFIGS / "imagenet_accuracy.yaml"
+    words = [*tiny(read(config), False), f"--data.root={root}", *SMALL, *QUIET]
+    assert main(["test", "--config", str(config), *words]) == 0
+    assert "accuracy 0.00 %   macro F1 0.00 %   AUROC" in capsys.readouterr().out
+    assert Path("logs/imagenet/test_resnet/version_0").is_dir()
+
+
+@pytest.mark.ddp
+def test_two_processes_train_as_one_with_batches_of_twice_the_size() -> None:
+    """Without batch normalisation, which is each process's own; the second process has nothing to validate."""
+    root = make_tree(Path("tree"), ["ant", "bee"], {"train": 24, "val": 3, "test": 5})
+    config = str(CONFIGS / "paper" / "chest_xray_resnet50_fit.yaml")
+    data = ["--data=ImageFolder", f"--data.root={root}", "--data.split=test", "--data.num_workers=0"]
+    words = [*data, *QUIET, "--model.classifier.network=timm/test_vit", "--model.classifier.weights=random"]
+    words += ["--model.head_epochs=1", "--model.epochs=2", "--model.lr=0.01", "--model.optimizer=torch.optim.SGD"]
+    scores = []
+    for devices in (1, 2):
+        folder, batch = f"--run_dir=p{devices}", f"--data.batch_size={8 // devices}"
+        spread = [f"--trainer.devices={devices}", *(["--trainer.strategy=ddp"] if devices > 1 else [])]
+        command = [sys.executable, "-m", "optcam_pl", "fit", "--config", config, *words, batch, folder, *spread]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        stored = torch.load(f"p{devices}/checkpoints/last.ckpt", weights_only=True)
+        best = next(state for key, state in stored["callbacks"].items() if "val/accuracy" in key)
+        scores.append((stored["global_step"], float(best["best_model_score"]), stored["state_dict"]))
+    assert scores[0][:2] == scores[1][:2]
+    assert scores[0][0] == 9
+    for key, value in scores[0][2].items():
+        torch.testing.assert_close(scores[1][2][key], value, rtol=0, atol=1e-5)
