@@ -212,6 +212,11 @@ class OptcamCLI(LightningCLI):
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # TensorBoard's writer, whose disk is full, does not name its file.
+            raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
 
     def _logger(self) -> TensorBoardLogger:
         run_dir = self._get(self.config, "run_dir")
