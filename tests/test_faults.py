@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -296,3 +297,12 @@ def test_a_hung_loader_ends_the_run_after_its_timeout(photos: Path, tmp_path: Pa
     code, _, err = finish(words, 100, PYTHONPATH=path)
     assert code != 0
     assert "timed out after 5 seconds" in err
+
+
+def test_the_benchmark_of_bookkeeping_counts_every_image() -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "bookkeeping.py"
+    code, out, err = finish([sys.executable, str(script), "--images", "200"])
+    assert code == 0, err
+    measured = json.loads(out.splitlines()[-1])
+    assert measured["images"] == 200
+    assert measured["ms_per_image_in_ledger"].keys() == {"prepare", "write", "sync_data", "heed", "finish"}
