@@ -183,6 +183,8 @@ class OptcamCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
+        if config.get("default_root_dir") is None:  # without a logger; and Lightning would look for checkpoints here
+            kwargs["default_root_dir"] = self._get(self.config, "run_dir") or "logs"
         callbacks: list[Callback] = list(config.get("callbacks") or [])
         wanted: list[tuple[type[Callback], bool]] = [
             (TensorBoardPanels, True),
