@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -112,8 +113,8 @@ def test_selectivity_and_augment_are_settings_of_any_run(photos: Path, capsys: p
 
 @pytest.mark.parametrize(("target", "rank"), [("predicted", 0), ("second", 1), ("least", -1), (5, None)])
 def test_the_class_that_is_explained_is_chosen_by_rank_or_number(photos: Path, target: str, rank: int | None) -> None:
-    weights = tiny_weights()
-    words = ["--model.explainer=FakeCAM", f"--model.target={target}", f"--model.classifier.weights={weights}"]
+    torch.save(timm.create_model("test_resnet").state_dict(), "tiny.pth")
+    words = ["--model.explainer=FakeCAM", f"--model.target={target}", "--model.classifier.weights=tiny.pth"]
     main(["test", "--config", TINY, f"--data.root={photos}", "--run_dir=x", *words])
     run = load_run("x")
     classifier, data = Classifier("timm/test_resnet", weights, input_size=64), ImageFolder(str(photos))

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from safetensors.torch import load
 
 from optcam_pl import stopping
-from optcam_pl.cli import main, parse_shard
+from optcam_pl.cli import OptcamCLI, main, parse_shard
 from optcam_pl.data import ImageDataModule
 from optcam_pl.records import FingerprintMismatch, RecordError, RunLock, read_rows
 from optcam_pl.report import load_run, summarise
+from optcam_pl.tasks import SaliencyTask
 from optcam_pl.tasks.ledger import Ledger
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
@@ -230,6 +232,30 @@ def test_more_errors_than_allowed_end_the_run_and_more_may_be_allowed_later(phot
     assert [row.status for row in read_rows("run")].count("error") == 2
     with pytest.raises(ValueError, match="`on_error` to be 'record' with `max_errors`"):
         run("test", "other", "--data.max_errors=1")
+
+
+@pytest.mark.usefixtures("photos")
+def test_slurm_requeues_nothing_by_itself_and_a_stale_checkpoint_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {"NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_ID": 7}
+    for key, value in environment.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of something else")
+    seen: list[Any] = []
+    monkeypatch.setattr(SaliencyTask, "on_test_model_eval", lambda task: seen.append(task.trainer), raising=False)
+    assert run("test", "run", "--trainer.logger=false") == 0
+    assert seen[0]._accelerator_connector.cluster_environment.auto_requeue is False
+    assert len(read_rows("run")) == 7  # in its folder, without a logger too
+
+
+@pytest.mark.usefixtures("photos")
+def test_processes_wait_for_each_other_for_five_minutes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers: list[Any] = []
+    monkeypatch.setattr(OptcamCLI, "_run_subcommand", lambda cli, _: trainers.append(cli.trainer))
+    run("test", "run", "--trainer.devices=2")
+    assert trainers[0].strategy._timeout == timedelta(seconds=300)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_only_the_first_signal_waits_for_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,7 @@ class SaliencyTask(L.LightningModule):
             "predicted": self.result.logits.argmax(1)[real],
         }
 
-    def _write(self, *_: Any) -> None:
+    def _write(self, *_: Any, **__: Any) -> None:
         """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
         if self.result is not None:
             self.ledger.write(self.result.rows, self.data.max_errors)
@@ -459,7 +459,8 @@ class SaliencyTask(L.LightningModule):
         manifest = self.manifest(stage)
         if self.stored is not None:
             self.stored.check(manifest["fingerprint"])
-        writers = [callback for callback in trainer.callbacks if isinstance(callback, FileWriter)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        writers = [callback for callback in callbacks if isinstance(callback, FileWriter)]
 
         def lacking(rows: Sequence[Row]) -> set[int]:
             without = {index for writer in writers for index in writer.lacking(self.run_dir, rows)}
