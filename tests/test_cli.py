@@ -117,7 +117,7 @@ def test_the_class_that_is_explained_is_chosen_by_rank_or_number(photos: Path, t
     words = ["--model.explainer=FakeCAM", f"--model.target={target}", "--model.classifier.weights=tiny.pth"]
     main(["test", "--config", TINY, f"--data.root={photos}", "--run_dir=x", *words])
     run = load_run("x")
-    classifier, data = Classifier("timm/test_resnet", weights, input_size=64), ImageFolder(str(photos))
+    classifier, data = Classifier("timm/test_resnet", "tiny.pth", input_size=64), ImageFolder(str(photos))
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     image = torch.stack([data.table[i]["image"] for i in range(len(data.table))])
     order = classifier(image).argsort(1, descending=True)
