@@ -293,7 +293,7 @@ def mean_over(summaries: Sequence[Summary]) -> Summary:
 
 def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
     """The tables, what is missing in them and why, and where everything is."""
-    found = {key: replace(summarise(load_run(run)), explainer=key[1].name) for key, run in outcome.runs.items()}
+    found = {key: replace(summarise(load_run(run), "bca"), explainer=key[1].name) for key, run in outcome.runs.items()}
     tables = [[found[dataset, m] for m in methods if (dataset, m) in found] for dataset in datasets]
     if len(datasets) > 1:
         everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]

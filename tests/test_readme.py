@@ -74,6 +74,12 @@ def test_the_python_snippet_runs(workplace: Path) -> None:
     assert "Egyptian cat" in run([sys.executable, "-c", snippet], workplace)
 
 
+def test_every_picture_and_page_that_is_linked_exists() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert "docs/opticam.png" in links
+    assert all((ROOT / link).is_file() for link in links if not link.startswith("http"))
+
+
 def test_make_demo_runs_the_command_that_the_readme_promises() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM" in makefile
