@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from optcam_pl import Classifier, GradCAM
+from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.data import Batch, ImageDataModule, ImagePaths, SamplePhotos
 from optcam_pl.metrics import Deletion, Insertion
 from optcam_pl.probes import Probes, merge_needs
@@ -34,6 +35,7 @@ def photographs(folder: str | None, classifier: Classifier) -> torch.Tensor:
 
 def main(folder: str | None) -> None:
     """Measure in turns, so that a change of the machine's pace meets both, and print the ratio of the sums."""
+    keep_freed_memory()
     classifier = Classifier("demo/efficientnet_lite0")
     image = photographs(folder, classifier)
     batch = Batch(image=image, id=[str(i) for i in range(IMAGES)], index=torch.arange(IMAGES), error=[""] * IMAGES)

@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 # Importing them is what lets a config name these classes without their module.
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
+from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
@@ -375,6 +376,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     if args is not None:
         return run(args)
+    keep_freed_memory()
     try:
         return run(sys.argv[1:])
     except (ValueError, TypeError, ImportError, OSError, RecordError) as error:
