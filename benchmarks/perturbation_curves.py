@@ -21,7 +21,7 @@ from optcam_pl.data import Batch, ImageDataModule, ImagePaths, SamplePhotos
 from optcam_pl.metrics import Deletion, Insertion
 from optcam_pl.probes import Probes, merge_needs
 
-IMAGES, STEPS, CHUNK = 16, 224, 64
+IMAGES, STEPS, CHUNK, ROUNDS = 16, 224, 64, 1
 
 
 def photographs(folder: str | None, classifier: Classifier) -> torch.Tensor:
@@ -46,7 +46,7 @@ def main(folder: str | None) -> None:
         logits = classifier(image)
         explanation = GradCAM()(classifier, image)
         several = image.repeat(CHUNK // IMAGES, 1, 1, 1)
-        for _ in range(2):
+        for _ in range(ROUNDS):
             start = time.perf_counter()
             for _ in range(2 * STEPS * IMAGES // CHUNK):
                 classifier(several)
@@ -61,7 +61,7 @@ def main(folder: str | None) -> None:
         f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()},"
     )
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
-    print(f"{classifier.name}, {IMAGES} photographs, {STEPS} steps, {CHUNK} images a pass, sums of two rounds")
+    print(f"{classifier.name}, {IMAGES} photographs, {STEPS} steps, {CHUNK} images a pass")
     print(f"bare network, {IMAGES} x {2 * STEPS} images: {seconds['bare']:.1f} s")
     print(f"insertion and deletion:            {seconds['curves']:.1f} s")
     print(f"ratio:                             {seconds['curves'] / seconds['bare']:.3f}")
