@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test test-faults lint bench
 
 help:
 	@echo "make demo   explain real photographs with real weights: a table, pictures, TensorBoard logs"
-	@echo "make test   run every test"
+	@echo "make test   run every test but those of faults"
+	@echo "make test-faults  kill, starve and signal real runs, for minutes"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  measure side by side with other packages"
 
@@ -28,6 +29,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-faults: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

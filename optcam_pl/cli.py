@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 # Importing them is what lets a config name these classes without their module.
@@ -196,6 +197,8 @@ class OptcamCLI(LightningCLI):
             "max_epochs": self.model.max_epochs if isinstance(self.model, ClassificationTask) else 1,
         }
         kwargs |= {key: value for key, value in chosen.items() if config.get(key) is None}
+        if config.get("default_root_dir") is None:  # without a logger; and Lightning would look for checkpoints here
+            kwargs["default_root_dir"] = self._get(self.config, "run_dir") or "logs"
         callbacks: list[Callback] = list(config.get("callbacks") or [])
         wanted: list[tuple[type[Callback], bool]] = [
             (TensorBoardPanels, True),
@@ -236,6 +239,11 @@ class OptcamCLI(LightningCLI):
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # TensorBoard's writer, whose disk is full, does not name its file.
+            raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
 
     def _logger(self) -> TensorBoardLogger:
         run_dir = self._get(self.config, "run_dir")
@@ -330,7 +338,7 @@ def run(argv: Sequence[str]) -> int:
         The exit code: 0; 3 where images could not be read; 130 or 143 after a signal. In the processes that another
         one has started for its run 0 as well: that one gives the exit code.
     """
-    commands = {
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
         "report": report_command,
         "verify": verify_command,
         "gallery": gallery_command,

@@ -135,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--explainers", nargs="+", required=True, metavar="NAME", help="all, " + ", ".join(sorted(_known())))
-    add("--config", action="append", default=[], metavar="FILE", help="settings; several are merged in their order")
+    add(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="settings; several are merged in their order",
+    )
     add(
         "--data",
         action="append",
@@ -286,13 +293,13 @@ def mean_over(summaries: Sequence[Summary]) -> Summary:
 
 def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
     """The tables, what is missing in them and why, and where everything is."""
-    found = {key: replace(summarise(load_run(run)), explainer=key[1].name) for key, run in outcome.runs.items()}
+    found = {key: replace(summarise(load_run(run), "bca"), explainer=key[1].name) for key, run in outcome.runs.items()}
     tables = [[found[dataset, m] for m in methods if (dataset, m) in found] for dataset in datasets]
     if len(datasets) > 1:
         everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]
         tables.append([mean_over([found[dataset, m] for dataset in datasets]) for m in everywhere])
     for summaries in filter(None, tables):
-        print("\n" + table(summaries, format=format))
+        print("\n" + table(summaries, format=format), end="")
     failed = {" on ".join(filter(None, (m.name, d.name))): _words(e) for (d, m), e in outcome.failed.items()}
     for title, missing in (("skipped", outcome.skipped), ("failed", failed)):
         if missing:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -96,6 +97,28 @@ class Probes:
     def evidence(self, needs: Mapping[str, Mapping[str, Any]]) -> dict[str, Evidence]:
         """The named quantities, on the image's device."""
         return {name: self._get(name, **options) for name, options in needs.items()}
+
+    def only(self, chosen: list[int]) -> Probes:
+        """The probes of some of the images, by position; p, o and the masked images are those of the whole batch."""
+        if len(chosen) == len(self.image):
+            return self
+        explanation = self.explanation
+        part = Probes(
+            self.classifier,
+            self.explainer,
+            cast(Batch, {key: _at(value, chosen) for key, value in self.batch.items()}),
+            self.logits[chosen],
+            replace(
+                explanation,
+                saliency=explanation.saliency[chosen],
+                target=explanation.target[chosen],
+                degenerate=explanation.degenerate[chosen],
+            ),
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+        )
+        part._found = {name: self._tensor(name)[chosen] for name in ("original", "masked", "masked_image")}
+        return part
 
     def _get(self, name: str, **options: Any) -> Evidence:
         if name not in self._found:
@@ -275,6 +298,10 @@ class Probes:
         if name not in self.batch:
             raise ValueError(f"Expected a dataset with {name}, which a metric needs, but this one has none.")
         return self.batch[name]
+
+
+def _at(value: Any, chosen: list[int]) -> Any:
+    return value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
 
 
 _PROBES: dict[str, Callable[..., Evidence]] = {

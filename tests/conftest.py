@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,6 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Seven noisy pictures in two class folders."""
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        folder = tmp_path / "photos" / ("n01440764" if i % 2 else "n01484850")
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((90, 80)).save(folder / f"photo {i}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from optcam_pl.classifier import Classifier
 from optcam_pl.cli import main
+from optcam_pl.data import ImageFolder
 from optcam_pl.metrics import METRICS
 from optcam_pl.records import read_rows
 from optcam_pl.report import load_run, summarise
@@ -29,18 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",
 )
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Seven noisy pictures in two class folders."""
-    rng = np.random.default_rng(0)
-    for i in range(7):
-        folder = tmp_path / "photos" / ("n01440764" if i % 2 else "n01484850")
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((90, 80)).save(folder / f"photo {i}.png")
-    return tmp_path / "photos"
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +91,39 @@ def test_weights_of_other_settings_are_refused_by_name(photos: Path) -> None:
     main(["test", *common, "--run_dir=alone"])
     with pytest.raises(ValueError, match="the run folder of an `optcam fit`, but alone is one of an `optcam test`"):
         main(["test", *common, "--model.weights_from=alone"])
+
+
+def test_selectivity_and_augment_are_settings_of_any_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--config", TINY, f"--data.root={photos}", "--data.limit=3"]
+    main(["fit", *common, "--run_dir=fit"])
+    main(["test", *common, "--run_dir=plain"])
+    raised = ["--model.selectivity=0.5"]
+    main(["test", *common, *raised, "--run_dir=alone"])
+    main(["test", *common, *raised, "--run_dir=with", "--model.weights_from=fit"])  # one fit serves every exponent
+    assert rows_of(Path("alone")) == rows_of(Path("with")) != rows_of(Path("plain"))
+    augment = ["--model.augment=true", "--model.explainer=GradCAM"]
+    main(["test", *common, *augment, "--run_dir=views"])
+    settings = [load_run(run).manifest["explainer_settings"] for run in ("plain", "alone", "views")]
+    assert [s.get("selectivity") for s in settings] == [None, 0.5, None]
+    assert [s.get("augment") for s in settings] == [None, None, True]
+    for command, more in (("fit", []), ("test", ["--model.weights_from=fit"])):
+        with pytest.raises(ValueError, match="Expected `augment` to be off"):
+            main([command, *common, *more, "--model.augment=true", "--run_dir=refused"])
+
+
+@pytest.mark.parametrize(("target", "rank"), [("predicted", 0), ("second", 1), ("least", -1), (5, None)])
+def test_the_class_that_is_explained_is_chosen_by_rank_or_number(photos: Path, target: str, rank: int | None) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), "tiny.pth")
+    words = ["--model.explainer=FakeCAM", f"--model.target={target}", "--model.classifier.weights=tiny.pth"]
+    main(["test", "--config", TINY, f"--data.root={photos}", "--run_dir=x", *words])
+    run = load_run("x")
+    classifier, data = Classifier("timm/test_resnet", "tiny.pth", input_size=64), ImageFolder(str(photos))
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    image = torch.stack([data.table[i]["image"] for i in range(len(data.table))])
+    order = classifier(image).argsort(1, descending=True)
+    for row, ranked in zip(run.rows, order, strict=True):
+        assert row.predicted == ranked[0]
+        assert row.target == (5 if rank is None else ranked[rank])
 
 
 def test_predict_explains_a_single_file(photos: Path) -> None:
@@ -189,11 +212,16 @@ def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.Capture
     common = ["--config", TINY, f"--data.root={photos}"]
     with pytest.raises(ValueError, match="photo 9.png"):
         main(["test", *common])
-    main(["test", *common, "--data.on_error=record", "--run_dir=recorded"])
+    assert main(["test", *common, "--data.on_error=record", "--run_dir=recorded"]) == 3
     rows = read_rows("recorded")
     assert [row.id for row in rows if row.status == "error"] == ["n01440764/photo 9.png"]
     assert len(rows) == 8
-    assert "errors (1), not counted: n01440764/photo 9.png" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "errors (1), not counted: n01440764/photo 9.png" in told.out
+    assert "1 of 8 images could not be read" in told.err
+    compare = ["--explainers", "GradCAM", "FakeCAM", "--data.on_error=record", "--run_dir=both"]
+    main(["compare", *common, *compare])  # goes on to the second
+    assert [len(read_rows(f"both/{name}")) for name in compare[1:3]] == [8, 8]
 
 
 @pytest.mark.parametrize(

@@ -218,3 +218,30 @@ def test_objectives_that_look_outside_need_it() -> None:
     for name, outside in itertools.product(("io_mask", "io_diff"), (None,)):
         with pytest.raises(ValueError, match="Expected `outside`"):
             objective_value(name, y, y, outside)  # type: ignore[arg-type]
+
+
+def test_selectivity_is_that_of_the_call_in_fit_and_from_weights_too() -> None:
+    classifier, image, target = tiny(), torch.rand(2, 3, 16, 16), torch.tensor([1, 2])
+    explainer = OptiCAM(max_iter=5)
+    explainer.selectivity = 0.5
+    called = explainer(classifier, image, target)
+    u = [nn.Parameter(torch.zeros(6)) for _ in image]
+    fitted = explainer.fit(classifier, image, target, u, explainer.make_optimizer(u))
+    assert called.weights is not None
+    recalled = explainer.from_weights(classifier, image, target, called.weights)
+    assert torch.equal(called.saliency, fitted.saliency)
+    assert torch.equal(called.saliency, recalled.saliency)
+
+
+def test_weights_are_not_fitted_for_several_views() -> None:
+    classifier, image, target = tiny(), torch.rand(1, 3, 16, 16), torch.tensor([1])
+    explainer = OptiCAM(max_iter=2)
+    explainer.augment = True
+    u = [nn.Parameter(torch.zeros(6))]
+    with pytest.raises(ValueError, match="Expected `augment` to be off where weights are fitted"):
+        explainer.fit(classifier, image, target, u, explainer.make_optimizer(u))
+    with pytest.raises(ValueError, match="Expected `augment` to be off where weights are fitted"):
+        explainer.from_weights(classifier, image, target, torch.full((1, 6), 1 / 6))
+    weights = explainer(classifier, image, target).weights
+    explainer.augment = False
+    assert torch.equal(weights, explainer(classifier, image, target).weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from optcam_pl import explainers
 from optcam_pl.classifier import Classifier
-from optcam_pl.explainers import Explainer
+from optcam_pl.explainers import CallableExplainer, CaptumExplainer, Explainer, Explanation, GradCAM, OptiCAM
 
 # Settings with which a method takes no time, or that it cannot do without.
 QUICK: dict[str, dict[str, Any]] = {
@@ -109,6 +110,20 @@ def test_a_map_has_the_images_shape_lies_in_0_1_and_depends_on_no_neighbour(name
         torch.testing.assert_close(alone.saliency, saliency[:1], atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_promises_hold_for_views_and_exponents_too(name: str) -> None:
+    explainer = make(name)
+    classifier, image = suitable(explainer), torch.rand(2, 3, 16, 16)
+    explainer.augment, explainer.selectivity = True, 0.5
+    with leaves_no_trace(classifier):
+        saliency = explainer(classifier, image, 1).saliency
+    assert saliency.shape == (2, 1, 16, 16)
+    assert bool(torch.isfinite(saliency).all())
+    assert 0 <= float(saliency.min()) <= float(saliency.max()) <= 1
+    neighbour = torch.stack([image[0], torch.rand(3, 16, 16)])
+    assert torch.equal(explainer(classifier, neighbour, 1).saliency[0], saliency[0])
+
+
 class _Fuse(nn.Module):
     """Burns in the middle of a network's pass number `at`, and stays so until it is mended."""
 
@@ -194,3 +209,90 @@ def test_a_config_block_makes_its_explainer(block: Path) -> None:
     explainer = getattr(explainers, name)(**parsed.get("init_args", Namespace()).as_dict())
     assert name in NAMES
     assert isinstance(explainer, Explainer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check_says_before_a_call_what_the_call_would_say(name: str) -> None:
+    explainer = make(name)
+    for classifier in (tiny_cnn(), tiny_vit()):
+        with leaves_no_trace(classifier):
+            try:
+                explainer.check(classifier)
+            except (ValueError, TypeError) as refusal:
+                with pytest.raises(type(refusal), match=re.escape(str(refusal))):
+                    explainer(classifier, torch.rand(1, 3, 16, 16))
+            else:
+                assert works_on(explainer, classifier)
+
+
+def test_guided_backpropagation_without_a_relu_is_refused_as_it_would_be_the_gradient() -> None:
+    pytest.importorskip("captum")
+    with pytest.raises(ValueError, match="which is the method Saliency"):
+        CaptumExplainer("GuidedBackprop")(tiny_vit(), torch.rand(1, 3, 16, 16))
+
+
+def test_check_takes_no_pass_a_sample() -> None:
+    classifier = tiny_cnn()
+    passes: list[int] = []
+    classifier.register_forward_hook(lambda *_: passes.append(1))
+    for name in ("RISE", "ScoreCAM", "AblationCAM", "OptiCAM", "ExtremalPerturbation", "MeaningfulPerturbation"):
+        make(name).check(classifier)
+    assert len(passes) == 3  # one where there is a layer to look for
+
+
+def explained(explainer: Explainer, image: torch.Tensor) -> Explanation:
+    explanation = explainer(Classifier(nn.Flatten(), input_size=2), image, 0)
+    assert isinstance(explanation, Explanation)
+    return explanation
+
+
+def test_augment_is_the_normalised_mean_over_six_views() -> None:
+    # Brightness: 0.48 is above 0.5 when brightened, nothing is when darkened; symmetric, so mirroring changes nothing.
+    bright = CallableExplainer(lambda classifier, image, target: (image[:, 0] > 0.5).float())
+    bright.augment = True
+    image = torch.tensor([0.48, 0.52, 0.48, 0.2]).expand(1, 3, 2, 4)
+    row = torch.tensor([1 / 2, 1, 1 / 2, 0])  # (0 1 0 0), (0 0 0 0) and (1 1 1 0) have the mean (1/3 2/3 1/3 0)
+    mirrored = row.flip(0)
+    torch.testing.assert_close(explained(bright, image).saliency, row.expand(1, 1, 2, 4))
+    torch.testing.assert_close(explained(bright, image.flip(3)).saliency, mirrored.expand(1, 1, 2, 4))
+    # A map that does not follow the image: mirrored back it cancels, which is said.
+    fixed = CallableExplainer(lambda classifier, image, target: torch.arange(4.0).expand(1, 2, 4))
+    fixed.augment = True
+    assert explained(fixed, image).saliency.sum() == 0
+    assert explained(fixed, image).degenerate.tolist() == [True]
+    assert fixed.settings()["augment"] is True
+
+
+def test_augment_keeps_pixels_within_their_range_and_asks_for_one_class() -> None:
+    seen: list[tuple[float, int]] = []
+
+    def spy(classifier: Classifier, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append((float(image.max()), int(target)))
+        return image.mean(1)
+
+    explainer = CallableExplainer(spy)
+    explainer.augment = True
+    classifier = Classifier(nn.Flatten(), input_size=2)
+    explainer(classifier, torch.tensor([0.1, 0.5, 0.95, 0.2]).view(1, 1, 2, 2).expand(1, 3, 2, 2))
+    brightness = [0.95, 0.855, 1.0, 0.95, 0.855, 1.0]
+    assert [high for high, _ in seen] == pytest.approx(brightness)
+    assert {target for _, target in seen} == {2}
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 2, 10])
+def test_selectivity_is_an_exponent_of_the_map_and_of_nothing_else(alpha: float) -> None:
+    classifier, image = tiny_cnn(), torch.rand(2, 3, 16, 16)
+    plain, raised = OptiCAM(max_iter=3), OptiCAM(max_iter=3)
+    raised.selectivity = alpha
+    before, after = plain(classifier, image), raised(classifier, image)
+    assert torch.equal(after.saliency, before.saliency**alpha)
+    assert torch.equal(after.weights, before.weights)
+    assert torch.equal(after.objective, before.objective)
+    assert torch.equal(after.degenerate, before.degenerate)
+    assert raised.settings() == {**plain.settings(), "selectivity": alpha}
+
+
+def test_selectivity_is_positive() -> None:
+    for alpha in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Expected `selectivity` to be above 0, but got"):
+            GradCAM().selectivity = alpha

@@ -6,15 +6,14 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.distributed_c10d import _get_default_store
 
 from optcam_pl.records import (
     MANIFEST,
@@ -62,6 +61,14 @@ class Plan:
     errors: int
 
 
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RecordError(f"Another process of this run has ended: {error}") from error
+
+
 class Peers:
     """The processes of one run, told about each other through the store of their process group, without a collective.
 
@@ -78,9 +85,10 @@ class Peers:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self._told: int | None = None
-        self._store: dist.Store | None = None
+        self._store: Any = None
         if size > 1 and dist.is_available() and dist.is_initialized():
-            self._store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", _get_default_store())
+            store = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", store)  # type: ignore[attr-defined]
         self._numbers: Counter[str] = Counter()
 
     def stop(self, reason: int) -> None:
@@ -108,7 +116,7 @@ class Peers:
         Raises:
             RecordError: the process that holds the store has died.
         """
-        try:
+        with _store_errors():
             self.add("left", 1)
             while self.add("left", 0) < self.size:
                 self.heed()
@@ -119,16 +127,15 @@ class Peers:
             patience = time.monotonic() + 10
             while self.rank == 0 and self.add("seen", 0) < self.size and time.monotonic() < patience:
                 time.sleep(0.05)
-        except RuntimeError as error:
-            raise RecordError(f"Another process of this run has ended: {error}") from error
         return reason
 
     def heed(self) -> int | None:
-        """Pass on a signal that this process got; returns what `stopped` then says."""
+        """Pass on a signal that this process got; returns what `stopped` then says, raises what `leave` raises."""
         signum = requested()
-        if signum is not None and self._told is None:
-            self.stop(signum)
-        return self.stopped()
+        with _store_errors():
+            if signum is not None and self._told is None:
+                self.stop(signum)
+            return self.stopped()
 
 
 class Ledger:

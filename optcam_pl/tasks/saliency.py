@@ -126,12 +126,12 @@ class SaliencyTask(L.LightningModule):
             explainer.selectivity = selectivity
         if augment is not None:
             explainer.augment = augment
-        if weights_from is not None and not isinstance(explainer, OptiCAM):
-            raise ValueError(
-                f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
-                f"{type(explainer).__name__}."
-            )
         if weights_from is not None:
+            if not isinstance(explainer, OptiCAM):
+                raise ValueError(
+                    f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
+                    f"{type(explainer).__name__}."
+                )
             explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
@@ -253,7 +253,8 @@ class SaliencyTask(L.LightningModule):
     def _start(self) -> None:
         """Open the rows; the loader is made and no process waits for another any more."""
         self.metrics.reset()
-        self.ledger.open()
+        if self.ledger.plan.todo:
+            self.ledger.open()
         self.ledger.heed()
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _start
@@ -291,7 +292,7 @@ class SaliencyTask(L.LightningModule):
             "predicted": self.result.logits.argmax(1)[real],
         }
 
-    def _write(self, *_: Any) -> None:
+    def _write(self, *_: Any, **__: Any) -> None:
         """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
         if self.result is not None:
             self.ledger.write(self.result.rows, self.data.max_errors)
@@ -391,10 +392,7 @@ class SaliencyTask(L.LightningModule):
         real = _real(batch)
         if not real:
             return {}
-        found = {
-            name: value[real] if isinstance(value, Tensor) else [value[i] for i in real]
-            for name, value in probes.evidence(self._needs).items()
-        }
+        found = probes.only(real).evidence(self._needs)
         undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
         scores: dict[str, list[Any]] = {}
         curves: dict[str, Tensor] = {}
@@ -461,7 +459,8 @@ class SaliencyTask(L.LightningModule):
         manifest = self.manifest(stage)
         if self.stored is not None:
             self.stored.check(manifest["fingerprint"])
-        writers = [callback for callback in trainer.callbacks if isinstance(callback, FileWriter)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        writers = [callback for callback in callbacks if isinstance(callback, FileWriter)]
 
         def lacking(rows: Sequence[Row]) -> set[int]:
             without = {index for writer in writers for index in writer.lacking(self.run_dir, rows)}

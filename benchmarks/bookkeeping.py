@@ -1,0 +1,148 @@
+"""What it costs to keep a run durable: milliseconds an image beside the explaining, and memory, over 50 000 images.
+
+The images are made up, the network is a mean of pixels, the map is FakeCAM's, so that nearly all that is left is
+blocks, probes, metrics, rows on the disk and TensorBoard. It prints one line of JSON; the run folder is a
+temporary one. `python benchmarks/bookkeeping.py --images 50000`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor, nn
+
+from optcam_pl import Classifier, FakeCAM, records
+from optcam_pl.callbacks import TensorBoardPanels
+from optcam_pl.data import Entry, ImageDataModule
+from optcam_pl.data.table import Item
+from optcam_pl.records import read_rows
+from optcam_pl.tasks import SaliencyTask
+from optcam_pl.tasks.ledger import Ledger
+
+BLOCK, SIDE = 8, 16
+
+
+def read(entry: Entry) -> Item:
+    """A plain image whose colour is its number's."""
+    return Item(Image.new("RGB", (SIDE, SIDE), (int(entry.path) % 256, 40, 90)))
+
+
+class Plain(ImageDataModule):
+    """n plain images."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(batch_size=BLOCK, size=SIDE)
+        self.n = n
+
+    def entries(self) -> list[Entry]:
+        """Ids as long as ImageNet's."""
+        return [Entry(f"ILSVRC2012_val_{i:08}.JPEG", str(i)) for i in range(self.n)]
+
+    def looked_for(self) -> str:
+        """Nothing can be missing."""
+        return "made-up images"
+
+    def reader(self) -> Callable[[Entry], Item]:
+        """See `read`."""
+        return read
+
+
+class Mean(nn.Module):
+    """Logits (B,3): the mean colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B,3,H,W) -> (B,3)."""
+        return self.features(image).mean((2, 3))
+
+
+class Memory(Callback):
+    """Resident memory in MB after a tenth of the blocks and at the end."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_test_batch_end(self, trainer: L.Trainer, *words: Any) -> None:
+        """Look ten times."""
+        if (words[3] + 1) % max(1, int(trainer.num_test_batches[0]) // 10) == 0:
+            self.seen.append(resident())
+
+
+def resident() -> float:
+    """MB of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def timed(function: Callable[..., Any], spent: dict[str, float], key: str) -> Callable[..., Any]:
+    """The function, its seconds added up."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[key] = spent.get(key, 0.0) + time.perf_counter() - start
+
+    return call
+
+
+def run(folder: Path, images: int) -> tuple[float, list[float]]:
+    """One start of the run; its seconds, and the memory on the way."""
+    torch.manual_seed(0)
+    memory = Memory()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=TensorBoardLogger(folder, name="run", version=""),
+        callbacks=[TensorBoardPanels(), memory], enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, inference_mode=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    classifier = Classifier(Mean(), target_layer="features", mean=(0.5,) * 3, std=(0.5,) * 3, input_size=SIDE)
+    start = time.perf_counter()
+    trainer.test(SaliencyTask(classifier, FakeCAM(), target="predicted"), datamodule=Plain(images), verbose=False)
+    return time.perf_counter() - start, memory.seen
+
+
+def measure(images: int) -> dict[str, Any]:
+    """Run, and start the finished run again."""
+    spent: dict[str, float] = {}
+    parts: list[tuple[Any, str]] = [(Ledger, name) for name in ("prepare", "write", "heed", "finish")]
+    parts.append((records, "sync_data"))  # the disk's share of `write`
+    originals = [getattr(owner, name) for owner, name in parts]
+    for (owner, name), function in zip(parts, originals, strict=True):
+        setattr(owner, name, timed(function, spent, name))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, memory = run(Path(folder), images)
+            again, _ = run(Path(folder), images)
+            rows = read_rows(Path(folder) / "run", strict=True)
+    finally:
+        for (owner, name), function in zip(parts, originals, strict=True):
+            setattr(owner, name, function)
+    assert [row.index for row in rows] == list(range(images))
+    return {
+        "images": images,
+        "ms_per_image": round(1000 * seconds / images, 3),
+        "ms_per_image_in_ledger": {key: round(1000 * value / images, 4) for key, value in spent.items()},
+        "seconds_to_start_a_finished_run": round(again, 2),
+        "memory_mb_at_each_tenth": [round(value) for value in memory],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=50_000)
+    print(json.dumps(measure(parser.parse_args().images)))

@@ -1,0 +1,196 @@
+"""`optcam compare`: which explainers it takes, what it leaves out and says so, several datasets and their mean."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optcam_pl import GradCAM, compare
+from optcam_pl.cli import main
+from optcam_pl.compare import choose, mean_over
+from optcam_pl.explainers import XGradCAM
+from optcam_pl.records import read_rows
+from optcam_pl.report import load_run, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
+
+pytestmark = pytest.mark.filterwarnings(
+    # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
+    "ignore::DeprecationWarning",
+)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def folder_of_photos(name: str, count: int) -> Path:
+    rng = np.random.default_rng(count)
+    folder = Path(name) / "n01440764"
+    folder.mkdir(parents=True)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((90, 80)).save(folder / f"{i}.png")
+    return Path(name)
+
+
+@pytest.fixture
+def photos() -> Path:
+    return folder_of_photos("photos", 3)
+
+
+@pytest.fixture
+def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four quick blocks in the place of the package's own; one cannot work on a CNN."""
+    folder = tmp_path / "blocks"
+    folder.mkdir()
+    for name, content in {
+        "attention": "class_path: optcam_pl.explainers.RawAttention",
+        "few_masks": "class_path: optcam_pl.explainers.RISE\ninit_args: {num_masks: 6, cells: 3}",
+        "more_masks": "class_path: optcam_pl.explainers.RISE\ninit_args: {num_masks: 9, cells: 3}",
+        "ss_cam": "class_path: optcam_pl.explainers.ScoreCAM\ninit_args: {smooth: noise, num_samples: 2}",
+    }.items():
+        (folder / f"{name}.yaml").write_text(content)
+    monkeypatch.setattr(compare, "BLOCKS", folder)
+    return folder
+
+
+def run(photos: Path, *words: str) -> int:
+    return main(["compare", "--config", TINY, f"--data.root={photos}", *words])
+
+
+def test_all_runs_every_block_and_says_which_it_does_not(
+    photos: Path, blocks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(photos, "--explainers", "all") == 0
+    out = capsys.readouterr().out
+    final = out[out.index("\nskipped:") :]
+    assert "  attention: Expected a vision transformer" in final
+    assert "  ss_cam: 35 times the passes of score_cam; name it to run it" in final
+    assert "failed" not in out
+    runs = sorted(path.parent.name for path in Path("logs/photos").glob("*/version_0"))
+    assert runs == ["few_masks", "more_masks"]
+    table = out[: out.index("\nskipped:")].rpartition("\nmethod")[2]
+    assert "few_masks" in table
+    assert "more_masks" in table
+    assert load_run("logs/photos/more_masks/version_0").manifest["explainer_settings"]["num_masks"] == 9
+
+
+def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costly(
+    photos: Path, blocks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Path("own.yaml")
+    own.write_text("class_path: GradCAM\ninit_args: {layer: layer2}")
+    names = ["own.yaml", "optcam_pl.explainers.FakeCAM", "ss_cam", "few_masks", "GradCAM"]
+    assert run(photos, "--run_dir=runs", "--explainers", *names) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["FakeCAM", "GradCAM", "few_masks", "own", "ss_cam"]
+    assert "skipped" not in capsys.readouterr().out
+    assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
+    assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--explainers", "few_mask"], "got 'few_mask'. The nearest are: 'few_masks'"),
+        (["--explainers", "GradCAM", "my.GradCAM"], "names of their own.*GradCAM, GradCAM"),
+        (["--data", "a.yaml", "--data", "b/a.yaml", "--explainers", "GradCAM"], "names of their own.*a, a"),
+        (["--explainers", "GradCAM", "attention"], "Expected a vision transformer"),
+        (["--explainers", "all", "--model.classifier.network=torchvision/resnet5"], "resnet50"),
+        (["--explainers", "all", "--model.selectivity=0"], "Expected `selectivity` to be above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    photos: Path, blocks: Path, words: list[str], message: str
+) -> None:
+    Path("b").mkdir()
+    for file in ("a.yaml", "b/a.yaml"):
+        Path(file).write_text("data: {class_path: ImageFolder}")
+    with pytest.raises(ValueError, match=message):
+        run(photos, *words)
+    assert not Path("logs").exists()
+
+
+def _bursts(*_args: object) -> None:
+    raise RuntimeError("burst")
+
+
+def test_a_method_that_breaks_off_does_not_take_the_others_along(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GradCAM, "raw_map", _bursts)
+    monkeypatch.setattr(GradCAM, "check", lambda *_: None)
+    assert run(photos, "--explainers", "GradCAM", "FakeCAM", "XGradCAM") == 1
+    out, err = capsys.readouterr()
+    assert "optcam compare: GradCAM broke off: RuntimeError: burst" in err
+    assert out[out.index("\nfailed:") :].startswith("\nfailed:\n  GradCAM: RuntimeError: burst\n")
+    table = out[: out.index("\nfailed:")].rpartition("\nmethod")[2]
+    assert "FakeCAM" in table
+    assert "XGradCAM" in table
+    assert "\nGradCAM" not in table
+
+
+def test_an_error_of_all_methods_ends_it_after_the_second(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "n01440764" / "broken.png").write_text("this is no image")
+    asked: list[str] = []
+    for kind in (GradCAM, XGradCAM):
+        monkeypatch.setattr(kind, "check", lambda self, _: asked.append(type(self).__name__))
+    with pytest.raises(ValueError, match="broken.png"):
+        run(photos, "--explainers", "GradCAM", "XGradCAM", "FakeCAM")
+    assert asked == ["GradCAM", "XGradCAM"]
+    assert not list(Path("logs/photos").glob("FakeCAM/*"))
+
+
+def test_several_datasets_give_a_table_each_and_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("north", 2), ("south", 4)):
+        folder_of_photos(name, count)
+        Path(f"{name}.yaml").write_text(
+            f"data:\n  class_path: ImageFolder\n  init_args: {{root: {name}, batch_size: 2}}"
+        )
+    datasets = ["--data", "north.yaml", "--data=south.yaml", "--data.limit", "2"]
+    words = ["compare", *datasets, "--config", TINY, "--explainers", "FakeCAM", "GradCAM", "--run_dir", "runs"]
+    assert main([*words, "--format=csv"]) == 0
+    assert len(read_rows("runs/south/GradCAM")) == 2
+    tables = capsys.readouterr().out.split("\nrun,stage")[-3:]
+    single = [summarise(load_run(f"runs/{name}/GradCAM")) for name in ("north", "south")]
+    mean = mean_over(single)
+    for key, estimate in mean.metrics.items():
+        assert estimate.value == pytest.approx(sum(s.metrics[key].value or 0 for s in single) / 2)
+    assert mean.images == 4
+    assert mean.data == "mean over north, south"
+    assert [summary.data in table for summary, table in zip([*single, mean], tables, strict=True)] == [True] * 3
+    assert all("FakeCAM" in table and "GradCAM" in table for table in tables)
+
+
+def test_a_mean_has_no_value_where_a_dataset_has_none(photos: Path) -> None:
+    main(["test", "--config", TINY, f"--data.root={photos}", "--model.explainer=FakeCAM", "--run_dir=x"])
+    summary = summarise(load_run("x"))
+    lacking = replace(summary, metrics={k: replace(e, value=None, undefined=3) for k, e in summary.metrics.items()})
+    mean = mean_over([summary, lacking])
+    assert {(estimate.value, estimate.undefined) for estimate in mean.metrics.values()} == {(None, 3)}
+    assert mean_over([summary, replace(summary, metrics={})]).metrics == {}
+    other = replace(summary, settings={**summary.settings, "baseline": "mean"})
+    assert "baseline" in mean_over([summary, summary]).settings
+    assert "baseline" not in mean_over([summary, other]).settings
+
+
+def test_the_packages_own_blocks_are_found_each_with_a_place_on_the_contact_sheet() -> None:
+    names = {file.stem for file in compare.BLOCKS.glob("*.yaml")}
+    assert names == {file.stem for file in (ROOT / "configs" / "explainer").glob("*.yaml")}
+    assert set(compare._COSTLY) < names
+    assert {method.name for method in choose(["all"])} == names - set(compare._COSTLY)
+    spec = importlib.util.spec_from_file_location("sheet", ROOT / "docs" / "make_contact_sheet.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sheet = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sheet)
+    assert set(sheet.NAMES) == names
+    for name in names:
+        assert sheet.explainer(name)
