@@ -100,7 +100,7 @@ def test_two_nodes_under_torchrun_give_the_same_rows(photos: Path, whole: Path, 
 
 def test_thirty_kills_at_random_moments_change_nothing(photos: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
-    slow = ["--model.explainer.max_iter=10", "--data.limit=80"]
+    slow = ["--model.explainer.max_iter=10", "--data.limit=120"]
     words = lambda run, devices: command("test", tmp_path / run, *slow, photos=photos, devices=devices)  # noqa: E731
     code, _, err = finish(words("whole", 1))
     assert code == 0, err
