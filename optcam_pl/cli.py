@@ -175,7 +175,8 @@ class OptcamCLI(LightningCLI):
         self._shard = parse_shard(self._get(self.config, "shard"))
         if run_dir is None and (resume == "require" or self._shard):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
-        probe_folder(run_dir or "logs")
+        if not self._dry:
+            probe_folder(run_dir or "logs")
         threads = self._get(self.config, "threads")
         if threads is None and run_dir is not None and (Path(run_dir) / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
