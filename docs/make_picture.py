@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from optcam_pl import Classifier, GradCAM, GradCAMPlusPlus, OptiCAM
+from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.data import SamplePhotos
 from optcam_pl.figures import Picture, column, overlay, picture, row
 
@@ -20,6 +21,7 @@ OUTPUT = Path(__file__).with_name("opticam.png")
 
 def main(output: Path) -> None:
     """Write the picture."""
+    keep_freed_memory()
     table = SamplePhotos().table
     image = torch.stack([table[i]["image"] for i in (0, 1, 4)])
     classifier = Classifier("demo/efficientnet_lite0")

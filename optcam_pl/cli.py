@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 # Importing them is what lets a config name these classes without their module.
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
+from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
@@ -174,7 +175,8 @@ class OptcamCLI(LightningCLI):
         self._shard = parse_shard(self._get(self.config, "shard"))
         if run_dir is None and (resume == "require" or self._shard):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
-        probe_folder(run_dir or "logs")
+        if not self._dry:
+            probe_folder(run_dir or "logs")
         threads = self._get(self.config, "threads")
         if threads is None and run_dir is not None and (Path(run_dir) / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
@@ -375,6 +377,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     if args is not None:
         return run(args)
+    keep_freed_memory()
     try:
         return run(sys.argv[1:])
     except (ValueError, TypeError, ImportError, OSError, RecordError) as error:

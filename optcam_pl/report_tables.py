@@ -239,9 +239,10 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
 def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
     """The paired differences, a row for each of them."""
     pairs = [(s, key, e.against) for s in summaries for key, e in s.metrics.items() if e.against is not None]
+    twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
         [
-            *(s.explainer, _head(key), _signed(key, pair.difference)),
+            *(s.run if twice else s.explainer, _head(key), _signed(key, pair.difference)),
             f"[{_signed(key, pair.low)}, {_signed(key, pair.high)}]",
             *(f"{pair.p:.2g}", str(pair.images)),
         ]

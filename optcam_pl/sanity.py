@@ -48,8 +48,9 @@ def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Te
 
     Example:
         >>> maps = torch.tensor([[[[0.0, 0.1, 0.9]]]])
-        >>> rank_correlation(maps, maps**2), rank_correlation(maps, 1 - maps), rank_correlation(maps, 1 - maps, True)
-        (tensor([1.], dtype=torch.float64), tensor([-1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+        >>> found = [rank_correlation(maps, maps**2), rank_correlation(maps, 1 - maps)]
+        >>> [round(value.item(), 6) for value in [*found, rank_correlation(maps, 1 - maps, absolute=True)]]
+        [1.0, -1.0, 1.0]
     """
     ranks = []
     for maps in (ours, theirs):

@@ -11,7 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from optcam_pl.allocator import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+keep_freed_memory()
 
 
 @pytest.fixture(autouse=True)

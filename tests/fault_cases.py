@@ -45,7 +45,7 @@ def start(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def end(process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str, str]:
+def end(process: subprocess.Popen[str], timeout: float = 600) -> tuple[int, str, str]:
     """Exit code, output and errors of a process that ends by itself."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -81,7 +81,7 @@ def written(run_dir: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in run_dir.glob("rows/*.jsonl"))
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> bool:
+def until(condition: Callable[[], Any], seconds: float = 300) -> bool:
     """Wait for a condition; whether it came true."""
     patience = time.monotonic() + seconds
     while not condition():

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -30,8 +30,8 @@ from optcam_pl.records import (
 from optcam_pl.stopping import Stopped, requested
 
 Resume: TypeAlias = Literal["auto", "never", "require"]
-TOO_MANY_ERRORS = 0
-"""Reason to stop that is no signal."""
+TOO_MANY_ERRORS, FAILED = 0, -1
+"""Reasons to stop that are no signals: more errors than `max_errors`; an exception in one of the processes."""
 
 Shard: TypeAlias = tuple[int, int]  # which, counted from 1, of how many
 
@@ -78,21 +78,22 @@ class Peers:
     Args:
         rank: this process.
         size: number of processes.
+        store: of a process group (`torch.distributed.Store`); None is the default group's, where there is one.
     """
 
     _runs = itertools.count()  # every process counts the same runs
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank, self.size = rank, size
         self._told: int | None = None
-        self._store: Any = None
-        if size > 1 and dist.is_available() and dist.is_initialized():
-            store = dist.distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", store)  # type: ignore[attr-defined]
         self._numbers: Counter[str] = Counter()
+        if store is None and size > 1 and dist.is_available() and dist.is_initialized():
+            default = dist.distributed_c10d._get_default_store()
+            store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", default)  # type: ignore[attr-defined]
+        self._store = store
 
     def stop(self, reason: int) -> None:
-        """Tell all, this process too, to leave the loop after their block: a signal's number, or `TOO_MANY_ERRORS`."""
+        """Tell all, this process too, to leave the loop after their block: a signal's number, or another reason."""
         self._told = reason
         if self._store is not None:
             self._store.set("stop", str(reason))
@@ -118,8 +119,7 @@ class Peers:
         """
         with _store_errors():
             self.add("left", 1)
-            while self.add("left", 0) < self.size:
-                self.heed()
+            while self.add("left", 0) < self.size and self.heed() != FAILED:
                 time.sleep(0.05)
             reason = self.stopped()
             self.add("seen", 1)
@@ -270,6 +270,8 @@ class Ledger:
         if reason is None:
             return
         self.close()
+        if reason == FAILED:
+            raise RecordError("Ended because another process of this run failed, which said why.")
         if reason != TOO_MANY_ERRORS:
             raise Stopped(reason)
         if self.peers.rank != 0:
@@ -279,6 +281,12 @@ class Ledger:
             f"Ended because more images than `max_errors` allows could not be read: {len(errors)} in {self.run_dir}, "
             f"the last of them {errors[-1].id!r} ({errors[-1].reason})."
         )
+
+    def fail(self) -> None:
+        """Tell the other processes, on this machine and others, that this one has failed; then `close`."""
+        with suppress(RuntimeError):  # they may have ended before
+            self.peers.stop(FAILED)
+        self.close()
 
     def close(self) -> None:
         """Close the rows and give the lock back; may be called at any time, any number of times."""

@@ -60,7 +60,7 @@ class _CloseOnError(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, SaliencyTask):
-            pl_module.close()
+            pl_module.close(failed=isinstance(exception, Exception))
 
 
 class SaliencyTask(L.LightningModule):
@@ -193,10 +193,10 @@ class SaliencyTask(L.LightningModule):
         """Give the run's folder back."""
         self.close()
 
-    def close(self) -> None:
-        """Give the run's folder back, whatever has happened."""
+    def close(self, failed: bool = False) -> None:
+        """Give the run's folder back, whatever has happened; the other processes are told where this one failed."""
         if self._ledger is not None:
-            self._ledger.close()
+            self._ledger.fail() if failed else self._ledger.close()
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run of this task needs."""

@@ -1,0 +1,79 @@
+"""Processes that know of each other through a store, played by threads and by turns."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from optcam_pl.records import RecordError
+from optcam_pl.stopping import Stopped
+from optcam_pl.tasks.ledger import Ledger, Peers
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without its distributed package")
+
+
+def three(store: Any = None) -> list[Peers]:
+    store = dist.HashStore() if store is None else store
+    return [Peers(rank, 3, store) for rank in range(3)]
+
+
+def all_leave(peers: list[Peers]) -> list[int | None]:
+    reasons: dict[int, int | None] = {}
+    threads = [threading.Thread(target=lambda p=p: reasons.setdefault(p.rank, p.leave())) for p in peers]
+    for thread in threads[:-1]:
+        thread.start()
+    threads[0].join(0.3)
+    assert threads[0].is_alive()  # it waits for the last one
+    threads[-1].start()
+    for thread in threads:
+        thread.join(20)
+    return [reasons[rank] for rank in range(len(peers))]
+
+
+def test_nobody_leaves_before_all_have_and_numbers_are_shared() -> None:
+    peers = three()
+    assert [p.add("errors", 2) for p in peers] == [2, 4, 6]
+    assert all_leave(peers) == [None, None, None]
+
+
+def test_what_stops_one_stops_all() -> None:
+    peers = three()
+    assert [p.heed() for p in peers] == [None, None, None]
+    peers[1].stop(signal.SIGTERM)
+    assert [p.heed() for p in peers] == [signal.SIGTERM] * 3
+    assert all_leave(peers) == [signal.SIGTERM] * 3
+
+
+def test_a_process_that_failed_is_not_waited_for(tmp_path: Path) -> None:
+    peers = three()
+    Ledger(tmp_path, peers=peers[2]).fail()
+    for p in peers[:2]:
+        with pytest.raises(RecordError, match="another process of this run failed"):
+            Ledger(tmp_path, peers=p).heed()
+
+
+def test_a_dead_store_is_a_clear_error(tmp_path: Path) -> None:
+    class Dead:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("Connection reset by peer")
+
+    ledger = Ledger(tmp_path, peers=Peers(1, 2, Dead()))
+    for function in (ledger.heed, ledger.finish):
+        with pytest.raises(RecordError, match=r"Another process of this run has ended: Connection reset"):
+            function()
+    ledger.fail()
+
+
+def test_a_process_alone_answers_itself(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.heed()
+    assert [ledger.peers.add("errors", 1) for _ in range(2)] == [1, 2]
+    ledger.peers.stop(signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        ledger.heed()
+    assert stopped.value.exit_code == 130
