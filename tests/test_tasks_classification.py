@@ -205,6 +205,16 @@ def test_a_fit_does_not_go_on_with_other_settings_but_for_longer(tree: Path, tmp
     assert fit(ClassificationTask(classifier(), head_epochs=1, epochs=2), tree, run, checkpoint).current_epoch == 3
 
 
+def test_mixed_precision_keeps_the_weights_in_full(tree: Path, tmp_path: Path) -> None:
+    task = ClassificationTask(classifier(), head_epochs=1, epochs=1, lr=0.1)
+    before = {key: value.clone() for key, value in task.classifier.network.named_parameters()}
+    loop = fit(task, tree, tmp_path / "run", precision="bf16-mixed")
+    assert loop.callback_metrics["val/loss"].isfinite()
+    for key, value in task.classifier.network.named_parameters():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, before[key])
+
+
 def test_patience_counts_the_second_phase_alone(tree: Path, tmp_path: Path) -> None:
     task = ClassificationTask(classifier(), head_epochs=4, head_lr=1e-12, epochs=9, lr=1e-12, patience=2)
     loop = fit(task, tree, tmp_path / "run")
