@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -146,6 +146,21 @@ class ImageDataModule(LightningDataModule, ABC):
             crop_fraction,
             self._interpolation or interpolation,
         )
+
+    @staticmethod
+    def of(trainer: Trainer) -> ImageDataModule:
+        """The data module that a trainer was given.
+
+        Raises:
+            TypeError: it is another kind, or none.
+        """
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ImageDataModule):
+            raise TypeError(
+                f"Expected the trainer's `datamodule` to be an ImageDataModule, whose blocks show every image exactly "
+                f"once, but got {type(data).__name__}."
+            )
+        return data
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -153,12 +153,7 @@ class ClassificationTask(L.LightningModule):
         Raises:
             TypeError: the trainer was given something else.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule):
-            raise TypeError(
-                f"Expected the trainer's `datamodule` to be an ImageDataModule, but got {type(data).__name__}."
-            )
-        return data
+        return ImageDataModule.of(self.trainer)
 
     @property
     def run_dir(self) -> Path:

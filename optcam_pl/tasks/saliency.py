@@ -158,13 +158,7 @@ class SaliencyTask(L.LightningModule):
         Raises:
             TypeError: the trainer was given something else.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageDataModule):
-            raise TypeError(
-                f"Expected the trainer's `datamodule` to be an ImageDataModule, whose blocks show every image exactly "
-                f"once, but got {type(data).__name__}."
-            )
-        return data
+        return ImageDataModule.of(self.trainer)
 
     @property
     def run_dir(self) -> Path:
