@@ -83,17 +83,19 @@ def small(tile: Picture) -> Picture:
 
 
 def main(output: Path) -> None:
-    """Write the sheet, in 256 colours, and say which methods do not work on the network."""
+    """Write the sheet, and below it which methods do not work on the network; why is printed."""
     image = SamplePhotos().table[PHOTO]["image"].unsqueeze(0)
     classifier = Classifier("demo/efficientnet_lite0")
     p, target = classifier.probabilities(image).max(1)
     titles, tiles = [f"{classifier.class_name(int(target))}\np = {float(p):.2f}"], [small(picture(image[0]))]
+    unfit = []
     for block, name in NAMES.items():
         method = explainer(block)
         try:
             method.check(classifier)
         except ValueError as error:
             print(f"{name}: {error}")
+            unfit.append(name)
             continue
         start = time.perf_counter()
         saliency = method(classifier, image, target).saliency[0]
@@ -101,8 +103,11 @@ def main(output: Path) -> None:
         titles.append(f"{name}\n{CHEAP.get(block, ('',))[0]}")
         tiles.append(small(overlay(image[0], saliency)))
     cuts = [slice(i, i + COLUMNS) for i in range(0, len(tiles), COLUMNS)]
-    sheet = Image.fromarray(column([row(tiles[cut], titles[cut]) for cut in cuts]))
-    sheet.quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
+    rows = [row(tiles[cut], titles[cut]) for cut in cuts]
+    rest = row([np.full((1, rows[0].shape[1], 3), 255, np.uint8)], [f"Not for {classifier.name}: {', '.join(unfit)}"])
+    sheet = Image.fromarray(column([*rows, rest]))
+    palette = sheet.quantize(256)
+    sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(output, optimize=True)
 
 
 if __name__ == "__main__":
