@@ -335,8 +335,12 @@ def test_no_backward_pass_goes_below_the_layer(explainer):
         nn.Conv2d(3, 4, 1), _Guard(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     classifier = Classifier(network, target_layer="2", input_size=8)
+    image = torch.rand(2, 3, 8, 8)
+    with pytest.raises(AssertionError, match="went below the layer"):  # the guard does see one that does
+        classifier(image.clone().requires_grad_()).sum().backward()
     with leaves_no_trace(classifier):
-        explainer(classifier, torch.rand(2, 3, 8, 8))
+        explanation = explainer(classifier, image)
+    assert explanation.saliency.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,9 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
             os._exit(0)
         os.read(ready, 1)
     try:
-        with RunLock(tmp_path):
-            pass
+        with RunLock(tmp_path) as lock:  # else refused, as the child is still there
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            assert json.loads(lock.path.read_text())["pid"] == os.getpid()
     finally:
         os.close(end)
         os.waitpid(child, 0)
