@@ -65,6 +65,10 @@ def made_up(data: dict[str, Any]) -> list[str]:
         file = next(make_tree(here, ["x"], {"": 1}).rglob("*.jpeg"))
         Path("images.csv").write_text(f"path,label,x1,y1,x2,y2,split\n{file},0,1,1,9,9,test\n")
         return ["--data.file=images.csv", "--data.root=."]
+    elif name == "HuggingFaceDataset":
+        pytest.importorskip("datasets").disable_progress_bars()
+        make_tree(here, ["cat", "dog"], {"train": 4, "validation": 2, "test": 4})
+        return [f"--data.arguments={{data_dir: {here}, cache_dir: cache}}"]
     else:
         (make_voc if data["init_args"]["dataset"] == "VOCDetection" else make_pets)(here)
         return [f"--data.arguments.root={here}"]

@@ -5,6 +5,7 @@ from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.csv_images import CSVImages
 from optcam_pl.data.decode import ImageReadError, read_image
 from optcam_pl.data.folders import ChestXRay, ImageFolder, ImagePaths, Kvasir
+from optcam_pl.data.huggingface import HuggingFaceDataset
 from optcam_pl.data.imagenet import ImageNet
 from optcam_pl.data.samples import SamplePhotos
 from optcam_pl.data.sampling import PADDING, BlockSampler, ShuffleSampler
@@ -19,6 +20,7 @@ __all__ = [
     "CSVImages",
     "ChestXRay",
     "Entry",
+    "HuggingFaceDataset",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",

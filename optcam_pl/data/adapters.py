@@ -27,7 +27,7 @@ _ANNOTATIONS: dict[str, tuple[Annotation, ...]] = {
 
 
 # Text comes first: a configuration's "2012" stays one.
-Argument: TypeAlias = str | bool | int | float | list[Any] | None
+Argument: TypeAlias = str | bool | int | float | list[Any] | dict[str, Any] | None
 
 
 class TorchvisionReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -36,7 +37,7 @@ class ImageReadError(ValueError):
         self.reason = reason or message
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | bytes, *, as_stored: bool = False) -> Image.Image:
     """Read an image file as it is meant to be looked at, in RGB with 8 bits a channel.
 
     The EXIF orientation is applied (a damaged EXIF block is ignored). Palettes, grey and CMYK are converted. 16-bit
@@ -44,10 +45,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Transparent pixels are laid over white. Of an animation, the first frame is taken. Colour profiles are ignored.
 
     Args:
-        path: the file.
+        path: the file, or its bytes.
+        as_stored: neither turn nor convert the pixels: those of a palette stay its numbers.
 
     Returns:
-        An image of mode "RGB", fully decoded; the file is closed.
+        An image of mode "RGB" (`as_stored`: of its own), fully decoded; the file is closed.
 
     Raises:
         ImageReadError: the file is missing, empty, no image, cut off, damaged, or has more than Pillow's
@@ -62,34 +64,40 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         >>> image.mode, image.size, [image.getpixel((x, y))[0] for y in (0, 1) for x in (0, 1)]
         ('RGB', (2, 2), [0, 255, 1, 128])
     """
-    name = os.fspath(path)
+    name = "(bytes)" if isinstance(path, bytes) else os.fspath(path)
     try:
-        _check_file(name)
+        file = _checked(path)
         with warnings.catch_warnings():
             # Pillow warns of damaged metadata, which does not matter here, and of bombs, which are refused.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(name)
+            return _decode(file, as_stored)
     except Exception as fault:  # Pillow's decoders raise nearly every exception on damaged bytes
         reason = _reason(fault)
         raise ImageReadError(f"Cannot read the image {name!r}: {reason}.", reason) from fault
 
 
-def _check_file(name: str) -> None:
-    info = Path(name).stat()  # raises FileNotFoundError, PermissionError, ...
+def _checked(path: str | os.PathLike[str] | bytes) -> str | io.BytesIO:
+    """What Pillow opens."""
+    if isinstance(path, bytes):
+        if not path:
+            raise ImageReadError("the file is empty")
+        return io.BytesIO(path)
+    info = Path(path).stat()  # raises FileNotFoundError, PermissionError, ...
     if stat.S_ISDIR(info.st_mode):
         raise ImageReadError("it is a folder")
     if not stat.S_ISREG(info.st_mode):
         raise ImageReadError("it is not a regular file")  # opening a pipe would wait for ever
     if info.st_size == 0:
         raise ImageReadError("the file is empty")
+    return os.fspath(path)
 
 
-def _decode(name: str) -> Image.Image:
+def _decode(file: str | io.BytesIO, as_stored: bool) -> Image.Image:
     Image.init()
-    with Image.open(name, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as image:
+    with Image.open(file, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as image:
         image.load()
-        return _to_rgb(_upright(image))
+        return image.copy() if as_stored else _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,269 @@
+"""Image datasets of Hugging Face's `datasets` as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from optcam_pl.data.adapters import Argument
+from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.decode import ImageReadError, read_image
+from optcam_pl.data.index import check_inside, existing_folder
+from optcam_pl.data.table import Entry, Item, Reader
+
+BoxFormat = Literal["xyxy", "xywh"]
+
+
+def _modules() -> Any:
+    """The package, or how to get it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError('HuggingFaceDataset needs a package: pip install "optcam_pl[datasets]"') from error
+    return datasets
+
+
+class HuggingFaceReader:
+    """Reads a row: the entry's path is its number, the folder in its id its part. Images are decoded by `read_image`.
+
+    Args:
+        rows: the dataset by part, its images not decoded; "" is the one to explain and measure on.
+        image: column of the image.
+        mask: column of the mask, None without one.
+        boxes: column of the boxes, None without one; "objects.bbox" is a field of each of the column's objects.
+        box_format: "xyxy" or "xywh".
+        foreground: values of a mask that are the object; None for all but 0.
+        root: images that the dataset only names lie in here; None: it may not name any.
+        allow_outside: whether they may lie anywhere.
+    """
+
+    def __init__(
+        self,
+        rows: dict[str, Any],
+        image: str,
+        mask: str | None,
+        boxes: str | None,
+        box_format: BoxFormat,
+        foreground: Sequence[int] | None,
+        root: Path | None,
+        allow_outside: bool,
+    ) -> None:
+        self.rows, self.image, self.mask, self.boxes = rows, image, mask, boxes
+        self.box_format, self.foreground = box_format, foreground
+        self.root, self.allow_outside = root, allow_outside
+
+    def __call__(self, entry: Entry) -> Item:
+        """Read the row. Raises ImageReadError where its image, mask or boxes are damaged, missing or out of bounds."""
+        row = self.rows[entry.id.rpartition("/")[0]][int(entry.path)]
+        try:
+            image = read_image(self._source(row[self.image]))
+            mask = row[self.mask] if self.mask else None
+            return Item(image, self._boxes(row), None if mask is None else self._mask(mask))
+        except ValueError as fault:  # ImageReadError is one
+            reason = fault.reason if isinstance(fault, ImageReadError) else str(fault)
+            raise ImageReadError(f"Cannot read the image {entry.id!r}: {reason}.", reason) from fault
+
+    def _source(self, cell: dict[str, Any] | None) -> str | bytes:
+        """Bytes of an image, or the path of its file."""
+        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+            raise ImageReadError("the row has no image")
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        file = str(cell["path"])
+        if self.root is None and not self.allow_outside:
+            raise ImageReadError("the dataset only names its file, and `image_root` says no folder that it may lie in")
+        try:
+            check_inside(Path(file), self.root or Path("/"), self.allow_outside)
+        except ValueError as fault:
+            raise ImageReadError("its file lies outside `image_root`") from fault
+        return file
+
+    def _boxes(self, row: dict[str, Any]) -> list[list[float]]:
+        if self.boxes is None:
+            return []
+        column, _, field = self.boxes.partition(".")
+        cell = row[column]
+        if field:  # a mapping of lists, or a list of mappings, as the version of `datasets` has it
+            cell = cell[field] if isinstance(cell, dict) else [thing[field] for thing in cell or []]
+        boxes = [[float(side) for side in box] for box in cell or []]
+        if any(len(box) != 4 for box in boxes):
+            raise ImageReadError(f"its boxes have other than four sides: {boxes}")
+        return [[x, y, x + w, y + h] for x, y, w, h in boxes] if self.box_format == "xywh" else boxes
+
+    def _mask(self, cell: dict[str, Any]) -> Image.Image:
+        # As stored: the numbers of a palette are classes, its colours are not.
+        pixels = np.asarray(read_image(self._source(cell), as_stored=True))
+        pixels = pixels.max(2) if pixels.ndim == 3 else pixels
+        shown = pixels != 0 if self.foreground is None else np.isin(pixels, self.foreground)
+        return Image.fromarray(shown.astype(np.uint8) * 255)
+
+
+class HuggingFaceDataset(ImageDataModule):
+    """An image dataset of Hugging Face's `datasets`: of the hub, of a folder, or written by ``save_to_disk``.
+
+    Its labels are a column of class numbers or names. The images are decoded here, not by that package, so that
+    orientation, depth and damage are treated as in every other dataset. Code of a dataset is never run.
+
+    Args:
+        path: what ``datasets.load_dataset`` takes, such as "beans", "imagefolder" or "parquet"; or a folder that
+            ``save_to_disk`` wrote.
+        split: the part to explain and measure on.
+        train_split: the part to train on; None: no training.
+        val_split: the part to validate on while training.
+        arguments: other arguments of ``load_dataset``, such as ``{data_dir: FOLDER}``, ``{name: CONFIGURATION}``.
+        image: column of the image; None: the only one that has images.
+        label: column of the class; None: the only one with named classes, if there is one.
+        boxes: column of a list of boxes an image, such as "boxes" or "objects.bbox"; None: the dataset has no boxes.
+        box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
+        mask: column of the mask; None: the dataset has no masks.
+        foreground: values of the mask that are the object; None: all but 0.
+        image_root: folder of the images where the dataset holds only their paths; None: ``data_dir``, or `path` if it
+            is a folder.
+        allow_outside: whether such paths may lie outside `image_root`.
+        **kwargs: of ImageDataModule.
+
+    Raises:
+        ImportError: without the extra ``optcam_pl[datasets]``.
+        ValueError: a setting is wrong; or (in `setup`) a column is missing or of the wrong kind, or has to be named.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "test",
+        *,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        arguments: dict[str, Argument] | None = None,
+        image: str | None = None,
+        label: str | None = None,
+        boxes: str | None = None,
+        box_format: BoxFormat = "xyxy",
+        mask: str | None = None,
+        foreground: list[int] | None = None,
+        image_root: str | None = None,
+        allow_outside: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _modules()
+        self.arguments = dict(arguments or {})
+        refused = sorted({"split", "streaming", "trust_remote_code"} & set(self.arguments))
+        if refused:
+            raise ValueError(f"Expected `arguments` to be of load_dataset, without {', '.join(refused)}.")
+        if box_format not in get_args(BoxFormat):
+            raise ValueError(f"Expected `box_format` to be 'xyxy' or 'xywh', but got {box_format!r}.")
+        self.path = path
+        self.name = Path(path.rstrip("/")).name
+        self.splits = {"": split, "train": train_split, "val": val_split}
+        self.columns = {"image": image, "label": label, "mask": mask}
+        self.boxes, self.box_format, self.foreground = boxes, box_format, foreground
+        folder = image_root or self.arguments.get("data_dir") or (path if Path(path).is_dir() else None)
+        self.root = existing_folder(str(folder)) if folder else None
+        self.allow_outside = allow_outside
+        self.annotations = (*(("boxes",) if boxes else ()), *(("masks",) if mask else ()))
+        self._rows: dict[str, Any] = {}
+        self._names: tuple[str, ...] | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes by index: the dataset's own; for a column of names, these sorted."""
+        rows = self._part("")
+        label = self.columns["label"]
+        if label is None:
+            return None
+        feature = rows.features[label]
+        if hasattr(feature, "names"):
+            return tuple(feature.names)
+        if feature.dtype not in ("string", "large_string"):
+            return None
+        if self._names is None:
+            parts = [self._part(part) for part, split in self.splits.items() if split]
+            self._names = tuple(sorted({name for rows in parts for name in rows.unique(label) if name is not None}))
+        return self._names
+
+    def looked_for(self) -> str:
+        """The dataset and its part."""
+        return f"rows of the split {self.splits['']!r} of the dataset {self.path!r}"
+
+    def entries(self) -> list[Entry]:
+        """The rows by their number, with their labels; boxes and masks come with the image."""
+        return self._of("")
+
+    def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
+        """The rows of a part. Raises ValueError where `train_split` or `val_split` is None."""
+        if self.splits[split] is None:
+            raise ValueError(f"Expected `{split}_split` to be given to train a network, but got None.")
+        return self._of(split)
+
+    def _of(self, part: str) -> list[Entry]:
+        rows = self._part(part)
+        label, names = self.columns["label"], self.class_names
+        labels = [None] * len(rows) if label is None else rows.select_columns([label])[:][label]
+        index = {name: number for number, name in enumerate(names or ())}
+        targets = [-1 if name is None else index[name] if isinstance(name, str) else int(name) for name in labels]
+        prefix = f"{part}/" if part else ""
+        return [Entry(f"{prefix}{i:06}", str(i), target) for i, target in enumerate(targets)]
+
+    def reader(self) -> Reader:
+        """What reads a row."""
+        self._part("")  # its columns may not be known yet
+        shown = (self.box_format, self.foreground, self.root, self.allow_outside)
+        return HuggingFaceReader(self._rows, str(self.columns["image"]), self.columns["mask"], self.boxes, *shown)
+
+    def source(self) -> dict[str, Any]:
+        """The dataset, its part and its columns; no folders."""
+        self._part("")  # its columns may not be known yet
+        paths = ("data_dir", "data_files", "cache_dir")
+        settings = {key: value for key, value in self.arguments.items() if key not in paths}
+        columns = self.columns | {"boxes": self.boxes, "foreground": self.foreground}
+        return {"dataset": self.name, "split": self.splits[""]} | settings | columns
+
+    def _part(self, part: str) -> Any:
+        """The dataset of a part, its images not decoded."""
+        if part not in self._rows:
+            datasets = _modules()
+            rows = self._load(datasets, str(self.splits[part]))
+            self._choose_columns(datasets, rows)
+            for kind in ("image", "mask"):
+                if self.columns[kind]:
+                    rows = rows.cast_column(self.columns[kind], datasets.Image(decode=False))
+            self._rows[part] = rows
+        return self._rows[part]
+
+    def _load(self, datasets: Any, split: str) -> Any:
+        folder = Path(self.path)
+        if not ((folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()):
+            return datasets.load_dataset(self.path, split=split, **self.arguments)
+        found = datasets.load_from_disk(self.path)
+        if not isinstance(found, datasets.DatasetDict):
+            return found
+        if split not in found:
+            raise ValueError(f"Expected `split` to be one of {sorted(found)} in {self.path!r}, but got {split!r}.")
+        return found[split]
+
+    def _choose_columns(self, datasets: Any, rows: Any) -> None:
+        """Fill in the columns that were left open, and check those that were given."""
+        features = rows.features
+        given = [name for name in (*self.columns.values(), self.boxes and self.boxes.partition(".")[0]) if name]
+        missing = sorted(set(given) - set(features))
+        if missing:
+            raise ValueError(f"The dataset {self.path!r} lacks the columns {missing}; it has {sorted(features)}.")
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        open_images = [name for name in images if name != self.columns["mask"]]
+        if self.columns["image"] is None:
+            if len(open_images) != 1:
+                raise ValueError(f"Expected `image` to name a column of {self.path!r}; with images: {open_images}.")
+            self.columns["image"] = open_images[0]
+        if self.columns["label"] is None and classes:
+            if len(classes) != 1:
+                raise ValueError(f"Expected `label` to name a column of {self.path!r}; with classes: {classes}.")
+            self.columns["label"] = classes[0]
+        wrong = [name for name in (self.columns["image"], self.columns["mask"]) if name and name not in images]
+        if wrong:
+            raise ValueError(f"Expected images in the column {wrong[0]!r} of {self.path!r}; with images: {images}.")

@@ -1,0 +1,165 @@
+"""Hugging Face's `datasets` as ours: real ones, written and read by that package, without its hub."""
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_cases import make_tree
+from PIL import Image
+
+from optcam_pl.data import HuggingFaceDataset, ImageReadError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That package's cache is the test's own, and silent."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 4), **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def write(folder: Path, columns: dict[str, list], **features: object) -> Path:
+    """A dataset of two parts as `save_to_disk` writes it."""
+    kinds = datasets.Features({"image": datasets.Image(decode=False), **features})
+    rows = datasets.Dataset.from_dict(columns, features=kinds)
+    both = datasets.DatasetDict({"test": rows, "train": rows.select([0])})
+    both.save_to_disk(str(folder))
+    return folder
+
+
+def cells(*images: bytes | None) -> list[dict | None]:
+    return [{"bytes": image, "path": None} for image in images]
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> Path:
+    """Two images of 8 x 4 pixels with named classes, boxes and masks."""
+    mask = Image.fromarray(np.array([[2, 2, 0, 0, 0, 0, 0, 1]] * 4, dtype=np.uint8), mode=None)
+    mask.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])  # classes 0 and 1 are both shown black
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    columns = {
+        "image": cells(png((255, 0, 0)), png((0, 0, 255))),
+        "label": [1, 0],
+        "mask": cells(file.getvalue(), file.getvalue()),
+        "objects": [{"bbox": [[0, 0, 4, 2], [2, 1, 6, 3]]}, {"bbox": []}],
+    }
+    kinds = {
+        "label": datasets.ClassLabel(names=["cat", "dog"]),
+        "mask": datasets.Image(decode=False),
+        "objects": {"bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float32")))},
+    }
+    return write(tmp_path / "boxed", columns, **kinds)
+
+
+def test_labels_boxes_and_masks(boxed: Path) -> None:
+    options = {"boxes": "objects.bbox", "box_format": "xywh", "image": "image", "mask": "mask"}
+    data = HuggingFaceDataset(str(boxed), "test", **options, size=(4, 8), batch_size=2)
+    batch = next(iter(data.test_dataloader()))
+    assert (data.name, data.class_names, data.annotations) == ("boxed", ("cat", "dog"), ("boxes", "masks"))
+    assert batch["target"].tolist() == [1, 0]
+    assert batch["id"] == ["000000", "000001"]
+    assert batch["image"][:, :, 0, 0].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert batch["boxes"][0].tolist() == [[0, 0, 4, 2], [2, 1, 8, 4]]
+    assert batch["boxes"][1].shape == (0, 4)
+    assert batch["mask"][0, 0].tolist() == [True, True, False, False, False, False, False, True]
+    only = HuggingFaceDataset(str(boxed), **options, foreground=[1], size=(4, 8))
+    assert only.table[0]["mask"][0].tolist() == [False] * 7 + [True]
+    assert only.fingerprint() != data.fingerprint()
+    assert "/" not in str(data.fingerprint()["source"])
+
+
+def test_a_list_of_objects_as_other_versions_have_it(boxed: Path) -> None:
+    data = HuggingFaceDataset(str(boxed), boxes="objects.bbox", box_format="xywh", image="image")
+    reader = data.reader()
+    row = {"objects": [{"bbox": [0, 0, 4, 2]}, {"bbox": [2, 1, 6, 3]}]}
+    assert reader._boxes(row) == [[0, 0, 4, 2], [2, 1, 8, 4]]  # type: ignore[attr-defined]
+
+
+def test_readers_are_sent_to_other_processes(boxed: Path) -> None:
+    data = HuggingFaceDataset(str(boxed), image="image", size=4)
+    assert torch.equal(pickle.loads(pickle.dumps(data.table))[1]["image"], data.table[1]["image"])
+
+
+def test_training_parts_and_names_as_labels(tmp_path: Path) -> None:
+    columns = {"image": cells(png((9, 9, 9)), png((1, 1, 1)), png((2, 2, 2))), "kind": ["owl", "ant", None]}
+    folder = write(tmp_path / "named", columns, kind=datasets.Value("string"))
+    data = HuggingFaceDataset(str(folder), train_split="train", label="kind", size=4)
+    assert data.class_names == ("ant", "owl")
+    assert [entry.target for entry in data.entries()] == [1, 0, -1]
+    assert [(entry.id, entry.target) for entry in data.training_entries("train")] == [("train/000000", 1)]
+    data.training = True
+    assert set(next(iter(data.train_dataloader()))["id"]) == {"train/000000"}
+    with pytest.raises(ValueError, match="`val_split`"):
+        data.training_entries("val")
+    unlabelled = HuggingFaceDataset(str(folder))
+    assert unlabelled.class_names is None
+    assert {entry.target for entry in unlabelled.entries()} == {-1}
+
+
+def test_a_folder_of_images_is_decoded_by_us(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", ("cat", "dog"), {"train": 2, "test": 4})
+    turned = Image.new("RGB", (8, 4), (0, 0, 0))
+    turned.paste((255, 255, 255), (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the left half comes to the top
+    turned.save(tmp_path / "tree" / "test" / "cat" / "a_turned.png", exif=exif)
+    (tmp_path / "tree" / "test" / "dog" / "z_broken.png").write_bytes(b"rubbish")
+    arguments = {"data_dir": str(tmp_path / "tree"), "cache_dir": str(tmp_path / "cache")}
+    data = HuggingFaceDataset("imagefolder", arguments=arguments, size=(8, 4), on_error="record")
+    samples = [data.table[i] for i in range(len(data.table))]
+    assert [sample["target"] for sample in samples] == [0, 0, 0, 1, 1, 1]
+    assert [bool(sample["error"]) for sample in samples] == [False] * 5 + [True]
+    upright = [i for i in range(5) if samples[i]["image"][:, :4].eq(1).all() and samples[i]["image"][:, 4:].eq(0).all()]
+    assert len(upright) == 1
+    assert samples[5]["error"] == "it is not an image of a known format"
+
+
+def test_paths_do_not_leave_the_root(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png((7, 7, 7)))
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "a.png").write_bytes(png((5, 5, 5)))
+    paths = [str(inside / "a.png"), str(inside / ".." / "secret.png"), str(tmp_path / "secret.png")]
+    columns = {"image": [{"bytes": None, "path": path} for path in paths] + [{"bytes": b"", "path": None}, None]}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(rows.data.table, tmp_path / "rows.parquet")  # that package's own writers put the files in
+    arguments = {"data_files": {"test": str(tmp_path / "rows.parquet")}, "cache_dir": str(tmp_path / "cache")}
+
+    def errors(**options: object) -> list[str]:
+        table = HuggingFaceDataset("parquet", arguments=arguments, size=4, on_error="record", **options).table
+        return [table[i]["error"] for i in range(len(table))]
+
+    outside = "its file lies outside `image_root`"
+    assert errors(image_root=str(inside)) == ["", outside, outside, "the file is empty", "the row has no image"]
+    assert errors()[:3] == ["the dataset only names its file, and `image_root` says no folder that it may lie in"] * 3
+    assert errors(allow_outside=True)[:3] == [""] * 3
+
+
+def test_wrong_settings_are_named(boxed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`arguments`.*streaming"):
+        HuggingFaceDataset("beans", arguments={"streaming": True})
+    with pytest.raises(ValueError, match="`box_format`"):
+        HuggingFaceDataset("beans", box_format="cxcywh")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`image` to name a column.*\['image', 'mask'\]"):
+        HuggingFaceDataset(str(boxed)).setup()
+    with pytest.raises(ValueError, match=r"lacks the columns \['picture'\]"):
+        HuggingFaceDataset(str(boxed), image="picture").setup()
+    with pytest.raises(ValueError, match="Expected images in the column 'label'"):
+        HuggingFaceDataset(str(boxed), image="label").setup()
+    with pytest.raises(ValueError, match=r"`split` to be one of \['test', 'train'\].*'val'"):
+        HuggingFaceDataset(str(boxed), "val", image="image").setup()
+    table = HuggingFaceDataset(str(write(tmp_path / "broken", {"image": cells(png((9, 9, 9)), b"rubbish")}))).table
+    with pytest.raises(ImageReadError, match="'000001'"):
+        table[1]
