@@ -137,34 +137,39 @@ def test_the_first_steps_of_extremal_perturbation_are_those_of_torchray(golden):
 
 
 @pytest.mark.parametrize(
-    ("job", "area", "images", "settings"),
+    ("job", "settings"),
     [
-        ("simple.preserve.areas0.1_0.3", 0, [0, 2], {"areas": 0.1}),
-        ("simple.preserve.areas0.1_0.3", 1, [1], {"areas": 0.3}),
-        ("contrastive.preserve.area0.1", 0, [0], {"areas": 0.1, "reward": "contrastive"}),
+        ("simple.preserve.areas0.1_0.3", {"areas": [0.1, 0.3]}),
+        ("contrastive.preserve.area0.1", {"areas": 0.1, "reward": "contrastive"}),
     ],
 )
-def test_extremal_perturbation_ends_with_the_reward_and_area_of_torchray(golden, job, area, images, settings):
+def test_extremal_perturbation_ends_with_the_reward_and_area_of_torchray(golden, job, settings):
     # The solution is not unique (ties in the sorted mask decide): rewards to 2 % and areas are compared, not masks. The
-    # reward swings with the mirrored image from step to step; the mean of the last ten is taken.
+    # reward swings with the mirrored image from step to step; the mean of the last ten is taken. Of the area 0.3, whose
+    # solutions differ most, the mean over the images is.
     stored = stored_values(golden("torchray.npz"))
-    history, masks = stored[f"{job}.hist"][images, area, 0], stored[f"{job}.mask"][images, area]
+    history, masks = stored[f"{job}.hist"][:, :, 0], stored[f"{job}.mask"]
     classifier, image, target = stored_case(golden, "cnn", "layer4")
-    explainer = ExtremalPerturbation(max_iter=history.shape[1], step=4, sigma=8, **settings)
+    explainer = ExtremalPerturbation(max_iter=history.shape[2], step=4, sigma=8, **settings)
     with torch.enable_grad():
-        own, rewards, _ = explainer.masks(classifier, image[images], target[images])
-    torch.testing.assert_close(rewards[-11:-1, :, 0].mean(0), history[:, -10:].mean(1), atol=0, rtol=0.02)
-    torch.testing.assert_close(own.mean((1, 2, 3)), masks.mean((1, 2)), atol=0.02, rtol=0)
+        own, rewards, _ = explainer.masks(classifier, image[: len(history)], target[: len(history)])
+    reward, theirs = rewards[-11:-1].mean(0), history[:, :, -10:].mean(2)
+    torch.testing.assert_close(reward[:, 0], theirs[:, 0], atol=0, rtol=0.02)
+    torch.testing.assert_close(reward.mean(0), theirs.mean(0), atol=0, rtol=0.02)
+    torch.testing.assert_close(own.mean((2, 3)), masks.mean((-1, -2)).view(len(history), -1), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("job", "game"), [("simple.delete.area0.1", "delete"), ("simple.dual.area0.3", "dual")])
-def test_the_games_of_extremal_perturbation_are_those_of_torchray(golden, job, game):
-    history = stored_values(golden("torchray.npz"))[f"{job}.hist"][:1, :, :, :20]
+@pytest.mark.parametrize(
+    ("job", "game", "steps", "atol"),
+    [("simple.delete.area0.1", "delete", 20, 5e-3), ("simple.dual.area0.3", "dual", 14, 0.05)],
+)
+def test_the_games_of_extremal_perturbation_are_those_of_torchray(golden, job, game, steps, atol):
+    history = stored_values(golden("torchray.npz"))[f"{job}.hist"][:, 0, 0, :steps]
     classifier, image, target = stored_case(golden, "cnn", "layer4")
-    explainer = ExtremalPerturbation(float(job[-3:]), max_iter=20, step=4, sigma=8, game=game)
+    explainer = ExtremalPerturbation(float(job[-3:]), max_iter=steps, step=4, sigma=8, game=game)
     with torch.enable_grad():
-        _, rewards, _ = explainer.masks(classifier, image[:1], target[:1])
-    torch.testing.assert_close(rewards[:20, :, 0].T, history[:, 0, 0], atol=0.05, rtol=0)
+        _, rewards, _ = explainer.masks(classifier, image[: len(history)], target[: len(history)])
+    torch.testing.assert_close(rewards[:steps, :, 0].T, history, atol=atol, rtol=0)
 
 
 def test_golden_settings_are_those_that_the_tests_assume(golden):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal, TypeAlias, get_args
+from itertools import product
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
@@ -372,6 +373,49 @@ def _blurred(pyramid: Tensor, masks: Tensor) -> Tensor:
     return lower + (upper - lower) * (at - level)
 
 
+class _SmoothMaximum(torch.autograd.Function):
+    """Smooth maximum of the nodes around each pixel, without keeping what it is made of, 100 times the result.
+
+    With g_v = k_v m_v / T it is ``S = T sum g e^g / sum e^g``, and ``dS/dg_v = T e^g_v (1 + g_v - S/T) / sum e^g``. The
+    loop runs over the nodes' places relative to the pixel's own; pixels are ordered by cell.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, kernel: Tensor, cells: tuple[int, int], coldness: float) -> Tensor:
+        """(n,>=h',>=w') nodes, (o,o,s,s) k, (h',w') -> (n,h',w',s,s)."""
+        scaled = coldness * kernel
+        below = padded.new_zeros(len(padded) * cells[0] * cells[1], kernel[0, 0].numel())
+        above, g, power = torch.zeros_like(below), torch.empty_like(below), torch.empty_like(below)
+        for i, j in product(range(len(kernel)), repeat=2):
+            near = padded[:, i : i + cells[0], j : j + cells[1]].reshape(-1, 1)
+            torch.mul(near, scaled[i, j].view(1, -1), out=g)
+            torch.exp(g, out=power)
+            below += power
+            above.addcmul_(g, power)
+        result = above.div_(below)
+        ctx.save_for_backward(padded, scaled, result, below)
+        ctx.cells, ctx.coldness = cells, coldness
+        return (result / coldness).view(len(padded), *cells, *kernel.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """(n,h',w',s,s) -> as `padded`."""
+        padded, scaled, result, below = ctx.saved_tensors
+        cells, sums = ctx.cells, torch.zeros_like(padded)
+        slope = grad.reshape(below.shape) / (ctx.coldness * below)
+        level = slope * (1 - result)
+        g, power = torch.empty_like(below), torch.empty_like(below)
+        for i, j in product(range(len(scaled)), repeat=2):
+            near = padded[:, i : i + cells[0], j : j + cells[1]].reshape(-1, 1)
+            weights = scaled[i, j].view(1, -1)
+            torch.mul(near, weights, out=g)
+            torch.exp(g, out=power)
+            g.mul_(slope).add_(level).mul_(power)
+            sums[:, i : i + cells[0], j : j + cells[1]] += (g @ weights.T).view(-1, *cells)
+        return sums, None, None, None
+
+
 class SmoothMaximum:
     """Step 1 of `ExtremalPerturbation`: values at nodes `step` pixels apart, widened to a smooth mask of pixels.
 
@@ -393,38 +437,26 @@ class SmoothMaximum:
     def __init__(self, size: tuple[int, int], step: int, sigma: float, margin: int | None = None) -> None:
         self.size, self.margin = size, int(sigma) if margin is None else margin
         self.nodes = (math.ceil(size[0] / step), math.ceil(size[1] / step))
-        offsets = torch.arange(-1 - math.ceil(sigma / step), 2 + math.ceil(sigma / step))
-        index, away = [], []
-        for side, count in zip(size, self.nodes, strict=True):
-            pixels = torch.arange(-self.margin, max(side, (count - 1) * step + 1 + self.margin))
-            # The nearest node, of two equally near ones the one before, and those around it: (offsets, pixels).
-            near = torch.div(pixels + (step - 1) // 2, step, rounding_mode="floor") + offsets.unsqueeze(1)
-            index.append(near)
-            away.append((pixels - near * step) / sigma)
-        self.frame = (index[0].shape[1], index[1].shape[1])
+        # A cell holds the pixels that share their nearest node, of two equally near ones the one before.
+        before, reach = (step - 1) // 2, 1 + math.ceil(sigma / step)
+        first, self._skip = divmod(before - self.margin, step)
+        ends = [max(side, (count - 1) * step + 1 + self.margin) for side, count in zip(size, self.nodes, strict=True)]
+        self.frame = (ends[0] + self.margin, ends[1] + self.margin)
+        self._cells = ((ends[0] - 1 + before) // step - first + 1, (ends[1] - 1 + before) // step - first + 1)
         # Around the nodes lie as many zeros as are ever asked for.
-        self._pad = max(-int(index[0].min()), *(int(i.max()) - n + 1 for i, n in zip(index, self.nodes, strict=True)))
-        self._rows, self._columns = (i + self._pad for i in index)
-        distance = torch.hypot(away[0].view(*away[0].shape, 1, 1), away[1])  # (row offsets, H', column offsets, W')
+        beyond = (first + cells - 1 + reach - (count - 1) for cells, count in zip(self._cells, self.nodes, strict=True))
+        self._pad = max(reach - first, *beyond)
+        self._start = first - reach + self._pad
+        away = (torch.arange(step) - before - step * torch.arange(-reach, reach + 1).unsqueeze(1)) / sigma
+        distance = torch.hypot(away[:, None, :, None], away[None, :, None, :])  # (offsets, offsets, step, step)
         self._kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0).square())
 
     def __call__(self, m: Tensor) -> Tensor:
         """(n,h,w) in [0,1] -> (n,H',W')."""
-        padded = F.pad(m, (self._pad,) * 4)
-        sums = [torch.zeros(1, device=m.device)] * 2
-        for rows, kernel in zip(self._rows.to(m.device), self._kernel.to(m), strict=True):
-            # Each row of offsets is computed anew in the backward pass: keeping all would take 100 times the mask.
-            parts = checkpoint(self._row, padded, rows, kernel, use_reentrant=False, preserve_rng_state=False)
-            sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        return sums[0] / sums[1]
-
-    def _row(self, padded: Tensor, rows: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of the smooth maximum over the nodes of one row of offsets, each (n,H',W')."""
-        columns = self._columns.to(padded.device)
-        near = padded.index_select(1, rows).index_select(2, columns.flatten())
-        f = near.view(*near.shape[:2], *columns.shape) * kernel
-        power = torch.exp(self.coldness * f)
-        return (f * power).sum(2), power.sum(2)
+        padded = F.pad(m, (self._pad,) * 4)[:, self._start :, self._start :]
+        cells: Tensor = _SmoothMaximum.apply(padded, self._kernel.to(m), self._cells, self.coldness)
+        pixels = cells.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+        return pixels[:, self._skip : self._skip + self.frame[0], self._skip : self._skip + self.frame[1]]
 
     def crop(self, full: Tensor) -> Tensor:
         """(n,H',W') -> (n,H,W), the image's part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,9 @@ from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.probes import Needs, Probes, merge_needs
 from optcam_pl.records import Row
 from optcam_pl.report import load_run, summarise
+from optcam_pl.report_tables import as_dict
 from optcam_pl.saliency import Baseline, check_baseline
+from optcam_pl.storage import write_file
 from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
 from optcam_pl.tasks.stored import StoredWeights, lacking_weights, save_curves, save_weights
 
@@ -465,13 +468,15 @@ class SaliencyTask(L.LightningModule):
         data.todo = self._ledger.plan.todo
 
     def _end(self, stage: Stage) -> None:
-        """Wait until every process has written its rows; log the metrics, which are a function of all rows."""
+        """Wait until every process has written its rows; log and store the metrics, a function of all rows."""
         self.ledger.finish()
         values: dict[str, float] = {}
         if self.trainer.is_global_zero:
             summary = summarise(load_run(self.run_dir))
             if not summary.statuses["missing"]:  # another shard's images
                 values = summary.values()
+                text = json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n"
+                write_file(self.run_dir / "summary.json", text)
         values = self.trainer.strategy.broadcast(values)
         # Every rank has the same values already: nothing to reduce.
         self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
