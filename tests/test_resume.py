@@ -22,6 +22,7 @@ from optcam_pl.records import FingerprintMismatch, RecordError, RunLock, read_ro
 from optcam_pl.report import load_run, summarise
 from optcam_pl.tasks import SaliencyTask
 from optcam_pl.tasks.ledger import Ledger
+from optcam_pl.verify import verify
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
 pytestmark = pytest.mark.filterwarnings(
@@ -119,6 +120,19 @@ def test_a_finished_run_says_so_and_computes_nothing(
     assert "7 of 7 images are done in run: nothing left to do" in out
     assert table[table.index("method") :] in out
     assert [p.read_bytes() for p in Path("run/rows").iterdir()] == rows
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_complete_run_stores_its_summary_which_verify_computes_again() -> None:
+    run("test", "run", "--shard=1/2")
+    assert not Path("run/summary.json").exists()
+    run("test", "run", "--shard=2/2")
+    stored = json.loads(Path("run/summary.json").read_text())
+    assert stored["metrics"]["average_drop"]["value"] == summarise(load_run("run")).metrics["average_drop"].value
+    assert verify("run") == []
+    stored["metrics"]["average_drop"]["value"] += 1
+    Path("run/summary.json").write_text(json.dumps(stored))
+    assert any("average_drop" in problem for problem in verify("run"))
 
 
 @pytest.mark.parametrize(
