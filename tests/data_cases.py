@@ -1,5 +1,9 @@
-"""Images and data modules that several tests of the data share."""
+"""Images and data modules that several tests of the data share.
 
+As a script it makes a tree of noise in the layout of a download: python tests/data_cases.py chest_xray FOLDER
+"""
+
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from optcam_pl.data import Entry, ImageDataModule
+from optcam_pl.data import Entry, ImageDataModule, Kvasir
 
 
 class Listed(ImageDataModule):
@@ -69,3 +73,13 @@ def make_voc(root: Path) -> None:
     drawn = "".join(f"<object><name>{name}</name>{box.format(*corners)}</object>" for name, *corners in objects)
     (base / "Annotations" / "x.xml").write_text(f"<annotation>{drawn}</annotation>")
     (base / "ImageSets" / "Main" / "val.txt").write_text("x\n")
+
+
+# Of 200 images; Kermany's own split is 5216, 16 and 624.
+LAYOUTS: dict[str, tuple[Sequence[str], Mapping[str, int], bool]] = {
+    "chest_xray": (("NORMAL", "PNEUMONIA"), {"train": 160, "val": 16, "test": 24}, True),
+    "kvasir": (Kvasir.CLASSES, {"": 200}, False),
+}
+
+if __name__ == "__main__":
+    make_tree(Path(sys.argv[2]), *LAYOUTS[sys.argv[1]])
