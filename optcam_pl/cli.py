@@ -57,6 +57,18 @@ For example:
   optcam predict --config configs/predict.yaml --data.paths photo.jpg
   optcam test --config configs/demo.yaml --model.explainer.max_iter 50 --print_config"""
 
+_SETTINGS = "The settings of a class are shown by --model.help SaliencyTask, --data.help ImageNet, and so on."
+_SUBCOMMANDS = {
+    "fit": f"""Fit the weights of Opti-CAM for every image (SaliencyTask) or train a network (ClassificationTask).
+{_SETTINGS}""",
+    "validate": f"""Measure a network on its validation images (ClassificationTask); for maps the same as test.
+{_SETTINGS}""",
+    "test": f"""Explain every image and measure the maps (SaliencyTask), or measure a network (ClassificationTask).
+{_SETTINGS}""",
+    "predict": f"""Explain every image and write the maps and overlays.
+{_SETTINGS}""",
+}
+
 # What a user cannot mend, or wants so: said by Lightning for every run.
 _IGNORED = (
     ".*does not have many workers.*",
@@ -162,8 +174,17 @@ class OptcamCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None
+        for choice in parser._subcommands_action._choices_actions:
+            choice.help = _SUBCOMMANDS[choice.dest].partition("\n")[0]  # Lightning's are of its trainer's methods
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.description = _SUBCOMMANDS[subcommand]
+        # All options would fill the first page, the trainer's first of all.
+        parser.usage = f"optcam {subcommand} --config FILE [--config FILE ...] [--KEY=VALUE ...]"
         # Ours prints its own table, and 50 000 maps are written, not kept in memory.
         for quiet in {"verbose", "return_predictions"} & set(self._subcommand_method_arguments[subcommand]):
             parser.set_defaults({quiet: False})

@@ -273,11 +273,16 @@ def test_compare_names_an_unknown_explainer() -> None:
 
 
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--help"], ["test", "--help"], ["compare", "--help"]):
+    about = {"": "train a network", "test": "--model.help SaliencyTask", "compare": "--explainers"}
+    for command, told in about.items():
+        words = [*command.split(), "--help"]
         with pytest.raises(SystemExit) as stopped:
             main(words)
         assert stopped.value.code == 0
-        assert "--config" in capsys.readouterr().out
+        text = " ".join(capsys.readouterr().out.split())
+        assert "--config" in text
+        assert told in text
+        assert "Lightning" not in text.partition("options:")[0]
 
 
 def test_print_config_shows_the_merged_settings(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
