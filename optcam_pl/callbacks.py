@@ -119,7 +119,7 @@ class TensorBoardPanels(_BlockCallback):
         for key, (curve, half, _) in mean_curves(pl_module.run_dir).items():
             metric = pl_module.metrics[key]
             if isinstance(metric, CurveMetric):
-                label = type(pl_module.explainer).__name__
+                label = pl_module.explainer.title
                 writer.add_figure(f"curves/{key}", metric.plot_curve(label=label, curve=(curve, half))[0])
         run = load_run(pl_module.run_dir)
         summary = summarise(run)

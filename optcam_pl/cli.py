@@ -272,9 +272,12 @@ class OptcamCLI(LightningCLI):
         run_dir = self._get(self.config, "run_dir")
         if run_dir is not None:
             return TensorBoardLogger(Path(run_dir).parent, name=Path(run_dir).name, version="")
-        kind = type(self.model.explainer if isinstance(self.model, SaliencyTask) else self.model)
-        own = self.model.classifier.name.rpartition("/")[2] if isinstance(self.model, ClassificationTask) else None
-        name = self._name or own or kind.__name__
+        model, own = self.model, type(self.model).__name__
+        if isinstance(model, SaliencyTask):
+            own = model.explainer.title
+        elif isinstance(model, ClassificationTask):
+            own = model.classifier.name.rpartition("/")[2]
+        name = self._name or own
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:

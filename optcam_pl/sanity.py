@@ -295,7 +295,7 @@ def sanity_command(argv: Sequence[str], start: Start) -> int:
     task, data = cli.model, cli.datamodule
     if not isinstance(task, SaliencyTask):
         raise TypeError(f"Expected a SaliencyTask to check, but got {type(task).__name__}.")
-    method = type(task.explainer).__name__
+    method = task.explainer.title
     found = check(task, data, cli.trainer.strategy.root_device, options.stages, options.random_seed)
     folder = Path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
     result = summary(f"{method} on {task.classifier.name}, {data.name}", found)

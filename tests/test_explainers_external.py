@@ -417,3 +417,11 @@ def test_an_own_functions_answer_is_checked(result, error, message):
         CallableExplainer(lambda classifier, image, target: result)(tiny_cnn(), torch.rand(3, 3, 8, 8), 0)
     with pytest.raises(TypeError, match="`function` to be a function"):
         CallableExplainer("os.system")  # type: ignore[arg-type]
+
+
+def test_tables_name_the_method_not_the_adapter():
+    def brightness(classifier, image, target):
+        return image.mean(1)
+
+    found = (CaptumExplainer("Saliency", wrapper="NoiseTunnel"), LIME(), CallableExplainer(brightness))
+    assert [explainer.title for explainer in found] == ["NoiseTunnel-Saliency", "LIME", "brightness"]

@@ -156,6 +156,11 @@ class Explainer(nn.Module, ABC):
                 target = classifier(image).argmax(1)
         return image, self.check_target(target, image, classifier)
 
+    @property
+    def title(self) -> str:
+        """What the method is called in tables, figures and run folders: its class."""
+        return type(self).__name__
+
     def settings(self) -> dict[str, object]:
         """The constructor's arguments as they stand now: what a result depends on and is printed with it.
 

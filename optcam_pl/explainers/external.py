@@ -125,6 +125,13 @@ class CaptumExplainer(Explainer):
         self._wrapper = None if wrapper is None else attribution_class(wrapper)
         self._takes = self._check_arguments()
 
+    @property
+    def title(self) -> str:
+        """Captum's class, with what it is wrapped in before it: "NoiseTunnel-Saliency"."""
+        if type(self) is not CaptumExplainer:
+            return super().title
+        return "-".join(kind.__name__ for kind in (self._wrapper, self._class) if kind is not None)
+
     def _check_arguments(self) -> set[str]:
         """The names that `attribute` takes, after a look at all that were given."""
         for kind, wraps in ((self._class, False), (self._wrapper, True)):
@@ -339,6 +346,11 @@ class CallableExplainer(Explainer):
                 f"Expected `function` to be a function of (classifier, image, target), but got {function!r}."
             )
         self.function = function
+
+    @property
+    def title(self) -> str:
+        """The function's name."""
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
     def settings(self) -> dict[str, object]:
         """See `Explainer.settings`; the function by its name."""

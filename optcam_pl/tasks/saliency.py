@@ -522,7 +522,7 @@ class SaliencyTask(L.LightningModule):
             "run": str(self.run_dir),
             "data": data.name,
             "classifier": network["classifier"],
-            "explainer": explainer["class"],
+            "explainer": self.explainer.title,
             "explainer_settings": explainer,
             "images": len(data.table),
             "metrics": [key for key, _ in self._metric_items()] if stage in ("validate", "test") else [],
