@@ -11,13 +11,14 @@ import sys
 import time
 import uuid
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as _load_tensors
 from safetensors.torch import save as _save_tensors
-from torch import Tensor
+from torch import Tensor, uint8
 
 if sys.platform == "win32":
     import msvcrt
@@ -85,34 +86,53 @@ def save_tensors(
 ) -> None:
     """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
 
+    The metadata gets a checksum of itself and of the tensors' names and values.
+
     Raises:
         RecordError: If the file cannot be written.
     """
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, _save_tensors(own, dict(metadata or {})))
+    words = dict(metadata or {})
+    write_file(path, _save_tensors(own, {**words, _CHECKSUM: _checksum(own, words)}))
+
+
+_CHECKSUM = "crc32"
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    value = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, on the CPU.
 
     Raises:
-        RecordError: If the file is missing or damaged.
+        RecordError: If the file is missing or damaged; a changed bit is found by the checksum.
     """
+    metadata = load_metadata(path, checksum=True)
     try:
-        return _load_tensors(Path(path).read_bytes())
+        tensors = _load_tensors(Path(path).read_bytes())
     except (OSError, SafetensorError) as error:
         raise RecordError(f"Cannot read {path}: {error}.") from error
+    if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
+        raise RecordError(f"Cannot read {path}: its checksum does not match.")
+    return tensors
 
 
-def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the metadata of a safetensors file, without its tensors.
+def load_metadata(path: str | os.PathLike[str], checksum: bool = False) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors, with or without the checksum of all.
 
     Raises:
         RecordError: If the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            found = file.metadata() or {}
+            return found if checksum else {key: value for key, value in found.items() if key != _CHECKSUM}
     except (OSError, SafetensorError) as error:
         raise RecordError(f"Cannot read {path}: {error}.") from error
 

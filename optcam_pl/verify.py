@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from optcam_pl.records import RecordError, Row, flatten, format_ranges, load_metadata, missing
+from optcam_pl.records import RecordError, Row, flatten, format_ranges, load_tensors, missing
 from optcam_pl.report import Run, find_runs, load_run, summarise
 from optcam_pl.report_tables import as_dict, printable
 
@@ -20,7 +20,7 @@ def verify(run_dir: str | os.PathLike[str]) -> list[str]:
 
     Checked are: the manifest and whether its parts agree; every row's checksum and that no two rows contradict each
     other; that each image of the dataset has a row and each row an image; that rows have what the manifest promises;
-    the headers of stored tensors; and, where there is a `summary.json`, that the rows still give it. A damaged line
+    the checksums of stored tensors; and, where there is a `summary.json`, that the rows still give it. A damaged line
     whose image has a sound row as well (its block was done again) is no problem.
 
     Returns:
@@ -76,7 +76,7 @@ def _named(rows: Sequence[Row]) -> str:
 def _file_problems(run: Run) -> Iterator[str]:
     for path in sorted(run.path.rglob("*.safetensors")):
         try:
-            load_metadata(path)
+            load_tensors(path)
         except RecordError as error:
             yield str(error)
     path = run.path / "summary.json"

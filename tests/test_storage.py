@@ -66,6 +66,17 @@ def test_tensors_and_their_metadata_come_back(tmp_path):
     assert load_metadata(tmp_path / "w.safetensors") == {"ids": "a\nb"}
 
 
+@pytest.mark.parametrize("at", [-1, -30, 8 + 30])
+def test_a_flipped_bit_in_tensors_or_metadata_is_found(tmp_path, at):
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"u": torch.arange(10.0)}, {"ids": json.dumps(["a", "b"])})
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match=r"w.safetensors"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize("load", [load_tensors, load_metadata])
 def test_a_damaged_tensor_file_is_named(tmp_path, load):
     path = tmp_path / "w.safetensors"

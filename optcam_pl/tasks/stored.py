@@ -55,7 +55,7 @@ def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[
     @cache
     def whole(block: int) -> bool:
         try:
-            return "ids" in load_metadata(_file(run_dir, block))
+            return bool(load_tensors(_file(run_dir, block)))
         except RecordError:
             return False
 
