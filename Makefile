@@ -21,7 +21,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,transformers,datasets,peers,test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,transformers,datasets,coco,peers,test,lint]"
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

@@ -3,6 +3,7 @@
 As a script it makes a tree of noise in the layout of a download: python tests/data_cases.py chest_xray FOLDER
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,36 @@ def make_voc(root: Path) -> None:
     drawn = "".join(f"<object><name>{name}</name>{box.format(*corners)}</object>" for name, *corners in objects)
     (base / "Annotations" / "x.xml").write_text(f"<annotation>{drawn}</annotation>")
     (base / "ImageSets" / "Main" / "val.txt").write_text("x\n")
+
+
+def make_coco(root: Path) -> None:
+    """COCO with two images of 20 x 10 pixels: a dog and two cats with their outlines, and nothing."""
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (20, 10)).save(root / name)
+    objects = []
+    for number, (category, (x, y, w, h)) in enumerate([(7, (0, 0, 4, 4)), (3, (5, 5, 10, 5)), (3, (0, 8, 2, 2))]):
+        outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        shape = {"bbox": [x, y, w, h], "segmentation": outline, "area": w * h, "iscrowd": 0}
+        objects.append({"id": number + 1, "image_id": 1, "category_id": category, **shape})
+    images = [{"id": i, "file_name": name, "width": 20, "height": 10} for i, name in ((1, "a.jpg"), (2, "b.jpg"))]
+    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+    content = {"images": images, "categories": categories, "annotations": objects}
+    (root / "a.json").write_text(json.dumps(content))
+
+
+def make_cub(root: Path) -> None:
+    """CUB-200-2011 of two classes with six images of 10 x 8 pixels each, half of them to train on."""
+    lists: dict[str, list[str]] = {"images": [], "image_class_labels": [], "bounding_boxes": [], "train_test_split": []}
+    for i in range(1, 13):
+        kind = ("001.Black_footed_Albatross", "002.Laysan_Albatross")[i > 6]
+        file = root / "images" / kind / f"{i:04}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 8), (20 * i, 0, 0)).save(file)
+        rows = (f"{kind}/{file.name}", 1 + (i > 6), f"{i % 3}.0 1.0 6.0 5.0", i % 2)
+        for lines, row in zip(lists.values(), rows, strict=True):
+            lines.append(f"{i} {row}\n")
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("".join(lines))
 
 
 # Of 200 images; Kermany's own split is 5216, 16 and 624.

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from data_cases import make_pets, make_tree, make_voc
+from data_cases import make_coco, make_cub, make_pets, make_tree, make_voc
 
 from optcam_pl.cli import main
 from optcam_pl.data import ChestXRay, Kvasir
@@ -61,6 +61,11 @@ def made_up(data: dict[str, Any]) -> list[str]:
         return ["--data.images=6", "--data.train_images=12"]
     elif name == "SamplePhotos":
         return []
+    elif name == "CSVImages" and "CUB" in data["init_args"]["file"]:
+        make_cub(here)
+        command = next(line for line in (CONFIGS / "data" / "cub.yaml").read_text().splitlines() if "paste" in line)
+        subprocess.run(["bash", "-c", command.removeprefix("# ")], cwd=here, check=True)
+        return [f"--data.file={here / 'cub.csv'}"]
     elif name == "CSVImages":
         file = next(make_tree(here, ["x"], {"": 1}).rglob("*.jpeg"))
         Path("images.csv").write_text(f"path,label,x1,y1,x2,y2,split\n{file},0,1,1,9,9,test\n")
@@ -69,6 +74,11 @@ def made_up(data: dict[str, Any]) -> list[str]:
         pytest.importorskip("datasets").disable_progress_bars()
         make_tree(here, ["cat", "dog"], {"train": 4, "validation": 2, "test": 4})
         return [f"--data.arguments={{data_dir: {here}, cache_dir: cache}}"]
+    elif data["init_args"]["dataset"] == "CocoDetection":
+        pytest.importorskip("pycocotools")
+        here.mkdir()
+        make_coco(here)
+        return [f"--data.arguments={{root: {here}, annFile: {here / 'a.json'}}}"]
     else:
         (make_voc if data["init_args"]["dataset"] == "VOCDetection" else make_pets)(here)
         return [f"--data.arguments.root={here}"]

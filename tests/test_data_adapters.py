@@ -1,15 +1,10 @@
 """torchvision's datasets, with their labels, boxes and masks, as ours."""
 
-import json
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from data_cases import make_pets, make_voc
+from data_cases import make_coco, make_pets, make_voc
 from PIL import Image
 
 from optcam_pl.data import ImageReadError, TorchvisionDataset
@@ -62,42 +57,10 @@ def test_voc_has_the_boxes_of_its_largest_objects_class(tmp_path: Path) -> None:
     assert sample["boxes"].tolist() == [[10, 0, 40, 20], [0, 10, 4, 14]]
 
 
-def test_coco_has_boxes_and_masks_of_its_largest_objects_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Coco:  # of pycocotools, what is asked of it
-        def __init__(self, path: str) -> None:
-            content = json.loads(Path(path).read_text())
-            self.imgs = {image["id"]: image for image in content["images"]}
-            self.cats = {category["id"]: category for category in content["categories"]}
-            self.anns = content["annotations"]
-
-        def loadImgs(self, number: int) -> list:  # noqa: N802
-            return [self.imgs[number]]
-
-        def getAnnIds(self, number: int) -> list:  # noqa: N802
-            return [i for i, thing in enumerate(self.anns) if thing["image_id"] == number]
-
-        def loadAnns(self, numbers: list) -> list:  # noqa: N802
-            return [self.anns[i] for i in numbers]
-
-        def annToMask(self, thing: Any) -> np.ndarray:  # noqa: N802
-            mask = np.zeros((10, 20), dtype=np.uint8)
-            x, y, w, h = thing["bbox"]
-            mask[y : y + h, x : x + w] = 1
-            return mask
-
-    module = ModuleType("pycocotools.coco")
-    module.COCO = Coco  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pycocotools", ModuleType("pycocotools"))
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", module)
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (20, 10)).save(tmp_path / name)
-    things = [(7, [0, 0, 4, 4]), (3, [5, 5, 10, 5]), (3, [0, 8, 2, 2])]
-    content = {
-        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
-        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
-        "annotations": [{"image_id": 1, "category_id": c, "bbox": b, "segmentation": [[0]]} for c, b in things],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_coco_has_boxes_and_masks_of_its_largest_objects_class(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    make_coco(tmp_path)
     arguments = {"root": str(tmp_path), "annFile": str(tmp_path / "a.json")}
     data = TorchvisionDataset("CocoDetection", arguments, size=(10, 20))
     sample = data.table[0]
