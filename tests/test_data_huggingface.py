@@ -117,6 +117,7 @@ def test_a_folder_of_images_is_decoded_by_us(tmp_path: Path) -> None:
     (tmp_path / "tree" / "test" / "dog" / "z_broken.png").write_bytes(b"rubbish")
     arguments = {"data_dir": str(tmp_path / "tree"), "cache_dir": str(tmp_path / "cache")}
     data = HuggingFaceDataset("imagefolder", arguments=arguments, size=(8, 4), on_error="record")
+    assert data.name == "tree"
     samples = [data.table[i] for i in range(len(data.table))]
     assert [sample["target"] for sample in samples] == [0, 0, 0, 1, 1, 1]
     assert [bool(sample["error"]) for sample in samples] == [False] * 5 + [True]

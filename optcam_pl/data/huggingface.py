@@ -158,7 +158,7 @@ class HuggingFaceDataset(ImageDataModule):
         if box_format not in get_args(BoxFormat):
             raise ValueError(f"Expected `box_format` to be 'xyxy' or 'xywh', but got {box_format!r}.")
         self.path = path
-        self.name = Path(path.rstrip("/")).name
+        self.name = Path(str(self.arguments.get("data_dir") or path)).name
         self.splits = {"": split, "train": train_split, "val": val_split}
         self.columns = {"image": image, "label": label, "mask": mask}
         self.boxes, self.box_format, self.foreground = boxes, box_format, foreground
@@ -221,7 +221,7 @@ class HuggingFaceDataset(ImageDataModule):
         paths = ("data_dir", "data_files", "cache_dir")
         settings = {key: value for key, value in self.arguments.items() if key not in paths}
         columns = self.columns | {"boxes": self.boxes, "foreground": self.foreground}
-        return {"dataset": self.name, "split": self.splits[""]} | settings | columns
+        return {"dataset": Path(self.path).name, "split": self.splits[""]} | settings | columns
 
     def _part(self, part: str) -> Any:
         """The dataset of a part, its images not decoded."""
