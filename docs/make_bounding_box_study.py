@@ -8,19 +8,19 @@ better. The commands are those that a user would type; the run folders are left 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from optcam_pl.cli import main
+from optcam_pl.cli import OptcamCLI, main
+from optcam_pl.metrics import METRICS
 from optcam_pl.report import load_run, summarise
 from optcam_pl.report_tables import Summary
 
 OUTPUT = Path(__file__).with_name("bounding_box.md")
 RUNS = Path("logs", "bounding_box")
 METHODS = ("OptiCAM", "GradCAM", "ScoreCAM", "FakeCAM")
-FAITHFULNESS = ("AD", "AG", "AI")
+FAITHFULNESS = ("average_drop", "average_gain", "average_increase")
 REGIONS = {"map": "S", "inside_box": "S inside B", "outside_box": "S outside B"}
 # Context -> what the data are, and what is said of them.
 CONTEXTS = {
@@ -61,10 +61,15 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> s
     return "\n".join([cells(head), cells(rules), *map(cells, rows)]) + "\n"
 
 
+def head(key: str) -> str:
+    """A metric's column."""
+    return f"{METRICS[key].label} {'↑' if METRICS[key].higher_is_better else '↓'}"
+
+
 def value(summary: Summary, key: str) -> str:
     """A mean in the digits of the reports."""
     number = summary.metrics[key].value
-    return "-" if number is None else f"{number:.2f}"
+    return "-" if number is None else f"{number:.2f}" if METRICS[key].unit == "%" else f"{number:.4f}"
 
 
 def study(context: str) -> str:
@@ -73,9 +78,8 @@ def study(context: str) -> str:
     here = RUNS / context
     weights = f"--model.classifier.weights={here}/fit/checkpoints/best.ckpt"
     run("fit", "--config", "configs/shapes_fit.yaml", *data, f"--run_dir={here}/fit")
-    tested = ["--config", "configs/shapes_fit.yaml", *data, weights, f"--run_dir={here}/accuracy"]
-    run("test", *tested)
-    accuracy = json.loads((here / "accuracy" / "metrics.json").read_text())["test/accuracy"]
+    measured = OptcamCLI(["test", "--config", "configs/shapes_fit.yaml", *data, weights, f"--run_dir={here}/accuracy"])
+    accuracy = float(measured.trainer.callback_metrics["test/accuracy"])
     common = ["--config", "configs/shapes.yaml", *data, weights]
     for region in REGIONS:
         words = [f"--model.region={region}", f"--run_dir={here}/{region}"]
@@ -86,9 +90,9 @@ def study(context: str) -> str:
     maps = {region: {m: summarise(load_run(here / region / m)) for m in METHODS} for region in REGIONS}
     keys = list(maps["map"][METHODS[0]].metrics)
     alone = {"B": summarise(load_run(here / "box")), "outside B": summarise(load_run(here / "complement"))}
-    parts = [f"## {title}\n", f"The network is right on {accuracy:.1%} of the test images.\n"]
-    parts.append(grid(["", *keys], ([m, *(value(maps["map"][m], k) for k in keys)] for m in METHODS)))
-    by_region = [["", "map", *FAITHFULNESS]] + [
+    parts = [f"## {title}\n", f"The network is right on {accuracy:.1f} % of the test images.\n"]
+    parts.append(grid(["", *map(head, keys)], ([m, *(value(maps["map"][m], k) for k in keys)] for m in METHODS)))
+    by_region = [["", "map", *map(head, FAITHFULNESS)]] + [
         [m, name, *(value(maps[region][m], k) for k in FAITHFULNESS)]
         for m in METHODS
         for region, name in REGIONS.items()
