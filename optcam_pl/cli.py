@@ -262,6 +262,10 @@ class OptcamCLI(LightningCLI):
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
+        except ConnectionError as error:
+            # The other way in which torch notices, beside "killed by signal".
+            reason = error.strerror or error
+            raise RuntimeError(f"A loader process was killed, perhaps for lack of memory ({reason}).") from error
         except OSError as error:
             if error.filename is not None:
                 raise

@@ -282,14 +282,13 @@ def test_the_code_of_a_malicious_weight_file_is_not_run(
 def test_a_killed_loader_ends_the_run_and_the_next_start_does_the_rest(
     photos: Path, whole: Path, tmp_path: Path
 ) -> None:
-    slow = ["--data.num_workers=1", "--model.explainer.max_iter=2"]
-    process = start(command("test", tmp_path / "run", *slow, photos=photos))
+    process = start(command("test", tmp_path / "run", "--data.num_workers=1", photos=photos))
     assert until(lambda: written(tmp_path / "run") >= 2 or process.poll() is not None)
     (loader,) = children(process.pid)
     os.kill(loader, signal.SIGKILL)
     code, _, err = end(process)
     assert code not in (0, 3)
-    assert "killed by signal" in err
+    assert "killed by signal" in err or "A loader process was killed" in err
     done = rows_of(tmp_path / "run")
     assert 2 <= len(done) < 201
     assert finish(command("test", tmp_path / "run", photos=photos))[0] == 0
