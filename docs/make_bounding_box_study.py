@@ -39,8 +39,8 @@ Table 5 of the paper, where the answer is known. `Shapes` draws a textured shape
 and six surroundings belong to six classes. In one dataset the shape alone tells the class, in the other the
 surroundings tell it better. A small network learns each (`optcam fit --config configs/shapes_fit.yaml`), and the same
 600 test images are explained and measured. The box B is exact, as nothing but the shape lies in it.
-`python docs/make_bounding_box_study.py` makes this page; these are its numbers with one thread on a CPU, and the network
-that another machine or number of threads trains is another one in its digits.
+`python docs/make_bounding_box_study.py` makes this page; these are its numbers with one thread on a CPU, and
+the network that another machine or number of threads trains is another one in its digits.
 """
 TAIL = """## What the tables say
 
