@@ -240,6 +240,9 @@ class OptcamCLI(LightningCLI):
             trainer.strategy._timeout = min(trainer.strategy._timeout or GROUP_TIMEOUT, GROUP_TIMEOUT)
         # Lightning answers SIGTERM with a collective, in which a process that was signalled alone waits for ever.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # And its training loop asks process 0 before every batch whether it was signalled: where one has ended, the
+        # others would wait there for `GROUP_TIMEOUT`.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if isinstance(self.model, SaliencyTask):
             self.model.resume, self.model.shard = self._get(self.config, "resume"), self._shard
         return trainer

@@ -132,16 +132,18 @@ def test_sigterm_to_any_process_ends_all_after_their_block(stage: str, to: str, 
     slow = ["--model.explainer.max_iter=10", "--data.limit=40"]
     words = command(stage, tmp_path / "run", *slow, photos=photos, devices=2)
     process = start(words)
-    assert until(lambda: written(tmp_path / "run") >= 4 or process.poll() is not None)
+    early = 2 if stage == "fit" else 4  # perhaps the other's first block is not done yet
+    assert until(lambda: written(tmp_path / "run") >= early or process.poll() is not None)
     (second,) = children(process.pid)
     for pid in {"first": [process.pid], "second": [second], "all": [process.pid, second]}[to]:
         os.kill(pid, signal.SIGTERM)
+    assert until(lambda: process.poll() is not None, 60)  # nobody waits for an answer of one that has ended
     code, _, err = end(process)
     assert code == 143, err
     assert "The run goes on with" in err
     assert until(lambda: not alive(second), 10)
     done = rows_of(tmp_path / "run")
-    assert 4 <= len(done) < 40
+    assert early <= len(done) < 40
     assert len(done) % 2 == 0  # whole blocks
     code, _, err = finish([*words, "--trainer.devices=1"])
     assert code == 0, err
