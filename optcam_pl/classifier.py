@@ -308,6 +308,22 @@ class Classifier(nn.Module):
             raise RuntimeError(f"{self.name} is frozen: no gradient is ever computed for the classifier's parameters.")
         return super().requires_grad_(False)
 
+    def check_frozen(self) -> None:
+        """Make sure that the network is still in eval mode: somebody may have called ``classifier.network.train()``.
+
+        In training mode dropout makes maps random, and batch norm makes a map depend on the other images of its batch
+        and moves the network's running means.
+
+        Raises:
+            ValueError: a part of it is not; the first is named.
+        """
+        thawed = [name or "all of it" for name, module in self.network.named_modules() if module.training]
+        if thawed:
+            raise ValueError(
+                f"Expected {self.name} in eval mode, but {len(thawed)} of its modules are in training mode (the first: "
+                f"{thawed[0]}). Call classifier.eval() first."
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors lie elsewhere: their hash is not the copied one's by address.
         return {**self.__dict__, "_hash": None}

@@ -31,7 +31,6 @@ from typing import Any, Literal, get_args
 from optcam_pl.storage import NEW_FILE, sync_data, sync_folder, write_all
 from optcam_pl.storage import RecordError as RecordError
 from optcam_pl.storage import RunLock as RunLock
-from optcam_pl.storage import load_metadata as load_metadata
 from optcam_pl.storage import load_tensors as load_tensors
 from optcam_pl.storage import save_tensors as save_tensors
 from optcam_pl.storage import write_file as write_file

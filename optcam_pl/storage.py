@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as _load_tensors
 from safetensors.torch import save as _save_tensors
 from torch import Tensor, uint8
@@ -107,34 +107,23 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     return f"{value:08x}"
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, on the CPU.
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file, on the CPU, and its metadata.
 
     Raises:
         RecordError: If the file is missing or damaged; a changed bit is found by the checksum.
     """
-    metadata = load_metadata(path, checksum=True)
     try:
-        tensors = _load_tensors(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        tensors = _load_tensors(data)
     except (OSError, SafetensorError) as error:
         raise RecordError(f"Cannot read {path}: {error}.") from error
+    # A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
     if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
         raise RecordError(f"Cannot read {path}: its checksum does not match.")
-    return tensors
-
-
-def load_metadata(path: str | os.PathLike[str], checksum: bool = False) -> dict[str, str]:
-    """Read the metadata of a safetensors file, without its tensors, with or without the checksum of all.
-
-    Raises:
-        RecordError: If the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            return found if checksum else {key: value for key, value in found.items() if key != _CHECKSUM}
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
+    return tensors, metadata
 
 
 _held: set[int] = set()

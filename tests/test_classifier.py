@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from optcam_pl.capture import capture
 from optcam_pl.classifier import Classifier
+from optcam_pl.explainers import GradCAM
 
 
 def small(width: int = 4, classes: int = 3) -> nn.Sequential:
@@ -188,6 +189,16 @@ def test_the_network_is_frozen_and_says_so_when_asked_to_train(recwarn: pytest.W
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     assert classifier.eval() is classifier.train(False) is classifier.requires_grad_(False)
     assert not recwarn
+
+
+def test_a_network_that_somebody_put_into_training_mode_is_not_explained() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = Classifier(network, target_layer="1", input_size=8)
+    network[1].train()
+    with pytest.raises(ValueError, match=r"Sequential in eval mode, but 1 of its modules are in training mode .*: 1\)"):
+        GradCAM()(classifier, torch.rand(2, 3, 8, 8))
+    assert not network[1].running_mean.any()
+    assert GradCAM()(classifier.eval(), torch.rand(2, 3, 8, 8)).saliency.shape == (2, 1, 8, 8)
 
 
 def test_copies_pickles_and_casts_behave_alike() -> None:

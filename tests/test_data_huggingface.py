@@ -83,7 +83,7 @@ def test_a_list_of_objects_as_other_versions_have_it(boxed: Path) -> None:
     data = HuggingFaceDataset(str(boxed), boxes="objects.bbox", box_format="xywh", image="image")
     reader = data.reader()
     row = {"objects": [{"bbox": [0, 0, 4, 2]}, {"bbox": [2, 1, 6, 3]}]}
-    assert reader._boxes(row) == [[0, 0, 4, 2], [2, 1, 8, 4]]  # type: ignore[attr-defined]
+    assert reader._boxes(row) == [(0, 0, 4, 2), (2, 1, 8, 4)]  # type: ignore[attr-defined]
 
 
 def test_readers_are_sent_to_other_processes(boxed: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.boxes import to_corners
 from optcam_pl.data.decode import ImageReadError
 from optcam_pl.data.table import Annotation, Entry, Item, Reader
 
@@ -88,8 +89,7 @@ class TorchvisionReader:
     def _add_coco(self, item: Item, objects: list[Mapping[str, Any]], coco: Any) -> Item:
         found = []
         for thing in objects:
-            x, y, w, h = thing["bbox"]
-            found.append((self.categories[thing["category_id"]], (x, y, x + w, y + h)))
+            found.append((self.categories[thing["category_id"]], to_corners(thing["bbox"], "xywh")))
         target = _largest(found)
         mask = Image.new("L", item.image.size)
         for thing, (number, _) in zip(objects, found, strict=True):

@@ -1,19 +1,40 @@
-"""Boxes from XML annotations in the layout of Pascal VOC, which is ImageNet's too: a folder of files, or a tar."""
+"""Boxes: their formats, and XML annotations in Pascal VOC's layout, which is ImageNet's too, in a folder or a tar."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 from xml.etree import ElementTree
 
 from optcam_pl.data.index import list_files, load_json, stem, store_json
 from optcam_pl.data.table import Box
 
+BoxFormat: TypeAlias = Literal["xyxy", "xywh"]
+
 _MAX_BYTES = 1_000_000  # of one annotation; ImageNet's are about a thousand
+
+
+def check_format(box_format: str) -> BoxFormat:
+    """The format. Raises ValueError where it is another than "xyxy" or "xywh"."""
+    for known in get_args(BoxFormat):
+        if box_format == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"Expected `box_format` to be 'xyxy' or 'xywh', but got {box_format!r}.")
+
+
+def to_corners(box: Sequence[float], box_format: BoxFormat) -> Box:
+    """Left, top, right and bottom of a box in either format.
+
+    Example:
+        >>> to_corners((10, 20, 5, 6), "xywh")
+        (10, 20, 15, 26)
+    """
+    x, y, third, fourth = box
+    return (x, y, third, fourth) if box_format == "xyxy" else (x, y, x + third, y + fourth)
 
 
 class Annotated(NamedTuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
 from optcam_pl.data.folders import ClassIndex, Split, class_list
 from optcam_pl.data.index import check_inside, existing_folder
 from optcam_pl.data.table import Box, Entry
@@ -49,7 +50,7 @@ class CSVImages(ImageDataModule):
         path: str = "path",
         label: str | None = "label",
         boxes: list[str] | None = None,
-        box_format: Literal["xyxy", "xywh"] = "xyxy",
+        box_format: BoxFormat = "xyxy",
         classes: list[str] | str | None = None,
         split: Split | None = None,
         split_column: str = "split",
@@ -63,13 +64,11 @@ class CSVImages(ImageDataModule):
             raise FileNotFoundError(f"There is no file {file!r}.")
         if boxes is not None and len(boxes) != 4:
             raise ValueError(f"Expected `boxes` to name four columns, but got {boxes}.")
-        if box_format not in ("xyxy", "xywh"):
-            raise ValueError(f"Expected `box_format` to be 'xyxy' or 'xywh', but got {box_format!r}.")
         self.root = existing_folder(root) if root else self.file.parent
         self.name = self.file.stem
         self.columns = {"path": path, "label": label, "split": split_column if split else None}
         self.boxes = boxes
-        self.box_format = box_format
+        self.box_format = check_format(box_format)
         self.split = split
         self.delimiter = delimiter
         self.allow_outside = allow_outside
@@ -158,6 +157,4 @@ class CSVImages(ImageDataModule):
         texts = [row[f"box{i}"] for i in range(4)]
         if not any(texts):
             return ()
-        left, top, third, fourth = map(float, texts)
-        wide = self.box_format == "xywh"
-        return ((left, top, left + third if wide else third, top + fourth if wide else fourth),)
+        return (to_corners([float(text) for text in texts], self.box_format),)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from optcam_pl.data.adapters import Argument
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
 from optcam_pl.data.decode import ImageReadError, read_image
 from optcam_pl.data.index import check_inside, existing_folder
-from optcam_pl.data.table import Entry, Item, Reader
-
-BoxFormat = Literal["xyxy", "xywh"]
+from optcam_pl.data.table import Box, Entry, Item, Reader
 
 
 def _modules() -> Any:
@@ -82,7 +81,7 @@ class HuggingFaceReader:
             raise ImageReadError("its file lies outside `image_root`") from fault
         return file
 
-    def _boxes(self, row: dict[str, Any]) -> list[list[float]]:
+    def _boxes(self, row: dict[str, Any]) -> list[Box]:
         if self.boxes is None:
             return []
         column, _, field = self.boxes.partition(".")
@@ -92,7 +91,7 @@ class HuggingFaceReader:
         boxes = [[float(side) for side in box] for box in cell or []]
         if any(len(box) != 4 for box in boxes):
             raise ImageReadError(f"its boxes have other than four sides: {boxes}")
-        return [[x, y, x + w, y + h] for x, y, w, h in boxes] if self.box_format == "xywh" else boxes
+        return [to_corners(box, self.box_format) for box in boxes]
 
     def _mask(self, cell: dict[str, Any]) -> Image.Image:
         # As stored: the numbers of a palette are classes, its colours are not.
@@ -155,13 +154,11 @@ class HuggingFaceDataset(ImageDataModule):
         refused = sorted({"split", "streaming", "trust_remote_code"} & set(self.arguments))
         if refused:
             raise ValueError(f"Expected `arguments` to be of load_dataset, without {', '.join(refused)}.")
-        if box_format not in get_args(BoxFormat):
-            raise ValueError(f"Expected `box_format` to be 'xyxy' or 'xywh', but got {box_format!r}.")
         self.path = path
         self.name = Path(str(self.arguments.get("data_dir") or path)).name
         self.splits = {"": split, "train": train_split, "val": val_split}
         self.columns = {"image": image, "label": label, "mask": mask}
-        self.boxes, self.box_format, self.foreground = boxes, box_format, foreground
+        self.boxes, self.box_format, self.foreground = boxes, check_format(box_format), foreground
         folder = image_root or self.arguments.get("data_dir") or (path if Path(path).is_dir() else None)
         self.root = existing_folder(str(folder)) if folder else None
         self.allow_outside = allow_outside

@@ -98,7 +98,7 @@ class Explainer(nn.Module, ABC):
 
         Raises:
             TypeError: the image is no floating tensor, the target not integral.
-            ValueError: a shape, pixel or class that cannot be.
+            ValueError: a shape, pixel or class that cannot be, or the network is in training mode.
         """
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
@@ -149,6 +149,7 @@ class Explainer(nn.Module, ABC):
     def prepare(self, classifier: Classifier, image: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor]:
         """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
         self.check_image(image)
+        classifier.check_frozen()
         image = image.detach().clone()  # a clone made out here is no inference tensor, so autograd may save it
         image = image if image.dtype == torch.float64 else image.float()
         if target is None:

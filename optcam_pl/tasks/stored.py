@@ -17,7 +17,6 @@ from optcam_pl.records import (
     RecordError,
     Row,
     check_fingerprint,
-    load_metadata,
     load_tensors,
     read_manifest,
     save_tensors,
@@ -55,7 +54,7 @@ def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[
     @cache
     def whole(block: int) -> bool:
         try:
-            return bool(load_tensors(_file(run_dir, block)))
+            return bool(load_tensors(_file(run_dir, block))[0])
         except RecordError:
             return False
 
@@ -101,8 +100,8 @@ class StoredWeights:
             raise ValueError(
                 f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing."
             )
-        stored = load_tensors(path)
-        if json.loads(load_metadata(path)["ids"]) != list(ids):
+        stored, metadata = load_tensors(path)
+        if json.loads(metadata["ids"]) != list(ids):
             raise ValueError(f"{path} holds the weights of other images than {', '.join(ids)}.")
         if not torch.equal(stored["target"], target.cpu()):
             raise ValueError(f"{path} holds the weights for the classes {stored['target'].tolist()}, not {target}.")
@@ -126,7 +125,7 @@ def mean_curves(run_dir: Path) -> dict[str, tuple[Tensor, Tensor, int]]:
     """
     found: dict[str, list[Tensor]] = {}
     for path in sorted((run_dir / "curves").glob("b*.safetensors")):
-        for key, curve in load_tensors(path).items():
+        for key, curve in load_tensors(path)[0].items():
             found.setdefault(key, []).append(curve.double())
     means = {}
     for key, parts in found.items():
