@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
+from optcam_pl.records import FingerprintMismatch
 from optcam_pl.stopping import Stopped, stop_signals
 from optcam_pl.tasks import ClassificationTask, fit_callbacks, last_checkpoint
 from optcam_pl.weights import read_settings
@@ -200,9 +201,39 @@ def test_a_fit_does_not_go_on_with_other_settings_but_for_longer(tree: Path, tmp
     with pytest.raises(FileExistsError, match="Expected no fit in .*run' with `resume` never"):
         last_checkpoint(run, "never")
     checkpoint = last_checkpoint(run)
-    with pytest.raises(ValueError, match=r"Expected the `lr` of the fit that is to go on, 1e-05, but got 0.1. Choose"):
+    with pytest.raises(FingerprintMismatch, match=r"  lr: 1e-05 there, 0.1 now") as caught:
         fit(ClassificationTask(classifier(), head_epochs=1, epochs=1, lr=0.1), tree, run, checkpoint)
+    assert caught.value.keys == ("lr",)
     assert fit(ClassificationTask(classifier(), head_epochs=1, epochs=2), tree, run, checkpoint).current_epoch == 3
+
+
+def test_a_fit_does_not_go_on_with_what_torch_would_silently_keep_or_change(tree: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    clipped = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "norm"}
+    fit(ClassificationTask(classifier(), head_epochs=1, epochs=1), tree, tmp_path / "clipped", **clipped)
+    task = ClassificationTask(classifier(), head_epochs=1, epochs=2)
+    assert fit(task, tree, tmp_path / "clipped", last_checkpoint(tmp_path / "clipped"), **clipped).current_epoch == 3
+    fit(ClassificationTask(classifier(), head_epochs=1, epochs=1), tree, run)
+
+    def refused(own: Classifier | None = None, options: Any = None, **kwargs: Any) -> set[str]:
+        task = ClassificationTask(own or classifier(), head_epochs=1, epochs=2, **(options or {}))
+        with pytest.raises(FingerprintMismatch) as caught:
+            fit(task, tree, run, last_checkpoint(run), **kwargs)
+        return set(caught.value.keys)
+
+    decay = lambda params: torch.optim.SGD(params, momentum=0.9, weight_decay=0.1)  # noqa: E731
+    assert refused(options={"optimizer": decay}) == {"optimizer.weight_decay"}
+    assert {"optimizer.class", "optimizer.betas"} < refused(options={"optimizer": torch.optim.AdamW})
+    step = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)  # noqa: E731
+    assert {"schedule.class", "schedule.step_size"} < refused(options={"schedule": step})
+    assert refused(Classifier(network(), input_size=8)) == {"classifier.mean", "classifier.std"}
+    assert refused(precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1.0) == {
+        "trainer.precision",
+        "trainer.accumulate_grad_batches",
+        "trainer.gradient_clip_val",
+    }
+    (tree / "train" / "ant" / "image0000.jpeg").rename(tree / "train" / "bee" / "other.jpeg")
+    assert refused() == {"data.sha256"}
 
 
 def test_mixed_precision_keeps_the_weights_in_full(tree: Path, tmp_path: Path) -> None:
@@ -231,6 +262,23 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(tree: Path, tmp_pat
     scores = trainer(again, tmp_path / "test", callbacks=[]).test(again, datamodule=data, verbose=False)[0]
     assert scores["test/accuracy"] == pytest.approx(float(loop.checkpoint_callback.best_model_score))
     assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_run_folder_that_was_moved_keeps_its_best_checkpoint(tree: Path, tmp_path: Path) -> None:
+    first = fit(ClassificationTask(classifier(), head_epochs=0, epochs=6, lr=0.1), tree, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    best = tmp_path / "moved" / "checkpoints" / "best.ckpt"
+    score, content = first.checkpoint_callback.best_model_score, best.read_bytes()
+    loop = trainer(task := ClassificationTask(classifier(), head_epochs=0, epochs=7, lr=0.1), tmp_path / "moved")
+    data = ImageFolder(str(tree), split="test", batch_size=4)
+    (tree / "val").rename(tree / "right")
+    (tree / "val").mkdir()
+    for name, other in zip(CLASSES, ("bee", "cat", "ant"), strict=True):  # from now on it is wrong
+        (tree / "right" / name).rename(tree / "val" / other)
+    loop.fit(task, datamodule=data, ckpt_path=last_checkpoint(tmp_path / "moved"))
+    assert loop.checkpoint_callback.best_model_score == score
+    assert loop.checkpoint_callback.best_model_path == str(best)
+    assert best.read_bytes() == content
 
 
 def test_a_checkpoint_makes_the_classifier_again(tree: Path, tmp_path: Path) -> None:

@@ -221,8 +221,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a result depends on: name, images, labels and boxes (as SHA-256), source, transform, preprocessing."""
+        return self._fingerprint("all")
+
+    def training_fingerprint(self) -> dict[str, Any]:
+        """What a fit depends on: `fingerprint`'s, of the training images, and their blocks, augmentation and order."""
+        order = {"batch_size": self.batch_size, "augment": repr(self.augment), "seed": run_seed()}
+        return self._fingerprint("train") | order
+
+    def _fingerprint(self, part: Literal["all", "train"]) -> dict[str, Any]:
         digest = hashlib.sha256()
-        entries = self._list("all")
+        entries = self._list(part)
         for entry in entries:
             row = [entry.id, entry.target] if entry.boxes is None else [entry.id, entry.target, entry.boxes]
             digest.update(json.dumps(row).encode() + b"\n")

@@ -27,10 +27,10 @@ def fit_callbacks(task: ClassificationTask, given: Sequence[Callback] = ()) -> l
         task: that is fitted.
         given: callbacks that the trainer has already; of a kind among them there is no other.
     """
-    best = ModelCheckpoint(
+    best = _Checkpoints(
         monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False, enable_version_counter=False
     )
-    last = ModelCheckpoint(filename=Path(_LAST).stem, every_n_epochs=1, enable_version_counter=False)
+    last = _Checkpoints(filename=Path(_LAST).stem, every_n_epochs=1, enable_version_counter=False)
     early = [] if task.patience is None else [PatienceOfSecondPhase(task.patience)]
     kinds = (ModelCheckpoint, EarlyStopping, ResumableStop)
     present = tuple(kind for kind in kinds if any(isinstance(callback, kind) for callback in given))
@@ -54,6 +54,25 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
     if not file.exists() and resume == "require":
         raise FileNotFoundError(f"Expected a fit to go on with in {str(run_dir)!r}, but there is no {file}.")
     return file if file.exists() else None
+
+
+class _Checkpoints(ModelCheckpoint):
+    """Knows its files again in a run folder that was moved: Lightning would forget how good the best one is."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.dirpath is not None  # `setup` has chosen it
+        best, folder = Path(state_dict["best_model_path"]).name, Path(self.dirpath)
+        if best and (folder / best).exists():
+            paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+            state_dict = {
+                **state_dict,
+                **{key: str(folder / Path(state_dict[key]).name) for key in paths if state_dict[key]},
+                "best_k_models": {
+                    str(folder / Path(k).name): value for k, value in state_dict["best_k_models"].items()
+                },
+                "dirpath": self.dirpath,
+            }
+        super().load_state_dict(state_dict)
 
 
 class PatienceOfSecondPhase(EarlyStopping):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +34,7 @@ from optcam_pl.data.base import run_seed
 from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.layers import heads
+from optcam_pl.records import check_fingerprint
 from optcam_pl.weights import SETTINGS
 
 Phase: TypeAlias = Literal["head", "all"]
@@ -114,23 +116,16 @@ class ClassificationTask(L.LightningModule):
             _check_weights(class_weights, classifier.num_classes)
         self.classifier = classifier
         self.head_epochs, self.head_lr, self.epochs, self.lr = head_epochs, head_lr, epochs, lr
-        # Without `epochs`: a fit may go on for longer than it was meant to.
-        self._recipe = {
-            "head_epochs": head_epochs,
-            "head_lr": head_lr,
-            "lr": lr,
-            "class_weights": class_weights,
-            "label_smoothing": label_smoothing,
-            "mixup": mixup,
-        }
         self.optimizer, self.schedule, self.schedule_interval = optimizer, schedule, schedule_interval
         self.class_weights, self.label_smoothing, self.patience = class_weights, label_smoothing, patience
         self.max_epochs = head_epochs + epochs
-        self.mixup = MixUp(alpha=mixup, num_classes=classifier.num_classes) if mixup else None
+        self.mixup = mixup
+        self._mix = MixUp(alpha=mixup, num_classes=classifier.num_classes) if mixup else None
         self.register_buffer("weight", None, persistent=False)
         self.confusion: Tensor | None = None
         self._phase: Phase | None = None
         self._settings: dict[str, Any] = {}
+        self._fingerprint: dict[str, Any] = {}
         self._shown: dict[str, str] = {}
         # Padding has the label -1, and is given to the metrics, too: their states would be empty on a rank without any
         # image, at which torchmetrics fails. No compute groups: they merge metrics by their first values.
@@ -188,10 +183,30 @@ class ClassificationTask(L.LightningModule):
         elif self.class_weights is not None:
             self.weight = torch.tensor(self.class_weights, device=self.device)
         self._settings = self.classifier.settings()  # before the thaw: it may have to look for the layer
+        self._fingerprint = self._what_it_depends_on()
         # All of it now, as ddp looks only once at what has a gradient; `_thaw` takes away what rests in a phase.
         self.classifier.network.requires_grad_(True)
         if isinstance(self.trainer.strategy, DDPStrategy) and self.head_epochs:
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+    def _what_it_depends_on(self) -> dict[str, Any]:
+        """The fingerprint of the fit: without `epochs`, as a fit may go on for longer than it was meant to."""
+        # Stored with a state and restored from there, whatever the new ones are: hence asked of a pair of their own.
+        optimizer = self.optimizer([{"params": [torch.zeros(1, requires_grad=True)], "lr": self.lr}])
+        schedule = None if self.schedule is None else self.schedule(optimizer)
+        trainer = self.trainer
+        kept = ("head_epochs", "head_lr", "lr", "class_weights", "label_smoothing", "mixup", "schedule_interval")
+        named = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "world_size")
+        found = {
+            **{name: getattr(self, name) for name in kept},
+            "optimizer": _described(optimizer, {**optimizer.defaults, "lr": None}),
+            "schedule": None if schedule is None else _described(schedule, schedule.state_dict()),
+            "classifier": self._settings,
+            "data": self.data.training_fingerprint(),
+            "trainer": {name: getattr(trainer, name) for name in named},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found))  # of an enumeration, checkpoints would refuse the class
+        return plain
 
     def _balanced(self) -> Tensor:
         """(C,) n / (C * n_c) of the training images."""
@@ -259,8 +274,8 @@ class ClassificationTask(L.LightningModule):
             nothing: Tensor = self.classifier(batch["image"]).sum() * 0
             return nothing  # rather than None: every process has to take every step
         image, label = batch["image"][real], target[real]
-        if self.mixup is not None:
-            image, label = self.mixup(image, label)
+        if self._mix is not None:
+            image, label = self._mix(image, label)
         logits = self.classifier(image).float()
         loss = F.cross_entropy(logits, label, self.weight, label_smoothing=self.label_smoothing)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -274,24 +289,20 @@ class ClassificationTask(L.LightningModule):
             self.classifier.network.requires_grad_(False).eval()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the classifier's settings, and the phase."""
+        """Add the classifier's settings, the fit's fingerprint, and the phase."""
         checkpoint[SETTINGS] = self._settings
-        checkpoint["fit"] = {**self._recipe, "phase": self._phase}
+        checkpoint["fit"] = {"fingerprint": self._fingerprint, "phase": self._phase}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the phase up.
 
         Raises:
-            ValueError: the checkpoint is of a fit with other settings.
+            FingerprintMismatch: the checkpoint is of a fit with other settings or other images, each named.
         """
-        fit = dict(checkpoint.get("fit", {}))
-        self._phase = fit.pop("phase", None)
-        for name, value in self._recipe.items():
-            if fit.get(name, value) != value:
-                raise ValueError(
-                    f"Expected the `{name}` of the fit that is to go on, {fit[name]!r}, but got {value!r}. Choose "
-                    "another `run_dir` to begin a new one."
-                )
+        fit = checkpoint.get("fit", {})
+        self._phase = fit.get("phase")
+        if self._fingerprint:  # set by `setup` for a fit: to measure, any checkpoint will do
+            check_fingerprint(fit.get("fingerprint", {}), self._fingerprint)
 
     # Measure -------------------------------------------------------------------------------------------------------
 
@@ -363,6 +374,12 @@ class ClassificationTask(L.LightningModule):
             if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
                 figure = confusion_figure(self.confusion.tolist(), self.classifier.class_names)
                 logger.experiment.add_figure(f"{stage}/confusion", figure, self.global_step)
+
+
+def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Its class and plain values; without those that are None or False, of which every release of torch adds some."""
+    plain = {key: value for key, value in values.items() if value and isinstance(value, (bool, int, float, str, tuple))}
+    return {"class": type(thing).__name__} | {key: value for key, value in plain.items() if not key.startswith("_")}
 
 
 def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:
