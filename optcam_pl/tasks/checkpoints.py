@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,17 @@ class _Checkpoints(ModelCheckpoint):
     """Knows its files again in a run folder that was moved: Lightning would forget how good the best one is."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        assert self.dirpath is not None  # `setup` has chosen it
-        best, folder = Path(state_dict["best_model_path"]).name, Path(self.dirpath)
-        if best and (folder / best).exists():
+        folder, best = str(self.dirpath), state_dict["best_model_path"]  # `setup` has chosen the folder
+
+        def here(path: str) -> str:
+            # As Lightning spells it: a file's other spelling it takes for an older file, which it deletes.
+            return path and os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119
+
+        if state_dict["dirpath"] != folder and best and Path(here(best)).exists():
             paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-            state_dict = {
-                **state_dict,
-                **{key: str(folder / Path(state_dict[key]).name) for key in paths if state_dict[key]},
-                "best_k_models": {
-                    str(folder / Path(k).name): value for k, value in state_dict["best_k_models"].items()
-                },
-                "dirpath": self.dirpath,
-            }
+            moved = {key: here(state_dict[key]) for key in paths}
+            scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, **moved, "best_k_models": scores, "dirpath": folder}
         super().load_state_dict(state_dict)
 
 
