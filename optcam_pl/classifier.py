@@ -47,14 +47,15 @@ class Classifier(nn.Module):
         interpolation: for resizing images to it. None: the source's; for a module "bilinear".
         crop_fraction: in (0,1], the part of the resized image that a centre crop keeps. None: the source's; for a
             module 0.875.
-        num_classes: None: the network's, or what the weight file has. Pretrained weights of another number of classes
-            get a new, random head, with a warning; a file has to have this number.
+        num_classes: None: the network's, or what the weight file has. Weights of another number of classes get a new,
+            random head, with a warning.
         class_names: one a class. None: the source's; ImageNet's, if it has none and the network has 1000 classes.
         layout: how a layer's activations lie in memory; see `to_grid`. None: "auto".
 
     The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
     not saved with the weights (0 and 1 where nothing is normalised), `input_size` as (H,W), `interpolation`,
-    `crop_fraction`, `class_names` as a tuple or None, `num_classes`, `target_layers`.
+    `crop_fraction`, `class_names` as a tuple or None, `num_classes`, `target_layers`; and `new_head`, whether the
+    network waits to be fine-tuned, as its head is new.
 
     Raises:
         TypeError: an argument of another type.
@@ -108,6 +109,13 @@ class Classifier(nn.Module):
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalises = bool((self.mean != 0).any() or (self.std != 1).any())
         known = {**loaded._asdict(), **stored}
+        self.new_head = loaded.new_head
+        if self.new_head:
+            known["class_names"] = None  # the file's are of its own head
+            warnings.warn(
+                f"{self.name} gets a new, random head for {num_classes} classes: fine-tune it before explaining it.",
+                stacklevel=2,
+            )
         self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
         self.interpolation = _check_choice("interpolation", interpolation, Interpolation)

@@ -237,6 +237,7 @@ class Loaded(NamedTuple):
     interpolation: str
     crop_fraction: float
     class_names: Sequence[str] | None = None
+    new_head: bool = False
 
 
 def load_network(network: Network, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -248,7 +249,8 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
         num_classes: None for the network's or the file's.
 
     Returns:
-        The network and its source's preprocessing. A module's is: none; 224 x 224 pixels, bilinear, 87.5 % crop.
+        The network, its source's preprocessing and whether its head is new, as the weights are of another number of
+        classes. A module's preprocessing is: none; 224 x 224 pixels, bilinear, 87.5 % crop.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, ImportError, RuntimeError: as for the classifier.
@@ -256,9 +258,10 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
     if isinstance(network, nn.Module):
         if weights is None:
             raise ValueError('Expected `weights` to be "default" (the module as it is) or a file, but got None.')
+        name, new = type(network).__name__, False
         if weights != "default":
-            _load_file(lambda *_: network, weights, type(network).__name__, num_classes)
-        return Loaded(network, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (224, 224), "bilinear", 0.875)
+            _, new = _load_file(lambda *_: network, weights, name, num_classes)
+        return Loaded(network, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (224, 224), "bilinear", 0.875, new_head=new)
     if not isinstance(network, str):
         raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
     source, _, name = network.partition("/")
@@ -274,16 +277,40 @@ def _check_known(name: str, known: Sequence[str], source: str) -> None:
         raise ValueError(f"Unknown network {name!r} of {source}. The nearest are: {nearest(name, known)}.")
 
 
-def _load_file(build: Build, path: str | Path, name: str, num_classes: int | None, rename: Any = dict) -> nn.Module:
-    """Build the network and read the file into it, with the file's number of classes if none is asked for."""
+def _load_file(
+    build: Build, path: str | Path, name: str, num_classes: int | None, rename: Any = dict
+) -> tuple[nn.Module, bool]:
+    """Build the network and read the file into it, with the file's number of classes if none is asked for.
+
+    Returns:
+        The network, and whether its head is new, as the file is of another number of classes than was asked for.
+    """
     state = rename(read_state_dict(path))
     network = build(num_classes, state)
     state = fit_prefix(state, network)
-    classes = other_head(state, network) if num_classes is None else None
+    classes = other_head(state, network)
+    if num_classes is not None:
+        return network, load_but_head(network, state, name, path)
     if classes is not None:
         network = build(classes, state)
     load_strictly(network, state, name, path)
-    return network
+    return network, False
+
+
+def load_but_head(network: nn.Module, state: Mapping[str, Tensor], network_name: str, source: str | Path) -> bool:
+    """`load_strictly`, but where the number of classes is all that differs, the network keeps its own head.
+
+    Returns:
+        Whether it does.
+    """
+    new = other_head(state, network) is not None
+    if new:
+        own = network.state_dict()
+        state = {
+            key: own[key] if key in own and value.shape != own[key].shape else value for key, value in state.items()
+        }
+    load_strictly(network, state, network_name, source)
+    return new
 
 
 def _download(fetch: Callable[[], Any], name: str) -> Any:
@@ -294,12 +321,6 @@ def _download(fetch: Callable[[], Any], name: str) -> Any:
             f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). Where no download is"
             " possible, give a weight file: weights=PATH (.pth or .safetensors); or weights=None for random ones."
         ) from error
-
-
-def _warn_new_head(name: str, num_classes: int) -> None:
-    warnings.warn(
-        f"{name} gets a new, random head for {num_classes} classes: fine-tune it before explaining it.", stacklevel=5
-    )
 
 
 def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -318,24 +339,21 @@ def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | 
         return network
 
     rename = rename_densenet if name.startswith("densenet") else dict
-    chosen = sets.DEFAULT
+    chosen, new = sets.DEFAULT, False
     if weights is None:
         network = build(num_classes, None)
     elif weights != "default" and str(weights) not in sets.__members__:
-        network = _load_file(build, weights, full_name, num_classes, rename)
+        network, new = _load_file(build, weights, full_name, num_classes, rename)
     else:
         chosen = sets.DEFAULT if weights == "default" else sets[str(weights)]
         state = rename(_download(lambda: chosen.get_state_dict(progress=False, check_hash=True), full_name))
         network = build(num_classes, state)
-        if other_head(state, network) is not None:
-            _warn_new_head(full_name, num_classes or 0)
-            own = network.state_dict()
-            state = {key: value if value.shape == own[key].shape else own[key] for key, value in state.items()}
-        load_strictly(network, state, full_name, chosen.url)
+        new = load_but_head(network, state, full_name, chosen.url)
     transform = chosen.transforms()
     size = transform.crop_size[0]
     fraction = size / transform.resize_size[0]
-    return Loaded(network, transform.mean, transform.std, (size, size), transform.interpolation.value, fraction)
+    interpolation = transform.interpolation.value
+    return Loaded(network, transform.mean, transform.std, (size, size), interpolation, fraction, new_head=new)
 
 
 def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -349,15 +367,15 @@ def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
         return network
 
+    new = False
     if weights is None:
         network = build(num_classes)
     elif weights != "default":
-        network = _load_file(build, weights, full_name, num_classes)
+        network, new = _load_file(build, weights, full_name, num_classes)
     else:
         network = _download(lambda: build(num_classes, pretrained=True), full_name)
-        if num_classes not in (None, network.pretrained_cfg["num_classes"]):
-            _warn_new_head(full_name, num_classes or 0)
-    return _with_timm_settings(network)
+        new = num_classes not in (None, network.pretrained_cfg["num_classes"])
+    return _with_timm_settings(network)._replace(new_head=new)
 
 
 def _with_timm_settings(network: Any) -> Loaded:
@@ -386,20 +404,20 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         network: nn.Module = hub.AutoModelForImageClassification.from_config(config)
         return network
 
+    new = False
     if weights is None:
         network = build(num_classes)
     elif weights != "default":
-        network = _load_file(build, weights, full_name, num_classes)
+        network, new = _load_file(build, weights, full_name, num_classes)
     else:
         other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
         network = _download(lambda: hub.AutoModelForImageClassification.from_pretrained(name, **other), full_name)
-        if num_classes not in (None, own):
-            _warn_new_head(full_name, num_classes or 0)
+        new = num_classes not in (None, own)
     # A file may have another number of classes, too; transformers makes names up where nobody has given any.
     classes = heads(network)[0].get_parameter("weight").shape[0]
     known = len(named) == classes and "LABEL_0" not in named.values()
     names = [named[index] for index in range(classes)] if known else None
-    return _with_processor_settings(network, processor)._replace(class_names=names)
+    return _with_processor_settings(network, processor)._replace(class_names=names, new_head=new)
 
 
 def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -> Loaded:
@@ -431,10 +449,10 @@ def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -
     loaded = _load_timm("tf_efficientnet_lite0", None, None)
     network: Any = loaded.network
     load_in_order(network, read_state_dict(path), f"demo/{name}", path)
-    if num_classes not in (None, network.num_classes):
-        _warn_new_head(f"demo/{name}", num_classes or 0)
+    new = num_classes not in (None, network.num_classes)
+    if new:
         network.reset_classifier(num_classes)
-    return loaded._replace(**_DEMO_SETTINGS)
+    return loaded._replace(**_DEMO_SETTINGS, new_head=new)
 
 
 _DEMO_SETTINGS: dict[str, Any] = {

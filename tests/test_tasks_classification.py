@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
+from optcam_pl.explainers import OptiCAM
 from optcam_pl.records import FingerprintMismatch
 from optcam_pl.stopping import Stopped, stop_signals
-from optcam_pl.tasks import ClassificationTask, fit_callbacks, last_checkpoint
+from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 from optcam_pl.weights import read_settings
 
 CLASSES = ("ant", "bee", "cat")
@@ -262,6 +263,24 @@ def test_the_best_checkpoint_is_that_of_the_highest_accuracy(tree: Path, tmp_pat
     scores = trainer(again, tmp_path / "test", callbacks=[]).test(again, datamodule=data, verbose=False)[0]
     assert scores["test/accuracy"] == pytest.approx(float(loop.checkpoint_callback.best_model_score))
     assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_new_head_is_explained_only_after_its_fit(tree: Path, tmp_path: Path) -> None:
+    torch.save(Classifier("timm/test_resnet", None, num_classes=7).network.state_dict(), tmp_path / "other.pth")
+    with pytest.warns(UserWarning, match="new, random head for 3 classes"):
+        own = Classifier("timm/test_resnet", tmp_path / "other.pth", "layer3", num_classes=3, input_size=32)
+
+    def explain() -> pl.Trainer:
+        loop = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path / "explained")
+        loop.test(SaliencyTask(own, OptiCAM(max_iter=1)), datamodule=ImageFolder(str(tree), split="test"))
+        return loop
+
+    with pytest.raises(
+        ValueError, match="Expected a trained network, but timm/test_resnet has a new, random head for 3"
+    ):
+        explain()
+    fit(ClassificationTask(own, head_epochs=1, epochs=0), tree, tmp_path / "run")
+    assert "test/average_drop" in explain().callback_metrics
 
 
 def test_a_run_folder_that_was_moved_keeps_its_best_checkpoint(tree: Path, tmp_path: Path) -> None:

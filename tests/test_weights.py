@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optcam_pl.classifier import Classifier
+from optcam_pl.weights import SETTINGS
 
 
 def small(width: int = 4, classes: int = 3) -> nn.Sequential:
@@ -106,8 +107,28 @@ def test_the_number_of_classes_is_the_file_s(network: str, tmp_path: Path) -> No
     assert loaded.num_classes == 7
     assert loaded(torch.rand(1, 3, 64, 64)).shape == (1, 7)
     assert loaded.weight_hash() == trained.weight_hash()
-    with pytest.raises(ValueError, match=f"are of another architecture than {network}: .*of another shape"):
-        Classifier(network, tmp_path / "w.pth", num_classes=5)
+
+
+@pytest.mark.parametrize("network", ["torchvision/resnet18", "torchvision/densenet121", "timm/test_vit"])
+def test_a_file_of_another_number_of_classes_gets_a_new_head(network: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_classes": 7, "class_names": list("abcdefg")}
+    trained = Classifier(network, weights=None, **options)
+    content = {"state_dict": prefixed("module.")(trained.network.state_dict()), SETTINGS: trained.settings()}
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=f"{network} gets a new, random head for 5 classes") as caught:
+        new = Classifier(network, tmp_path / "w.pth", num_classes=5)
+    assert caught[0].filename == __file__
+    assert (new.num_classes, new.class_names, new.new_head) == (5, None, True)
+    before, after = trained.network.state_dict(), new.network.state_dict()
+    head = {name for name in before if before[name].shape != after[name].shape}
+    assert all(name.startswith(("fc.", "classifier.", "head.")) for name in head)
+    assert len(head) == 2
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - head)
+    same = Classifier(network, tmp_path / "w.pth", num_classes=7)
+    assert (same.weight_hash(), same.class_names, same.new_head) == (trained.weight_hash(), trained.class_names, False)
+    torch.save({name: value for name, value in before.items() if name not in head}, tmp_path / "headless.pth")
+    with pytest.raises(ValueError, match="2 missing"):
+        Classifier(network, tmp_path / "headless.pth", num_classes=5)
 
 
 @pytest.mark.parametrize("aux", [True, False])

@@ -283,6 +283,10 @@ class ClassificationTask(L.LightningModule):
         self.log("train/lr", float(rate), batch_size=len(image))
         return loss
 
+    def on_train_end(self) -> None:
+        """The head is not new any more."""
+        self.classifier.new_head = False
+
     def teardown(self, stage: str) -> None:
         """Freeze the classifier again."""
         if stage == "fit":

@@ -177,8 +177,18 @@ class SaliencyTask(L.LightningModule):
     # What Lightning calls ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Match data and network, find the run's folder (its name comes from rank 0) and what there is to do."""
+        """Match data and network, find the run's folder (its name comes from rank 0) and what there is to do.
+
+        Raises:
+            ValueError: the network's head is new; or the data do not fit.
+        """
         network = self.classifier
+        if network.new_head:
+            raise ValueError(
+                f"Expected a trained network, but {network.name} has a new, random head for {network.num_classes} "
+                "classes. Fine-tune it (`optcam fit` with a ClassificationTask) and give its checkpoint as `weights`; "
+                "or leave `num_classes` open."
+            )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
         self._check_annotations()
         self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
