@@ -30,6 +30,7 @@ def test_training_parts_have_arguments_of_their_own() -> None:
     data = TorchvisionDataset("FakeData", fake, train_arguments={"size": 7}, val_arguments={"random_offset": 9}, size=4)
     assert len(data.entries()) == 3
     assert [len(data.training_entries(part)) for part in ("train", "val")] == [7, 3]
+    assert data.training_fingerprint()["train"] == {"size": 7}
     data.training = True
     assert next(iter(data.train_dataloader()))["image"].shape == (8, 3, 4, 4)
     assert next(iter(data.val_dataloader()))["id"][0] == "val/000000"

@@ -98,6 +98,7 @@ def test_training_parts_and_names_as_labels(tmp_path: Path) -> None:
     assert data.class_names == ("ant", "owl")
     assert [entry.target for entry in data.entries()] == [1, 0, -1]
     assert [(entry.id, entry.target) for entry in data.training_entries("train")] == [("train/000000", 1)]
+    assert data.training_fingerprint()["train"] == "train"
     data.training = True
     assert set(next(iter(data.train_dataloader()))["id"]) == {"train/000000"}
     with pytest.raises(ValueError, match="`val_split`"):

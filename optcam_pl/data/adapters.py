@@ -186,5 +186,12 @@ class TorchvisionDataset(ImageDataModule):
 
     def source(self) -> dict[str, Any]:
         """The dataset and those of its arguments that are no paths."""
-        paths = ("root", "annFile", "img_folder")
-        return {"dataset": self.dataset_name} | {k: v for k, v in self.arguments.items() if k not in paths}
+        return {"dataset": self.dataset_name} | _without_paths(self.arguments)
+
+    def training_fingerprint(self) -> dict[str, Any]:
+        """With the arguments of the training images, which their numbers do not tell."""
+        return super().training_fingerprint() | {"train": _without_paths(self.part_arguments["train"] or {})}
+
+
+def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key not in ("root", "annFile", "img_folder")}

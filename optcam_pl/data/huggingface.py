@@ -220,6 +220,10 @@ class HuggingFaceDataset(ImageDataModule):
         columns = self.columns | {"boxes": self.boxes, "foreground": self.foreground}
         return {"dataset": Path(self.path).name, "split": self.splits[""]} | settings | columns
 
+    def training_fingerprint(self) -> dict[str, Any]:
+        """With the part of the training images, which their numbers do not tell."""
+        return super().training_fingerprint() | {"train": self.splits["train"]}
+
     def _part(self, part: str) -> Any:
         """The dataset of a part, its images not decoded."""
         if part not in self._rows:
