@@ -315,7 +315,7 @@ def test_networks_without_attention_over_the_image_are_refused_in_words(explaine
 
 def test_tibav_refuses_an_operation_without_a_rule():
     classifier = tiny_vit()
-    classifier.network.head = nn.Sequential(nn.Linear(12, 5), nn.Softplus())
+    classifier.network.head = nn.Sequential(nn.Linear(12, 5), nn.Softplus()).eval()
     with pytest.raises(ValueError, match="no relevance rule for the operation 'softplus'"):
         TIBAV()(classifier, torch.rand(1, 3, 16, 16), 0)
 

@@ -254,7 +254,7 @@ def test_what_a_method_hangs_on_the_network_is_off_when_the_network_fails(method
                 raise RuntimeError("in the middle")
             return x
 
-    classifier.network.append(fuse := Fuse())
+    classifier.network.append(fuse := Fuse().eval())
     expected = explainer(classifier, image, 1).saliency
     fuse.burnt = True
     with leaves_no_trace(classifier), pytest.raises(RuntimeError, match="in the middle"):
