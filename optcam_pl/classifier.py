@@ -95,6 +95,7 @@ class Classifier(nn.Module):
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
         # jsonargparse hands a nested `null` of the command line on as the text "None".
+        network = None if isinstance(network, str) and network == "None" else network
         weights = None if weights in ("random", "None") else weights
         stored = {} if weights in (None, "default") else read_settings(str(weights))
         network = _check_network(network, stored, weights)

@@ -32,6 +32,7 @@ from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, ove
 from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
+from optcam_pl.messages import plain
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
 from optcam_pl.report import load_run, report_command, summarise, table
 from optcam_pl.report_tables import printable
@@ -156,6 +157,13 @@ class OptcamCLI(LightningCLI):
         ):  # known; the trainer's would ask all ranks together
             return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose errors are told without the types that were tried."""
+        parser = super().init_parser(**kwargs)
+        error = parser.error
+        parser.error = lambda message, ex=None: error(plain(message), ex)  # type: ignore[method-assign]
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; without Lightning's warning about `sys.argv`, which `compare` and callers from Python would get."""
@@ -415,5 +423,5 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:
-            print(f"optcam: error: {error}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
+            print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2

@@ -245,6 +245,25 @@ def test_bad_input_is_refused_in_words(photos: Path, words: list[str], message: 
         main(["test", "--config", TINY, f"--data.root={photos}", *words])
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("--model.explainer.max_iter=0", "optcam: error: Expected `max_iter` to be a positive integer, but got 0."),
+        ("--data.root=nowhere", "optcam: error: There is no folder 'nowhere'."),
+        (
+            "--model.classifier.network=null",
+            "optcam: error: Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.",
+        ),
+    ],
+)
+def test_an_error_is_told_in_one_sentence(
+    photos: Path, word: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["optcam", "test", "--config", TINY, f"--data.root={photos}", word])
+    assert main() == 2
+    assert capsys.readouterr().err == f"{told}\n(OPTCAM_TRACEBACK=1 shows where)\n"
+
+
 def test_fit_of_something_without_weights_is_refused(photos: Path) -> None:
     with pytest.raises(TypeError, match="something to fit \\(OptiCAM\\), but got FakeCAM"):
         main(["fit", "--config", TINY, f"--data.root={photos}", "--model.explainer=FakeCAM"])
@@ -264,7 +283,10 @@ def test_unknown_explainers_options_and_configs_are_named(
     with pytest.raises(SystemExit) as stopped:
         main(["test", "--config", TINY, f"--data.root={photos}", *words])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told
+    assert "NoneType" not in told
+    assert "Given value" not in told
 
 
 def test_compare_names_an_unknown_explainer() -> None:
