@@ -288,9 +288,9 @@ def _load_file(
     state = rename(read_state_dict(path))
     network = build(num_classes, state)
     state = fit_prefix(state, network)
-    classes = other_head(state, network)
     if num_classes is not None:
         return network, load_but_head(network, state, name, path)
+    classes = other_head(state, network)
     if classes is not None:
         network = build(classes, state)
     load_strictly(network, state, name, path)

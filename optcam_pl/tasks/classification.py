@@ -199,6 +199,7 @@ class ClassificationTask(L.LightningModule):
         named = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "world_size")
         found = {
             **{name: getattr(self, name) for name in kept},
+            # Its default rate is torch's own: the phases set theirs.
             "optimizer": _described(optimizer, {**optimizer.defaults, "lr": None}),
             "schedule": None if schedule is None else _described(schedule, schedule.state_dict()),
             "classifier": self._settings,
