@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.threads import hook_output
+
 
 class LayerNotCalledError(RuntimeError):
     """A layer was to be recorded, but the network did not call it."""
@@ -19,7 +21,8 @@ class Record(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         raise LayerNotCalledError(
-            f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show."
+            f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show. (What a "
+            "network calls in threads of its own, as nn.DataParallel does on several GPUs, is not seen.)"
         )
 
 
@@ -63,8 +66,8 @@ def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[R
             Without it the recorded tensors are detached copies.
 
     Yields:
-        A `Record`, filled by each forward pass with the layer's own shape. Hooks are removed on the way out, also
-        after an exception.
+        A `Record`, filled by each forward pass of this thread with the layer's own shape; other threads' passes through
+        the same layers are neither recorded nor cut. Hooks are removed on the way out, also after an exception.
 
     >>> network = nn.Sequential(nn.Identity(), nn.ReLU())
     >>> with capture({"1": network[1]}) as record:
@@ -75,7 +78,7 @@ def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[R
     record = Record()
     with ExitStack() as stack:
         for name, module in layers.items():
-            stack.callback(module.register_forward_hook(_hook(record, name, cut)).remove)
+            stack.callback(hook_output(module, _hook(record, name, cut)))
         yield record
 
 

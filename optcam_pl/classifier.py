@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optcam_pl import layers
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.layers import Layout
+from optcam_pl.threads import passing
 from optcam_pl.weights import Network, load_network, read_settings
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
@@ -165,18 +166,20 @@ class Classifier(nn.Module):
         return found
 
     def _find_layers(self) -> tuple[str, ...]:
-        if self._layers is None:
+        found = self._layers  # what another thread does to the attribute meanwhile does not matter
+        if found is None:
             traced = layers.trace(self.network, self._explore)
             name = layers.last_spatial(self.network, traced, self.input_size)
-            self._layers = () if name is None else (name,)
-        return self._layers
+            self._layers = found = () if name is None else (name,)
+        return found
 
     @property
     def num_classes(self) -> int:
         """Number of logits C; of a module that was handed in, counted once, on a black image of `input_size`."""
-        if self._classes is None:
-            self._classes = self._explore().shape[1]
-        return self._classes
+        classes = self._classes
+        if classes is None:
+            self._classes = classes = self._explore().shape[1]
+        return classes
 
     @property
     def prefix_tokens(self) -> int:
@@ -222,10 +225,17 @@ class Classifier(nn.Module):
         if self._normalises:
             mean, std = (value.to(image.dtype).view(3, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
-        logits = _logits_of(self.network(image))
+        logits = _logits_of(self._pass(image))
         if logits.ndim != 2:
             raise ValueError(f"Expected {self.name} to return logits (B, C), but got the shape {tuple(logits.shape)}.")
         return logits
+
+    def _pass(self, image: Tensor) -> Any:
+        """What the network puts out; waits while another thread has it alone."""
+        if torch.compiler.is_compiling():  # locks cannot be compiled
+            return self.network(image)
+        with passing(self.network):
+            return self.network(image)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Softmax of the logits, (B,C), in float32, or float64 where the logits are."""
@@ -267,13 +277,14 @@ class Classifier(nn.Module):
         """
         state = {name: value.detach() for name, value in self.network.state_dict().items()}
         versions = [(v.data_ptr(), v.dtype, 0 if v.is_inference() else v._version) for v in state.values()]
-        if self._hash is None or self._hash[0] != versions:
+        known = self._hash
+        if known is None or known[0] != versions:
             digest = hashlib.sha256()
             for name, value in state.items():
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
                 digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._hash = (versions, digest.hexdigest())
-        return self._hash[1]
+            self._hash = known = (versions, digest.hexdigest())
+        return known[1]
 
     def describe(self) -> dict[str, Any]:
         """The settings that are printed with results: plain numbers, strings and lists."""

@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.threads import hook_output
+
 Layout: TypeAlias = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 # (source, class) -> the layer to explain; a negative index counts from a container's end. Networks with a class token
@@ -163,7 +165,8 @@ def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
     """Run once and list the modules in the order in which they finish, with the shapes that they put out.
 
     Modules that are called several times are left out (their name means no single activation), and so are those that
-    only hand on what they get. The hooks are gone on return, also after an exception.
+    only hand on what they get. The hooks are gone on return, also after an exception; other
+    threads' passes are not listed.
 
     Args:
         network: its modules are listed, by their names in it.
@@ -181,7 +184,7 @@ def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if name and not isinstance(module, (nn.Identity, nn.Dropout)):
-                stack.callback(module.register_forward_hook(functools.partial(record, name)).remove)
+                stack.callback(hook_output(module, functools.partial(record, name)))
         run()
     return [TracedLayer(name, calls[name][0]) for name in order if len(calls[name]) == 1]
 

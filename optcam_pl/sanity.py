@@ -29,6 +29,7 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.layers import nearest
 from optcam_pl.storage import write_file
 from optcam_pl.tasks import SaliencyTask
+from optcam_pl.threads import process_wide
 
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
 """How alike two maps are; 1 is equal."""
@@ -148,7 +149,7 @@ def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def randomise(module: nn.Module, seed: int) -> None:
     """Draw the module's weights anew, as they are before training; what has no rule of its own is normal, sd 0.02."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+    with process_wide(), torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         torch.manual_seed(seed)
         for part in module.modules():
             reset = getattr(part, "reset_parameters", None)

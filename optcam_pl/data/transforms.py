@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from optcam_pl.threads import process_wide
+
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -154,7 +156,7 @@ def transform_image(
     parts = [image, tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=(h, w))]
     if mask is not None:
         parts.append(tv_tensors.Mask(mask.convert("L")))
-    with torch.random.fork_rng(devices=[]):
+    with process_wide(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         parts = transform(*parts)
     pictures = [part if isinstance(part, Image.Image) else v2.functional.to_pil_image(part) for part in parts[::2]]

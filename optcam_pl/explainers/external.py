@@ -11,7 +11,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -25,6 +25,7 @@ from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.layers import nearest
 from optcam_pl.saliency import Baseline, baseline_image, check_baseline
+from optcam_pl.threads import OwnHook, alone, process_wide
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]
 Sign: TypeAlias = Literal["positive", "absolute", "all"]
@@ -45,6 +46,7 @@ _BATCHED = {
 }
 # What these change is the gradient of nn.ReLU, and of nothing else.
 _OF_RELU = {"GuidedBackprop", "Deconvolution", "GuidedGradCam"}
+_HOOKS_WARNING = "Setting (forward, )?backward hooks"
 # No explanation of a single image: they compare the images of a batch, or explain a neuron.
 _REFUSED = ("FeaturePermutation", "LayerFeaturePermutation", "LimeBase", "Neuron")
 
@@ -60,7 +62,8 @@ class CaptumExplainer(Explainer):
     5. Upsampled to the image, then range-normalised.
 
     Gradients are those with respect to the image. What a method hangs on the network is taken off again, also after an
-    exception, and the random number generators of torch, numpy and Python stand as before.
+    exception, and the random number generators of torch, numpy and Python stand as before. Calls in several threads on
+    one network take turns, those of methods that draw random numbers on all networks.
 
     Args:
         method: "IntegratedGradients", or "captum.attr.IntegratedGradients". Only attributions of `captum.attr`.
@@ -160,11 +163,10 @@ class CaptumExplainer(Explainer):
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 to 4: (B,1,h,w) before upsampling and normalisation."""
-        whole = self._class.__name__ in _BATCHED and self._wrapper is None and self.segments is None
-        step = image.shape[0] if whole else 1
+        step = image.shape[0] if self._sees_batch() else 1
         layers = self._layers(classifier)
-        with untouched(classifier), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)  # they are taken off
+        _ignore_hooks_warning()
+        with nullcontext() if self._sees_batch() else process_wide(), untouched(classifier):
             pairs = zip(torch.split(image, step), torch.split(target, step), strict=True)
             parts = [self._attribute(classifier, x, c, layers) for x, c in pairs]
         a = torch.cat(parts).detach().to(image.dtype)
@@ -191,6 +193,10 @@ class CaptumExplainer(Explainer):
             raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
         return layers
 
+    def _sees_batch(self) -> bool:
+        """Whether it may: it draws no random numbers then, too."""
+        return self._class.__name__ in _BATCHED and self._wrapper is None and self.segments is None
+
     def _attribute(
         self, classifier: Classifier, image: Tensor, target: Tensor, layers: Mapping[str, nn.Module]
     ) -> Tensor:
@@ -198,7 +204,7 @@ class CaptumExplainer(Explainer):
         image = image.detach().clone().requires_grad_(issubclass(self._class, _captum().GradientAttribution))
         model = classifier if self.output == "logit" else classifier.probabilities
         arguments = {"target": target, **self.call_args(classifier, image)}
-        with seeded(self.seed, image.device):
+        with nullcontext() if self._sees_batch() else seeded(self.seed, image.device):
             method = self._class(model, *layers.values(), **self.constructor_args())
             method = method if self._wrapper is None else self._wrapper(method)
             out = method.attribute(image, **{name: value for name, value in arguments.items() if name in self._takes})
@@ -329,7 +335,9 @@ class CallableExplainer(Explainer):
 
     Args:
         function: ``f(classifier, image, target) -> map``, with `image` (B,3,H,W) in [0,1] and `target` (B,), gradients
-            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalised here.
+            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalised here. It may hang hooks on
+            the network: calls of it in several threads take turns, and no other thread uses the classifier meanwhile.
+            So it must not wait for threads of its own that do.
 
     Raises:
         TypeError: no function.
@@ -359,7 +367,7 @@ class CallableExplainer(Explainer):
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Call it, check what it gives."""
-        with untouched(classifier):
+        with process_wide(), untouched(classifier):
             raw = self.function(classifier, image, target)
         if not isinstance(raw, Tensor):
             raise TypeError(f"Expected the function to return a tensor, but got {type(raw).__name__}.")
@@ -443,9 +451,12 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from `seed` on; afterwards the generators of torch, numpy and Python go on as if nothing was."""
-    others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    """Random numbers from `seed` on; afterwards the generators of torch, numpy and Python go on as if nothing was.
+
+    One thread at a time: the generators are the whole process's.
+    """
+    with process_wide(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
         try:
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
@@ -463,8 +474,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def untouched(network: nn.Module) -> Iterator[None]:
     """On the way out every module has the attributes, hooks and mode that it had on the way in, and its parameters too.
 
-    Methods of others take their own hooks off, but not all of them after an exception.
+    Methods of others take their own hooks off, but not all of them after an exception. No other thread passes through
+    the network meanwhile, but it may hang hooks of ours on it, or take them off.
     """
+    with alone(network.network if isinstance(network, Classifier) else network), _put_back(network):
+        yield
+
+
+@contextmanager
+def _put_back(network: nn.Module) -> Iterator[None]:
     modules = [(vars(module), dict(vars(module))) for module in network.modules()]
     tables = [(value, dict(value)) for _, before in modules for value in before.values() if isinstance(value, dict)]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
@@ -472,11 +490,24 @@ def untouched(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for now, before in [*modules, *tables]:
-            now.clear()
-            now.update(before)
+            _restore(now, before)
         for parameter, requires_grad, gradient in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
+
+
+def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Make `now` equal to `before`, item by item, as other threads read it; their hooks are left as they are."""
+    for key, value in list(now.items()):
+        if key not in before and not isinstance(value, OwnHook):
+            del now[key]
+    before = {key: value for key, value in before.items() if not isinstance(value, OwnHook)}
+    for key, value in before.items():
+        if key not in now or now[key] is not value:
+            now[key] = value
+    if [key for key in list(now) if key in before] != list(before):  # something was taken out: it is last now
+        for key in before:
+            now[key] = now.pop(key)
 
 
 class _Ridge:
@@ -503,6 +534,19 @@ def _lime_weight(_image: Tensor, _perturbed: Tensor, z: Tensor, *, width: float,
     """``sqrt(exp(-d^2 / width^2))``, d = 1 - cos(z, 1) for z (1,M) in {0,1}."""
     distance = 1 - z.double().mean().sqrt()
     return torch.exp(-(distance**2) / width**2 / 2).view(1)
+
+
+def _ignore_hooks_warning() -> None:
+    """Silence Captum's warning that it hangs hooks on the network, as they are taken off.
+
+    For good, as `warnings.catch_warnings` would now and then put another thread's filters into the place of ours.
+    """
+    for _, text, category, *_ in warnings.filters:
+        if getattr(text, "pattern", text) == _HOOKS_WARNING:
+            return
+        if text is None and issubclass(UserWarning, category):
+            break  # goes before ours
+    warnings.filterwarnings("ignore", _HOOKS_WARNING, UserWarning)
 
 
 def _captum() -> Any:

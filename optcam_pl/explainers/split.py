@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from optcam_pl.capture import LayerNotCalledError, tensor_of
 from optcam_pl.classifier import Classifier
+from optcam_pl.threads import changing, hook_input, hook_output
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class UpperPart:
        (because it folds images into other dimensions, say, or writes into what was kept) runs as a whole for every
        call, with the layer's output replaced. The answers are the same.
 
-    Nothing is traced or compiled, and between calls the network is as it was.
+    Nothing is traced or compiled, and between calls the network is as it was. Other threads may use it meanwhile; their
+    calls of step 2 wait.
 
     Args:
         classifier: the network.
@@ -97,9 +100,10 @@ class UpperPart:
         count, answers = activation.shape[0], self._tape.answers()
         position = len(answers[self._layer]) if partial else self._tape.layer_calls
         with ExitStack() as stack:
-            stack.callback(self._layer.register_forward_hook(_replacing(activation, position)).remove)
+            stack.callback(hook_output(self._layer, _replacing(activation, position)))
             if not partial:
                 return self._classifier(self._image.repeat(count, 1, 1, 1))  # type: ignore[no-any-return]
+            stack.enter_context(changing(self._classifier.network))
             for module, outputs in answers.items():
                 stack.enter_context(_answering(module, outputs, count))
 
@@ -107,7 +111,7 @@ class UpperPart:
             def expand(_module: nn.Module, args: Any) -> Any:
                 return _repeated(args, count)
 
-            stack.callback(self._classifier.network.register_forward_pre_hook(expand).remove)
+            stack.callback(hook_input(self._classifier.network, expand))
             return self._classifier(self._image)  # type: ignore[no-any-return]
 
 
@@ -129,20 +133,23 @@ def _taping(network: nn.Module, layer: nn.Module) -> Iterator[_Tape]:
 
     with ExitStack() as stack:
         for module in network.modules():
-            stack.callback(module.register_forward_pre_hook(before).remove)
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.callback(hook_input(module, before))
+            stack.callback(hook_output(module, after))
         yield tape
 
 
 @contextmanager
 def _answering(module: nn.Module, outputs: list[Any], count: int) -> Iterator[None]:
-    """The module's first calls hand out what was kept; later ones, which come after the layer, compute."""
-    pending, compute = iter(outputs), module.forward
+    """The module's first calls hand out what was kept; later ones, which come after the layer, compute.
+
+    So do all calls of other threads. To be entered while `changing` is held.
+    """
+    pending, compute, thread = iter(outputs), module.forward, get_ident()
     own = {"forward": compute} if "forward" in module.__dict__ else {}
     nothing = object()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        output = next(pending, nothing)
+        output = next(pending, nothing) if get_ident() == thread else nothing
         return compute(*args, **kwargs) if output is nothing else _repeated(output, count)
 
     try:

@@ -1,0 +1,185 @@
+"""One network in many threads: whose hooks are called, and who waits for whom.
+
+1. A hook of ours belongs to the thread that installed it: passes that other threads send through the same network, by
+   the classifier or directly, are neither recorded, nor cut, nor changed by it. Methods that only record wait for
+   nobody.
+2. Where attributes of modules are replaced (`changing`), one thread does so at a time, and what is put there lets other
+   threads' passes through.
+3. Where the code of others hangs its own hooks on the network (`alone`), passes of other threads through a `Classifier`
+   wait until it is done. What does not go through a classifier cannot be made to wait.
+4. The generators that torch, numpy and Python share among all threads have one user at a time (`process_wide`). Numbers
+   that other code draws meanwhile, in another thread, come from the borrowed generators.
+
+Order of the locks, first to last: `process_wide`, then one network's `changing` or `alone`, then a pass; who holds a
+later one never asks for an earlier one. All are re-entrant, and given back after an exception, KeyboardInterrupt too.
+They belong to the network, not to the classifier, which can be copied and pickled and may share its network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from threading import get_ident
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+_NUMBERS = itertools.count(1)
+
+
+class OwnHook:
+    """A forward hook, or one before forward, that does nothing in threads other than the one that made it.
+
+    Only these need it: autograd runs backward hooks, on a GPU, in threads of its own, but those belong to the graph of
+    one pass. `nn.DataParallel` over several GPUs runs parts of the batch in threads of its own, too; what a layer puts
+    out there is a part and is not recorded, so that the layer counts as not called, which is an error in words.
+    """
+
+    __slots__ = ("_hook", "_thread")
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook, self._thread = hook, get_ident()
+
+    def __call__(self, *args: Any) -> Any:
+        """See the class."""
+        return self._hook(*args) if get_ident() == self._thread else None
+
+
+def hook_output(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[], object]:
+    """`nn.Module.register_forward_hook` for this thread alone.
+
+    Returns:
+        What takes the hook off again.
+
+    >>> layer, seen = nn.Identity(), []
+    >>> undo = hook_output(layer, lambda module, args, output: seen.append(output))
+    >>> _ = layer(1), undo(), layer(2)
+    >>> seen
+    [1]
+    """
+    return _install(module._forward_hooks, hook)
+
+
+def hook_input(module: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> Callable[[], object]:
+    """`nn.Module.register_forward_pre_hook` for this thread alone; see `hook_output`."""
+    return _install(module._forward_pre_hooks, hook)
+
+
+def _install(hooks: dict[int, Any], hook: Callable[..., Any]) -> Callable[[], object]:
+    # Not by register_forward_hook: the handles of two threads may get the same number there (torch counts them without
+    # a lock), and the second hook then takes the first one's place. Torch's own numbers are never negative.
+    number = -next(_NUMBERS)
+    hooks[number] = OwnHook(hook)
+    return partial(hooks.pop, number, None)
+
+
+class _Gate:
+    """Who is in a pass of one network, who changes it, and who wants it alone."""
+
+    def __init__(self) -> None:
+        self._changing = threading.RLock()
+        self._state = threading.Condition()
+        self._passes: dict[int, int] = {}  # thread -> how many passes it is in, one inside the other
+        self._alone: int | None = None
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        me = get_ident()
+        depth = self._passes.get(me, 0)  # nobody else writes it
+        try:
+            with self._state:
+                if self._alone not in (None, me) and not depth and not _in_backward():
+                    self._state.wait_for(lambda: self._alone in (None, me))
+                self._passes[me] = depth + 1
+            yield
+        finally:
+            self._count(me, depth)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        me = get_ident()
+        depth = self._passes.get(me, 0)
+        if depth:  # asked for in the middle of a pass, which the thread that is in here must not wait for
+            self._count(me, 0)
+        with self._changing:
+            if depth:
+                self._count(me, depth)
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        me = get_ident()
+        with self.changing():
+            before = self._alone
+            try:
+                with self._state:
+                    self._alone = me
+                    self._state.wait_for(lambda: self._passes.keys() <= {me})
+                yield
+            finally:
+                with self._state:
+                    self._alone = before
+                    self._state.notify_all()
+
+    def _count(self, thread: int, depth: int) -> None:
+        with self._state:
+            if depth:
+                self._passes[thread] = depth
+            else:
+                self._passes.pop(thread, None)
+                if self._alone is not None:
+                    self._state.notify_all()
+
+
+def _in_backward() -> bool:
+    """Whether autograd runs this: checkpointing repeats a pass for a thread that waits for it, maybe in here, alone."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def passing(network: nn.Module) -> AbstractContextManager[None]:
+    """A pass of this thread through the network; it waits where another thread wants the network `alone`."""
+    return _gate(network).passing()
+
+
+def changing(network: nn.Module) -> AbstractContextManager[None]:
+    """No other thread replaces attributes of the network's modules meanwhile. Passes go on."""
+    return _gate(network).changing()
+
+
+def alone(network: nn.Module) -> AbstractContextManager[None]:
+    """`changing`, and no other thread is in a pass: those that have begun are waited for, new ones wait.
+
+    Threads that the holder itself starts count as others: to wait for them, in here, is to wait for ever.
+    """
+    return _gate(network).alone()
+
+
+def process_wide() -> AbstractContextManager[object]:
+    """No other thread of this process is in here: for what cannot be one thread's own, as global random generators."""
+    return _process
+
+
+def _gate(network: nn.Module) -> _Gate:
+    gate = _gates.get(network)
+    if gate is None:
+        with _making:
+            gate = _gates.setdefault(network, _Gate())
+    return gate
+
+
+def _begin() -> None:
+    global _process, _making, _gates
+    _process, _making, _gates = threading.RLock(), threading.Lock(), WeakKeyDictionary()
+
+
+_process = threading.RLock()
+_making = threading.Lock()
+_gates: WeakKeyDictionary[nn.Module, _Gate] = WeakKeyDictionary()
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_begin)  # the threads that held a lock do not exist in the child
