@@ -154,11 +154,12 @@ def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
             )
     if unknown := [key for key in run.manifest["metrics"] if key not in run.metrics]:
         notes.append(f"left out, neither described by the run nor metrics of this package: {', '.join(unknown)}")
-    if foreign := [f"{key} ({info.path})" for key, info in run.metrics.items() if run.of_means(key) is None]:
-        notes.append(
-            f"as the run itself stored it when it was complete: {', '.join(foreign)}; it is made of several means by "
-            "its class; `optcam report --import MODULE` loads that, and can then compare runs, too"
-        )
+    notes += [
+        f"{key} is shown as the run itself stored it: only its class {info.path}, which "
+        "`optcam report --import MODULE` loads, can make it anew and compare it"
+        for key, info in run.metrics.items()
+        if run.of_means(key) is None
+    ]
     return notes
 
 

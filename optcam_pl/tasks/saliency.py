@@ -411,13 +411,13 @@ class SaliencyTask(L.LightningModule):
             return {}
         measured = probes.only(real)
         undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
+        left_out = torch.tensor(undefined).nonzero().flatten()
         scores: dict[str, list[Any]] = {}
         curves: dict[str, Tensor] = {}
         for key, metric in self._metric_items():
             evidence = measured.evidence(metric.needs(), key)
             score = metric.check_scores(metric.score(**evidence), len(real))
-            if any(undefined):
-                score[torch.tensor(undefined, device=score.device)] = torch.nan
+            score = score.index_fill(0, left_out.to(score.device), torch.nan)
             metric.accumulate(score)
             scores[key] = score.tolist()
             if isinstance(metric, CurveMetric):
