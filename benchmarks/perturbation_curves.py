@@ -19,7 +19,7 @@ from optcam_pl import Classifier, GradCAM
 from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.data import Batch, ImageDataModule, ImagePaths, SamplePhotos
 from optcam_pl.metrics import Deletion, Insertion
-from optcam_pl.probes import Probes, merge_needs
+from optcam_pl.probes import Probes
 
 IMAGES, STEPS, CHUNK, ROUNDS = 16, 224, 64, 1
 
@@ -40,7 +40,6 @@ def main(folder: str | None) -> None:
     image = photographs(folder, classifier)
     batch = Batch(image=image, id=[str(i) for i in range(IMAGES)], index=torch.arange(IMAGES), error=[""] * IMAGES)
     metrics = (Insertion(STEPS), Deletion(STEPS))
-    needs = merge_needs((metric.key, metric.needs()) for metric in metrics)
     seconds = {"bare": 0.0, "curves": 0.0}
     with torch.no_grad():
         logits = classifier(image)
@@ -53,9 +52,8 @@ def main(folder: str | None) -> None:
             seconds["bare"] += time.perf_counter() - start
             start = time.perf_counter()
             probes = Probes(classifier, GradCAM(), batch, logits, explanation, chunk_size=CHUNK)
-            found = probes.evidence(needs)
             for metric in metrics:
-                metric.update(**{name: found[name] for name in metric.evidence()})
+                metric.update(**probes.evidence(metric.needs()))
             seconds["curves"] += time.perf_counter() - start
     print(
         f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()},"

@@ -22,9 +22,10 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
-from optcam_pl.records import Row, read_rows, write_file
-from optcam_pl.report import load_run, summarise, table
+from optcam_pl.records import Row, write_file
+from optcam_pl.report_tables import table
 from optcam_pl.stopping import Stopped
+from optcam_pl.summary import summarise
 from optcam_pl.tasks import BlockResult, SaliencyTask
 from optcam_pl.tasks.ledger import FileWriter
 from optcam_pl.tasks.stored import mean_curves
@@ -121,7 +122,7 @@ class TensorBoardPanels(_BlockCallback):
             if isinstance(metric, CurveMetric):
                 label = pl_module.explainer.title
                 writer.add_figure(f"curves/{key}", metric.plot_curve(label=label, curve=(curve, half))[0])
-        run = load_run(pl_module.run_dir)
+        run = pl_module.run
         summary = summarise(run)
         if mean is not None:
             whole = count == len(run.usable)
@@ -203,7 +204,7 @@ class MapWriter(_BlockCallback, FileWriter):
             return
         folder = pl_module.run_dir / "overlays"
         names = {path.name for path in folder.glob("*.png")}
-        files = {row.id: f"{file_name(row.index, row.id)}.png" for row in read_rows(pl_module.run_dir)}
+        files = {row.id: f"{file_name(row.index, row.id)}.png" for row in pl_module.run.rows}
         index = {image_id: name for image_id, name in files.items() if name in names}
         if index:
             write_file(folder / "index.json", json.dumps(index, indent=1))
@@ -246,7 +247,7 @@ class ImageProgress(TQDMProgressBar):
                 images = blocks * data.batch_size * trainer.world_size
                 items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
             for metric in pl_module.running():
-                items[metric.label] = f"{float(metric.of_means(metric.total / metric.count)):.1f}"
+                items[metric.describe().label] = f"{float(metric.of_means(metric.total / metric.count)):.1f}"
         return items
 
     def _bars(self) -> list[Any]:

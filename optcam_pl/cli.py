@@ -34,11 +34,12 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
 from optcam_pl.messages import plain
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
-from optcam_pl.report import load_run, report_command, summarise, table
-from optcam_pl.report_tables import printable
+from optcam_pl.report import report_command
+from optcam_pl.report_tables import Summary, printable, table
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
+from optcam_pl.summary import summarise
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 from optcam_pl.tasks.ledger import Resume, Shard
 from optcam_pl.verify import verify_command
@@ -115,12 +116,14 @@ class OptcamCLI(LightningCLI):
     Attributes:
         run_dir: the folder of the run, once it has begun.
         exit_code: 0, or `ERRORS_EXIT_CODE` where images could not be read.
+        summary: the numbers of a finished test of maps with their intervals, in the process that prints them.
 
     Raises:
         Stopped: the run was told to end by a signal; before, it is printed how to go on.
     """
 
     exit_code = 0
+    summary: Summary | None = None
 
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
         self._words, self._name, self._dry = list(args), name, dry
@@ -308,7 +311,7 @@ class OptcamCLI(LightningCLI):
             print(f"best:        {best}")
         if not isinstance(self.model, SaliencyTask):
             return
-        run = load_run(run_dir)
+        run = self.model.run
         errors = [row for row in run.rows if row.status == "error"]
         if errors:
             self.exit_code = ERRORS_EXIT_CODE
@@ -321,7 +324,8 @@ class OptcamCLI(LightningCLI):
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
-            print("\n" + table([summarise(load_run(self.run_dir), intervals="bca")]))
+            self.summary = summarise(self.model.run, intervals="bca")
+            print("\n" + table([self.summary]))
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             print("\n" + self.model.summary())
         self._after()

@@ -20,7 +20,6 @@ from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
 from optcam_pl.explainers import Explainer
 from optcam_pl.layers import nearest
-from optcam_pl.report import load_run, summarise
 from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
 from optcam_pl.tasks import SaliencyTask
 
@@ -77,6 +76,7 @@ class Outcome:
     Attributes:
         skipped: method -> why it was not run.
         runs: (dataset, method) -> run folder.
+        summaries: (dataset, method) -> its numbers, in the process that prints.
         failed: (dataset, method) -> what broke it off.
         exit_code: the largest of the runs' own.
         leader: whether this process is the one that prints.
@@ -84,6 +84,7 @@ class Outcome:
 
     skipped: dict[str, str] = field(default_factory=dict)
     runs: dict[tuple[Dataset, Method], Path] = field(default_factory=dict)
+    summaries: dict[tuple[Dataset, Method], Summary] = field(default_factory=dict)
     failed: dict[tuple[Dataset, Method], Exception] = field(default_factory=dict)
     exit_code: int = 0
     leader: bool = True
@@ -253,6 +254,8 @@ def _run_all(
                 return  # two in a row, and nothing else: it is the data, or the settings
             continue
         outcome.runs[dataset, method] = cli.run_dir
+        if cli.summary is not None:
+            outcome.summaries[dataset, method] = replace(cli.summary, explainer=method.name)
         outcome.exit_code = max(outcome.exit_code, cli.exit_code)
         outcome.leader = bool(cli.trainer.is_global_zero)
 
@@ -293,7 +296,7 @@ def mean_over(summaries: Sequence[Summary]) -> Summary:
 
 def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
     """The tables, what is missing in them and why, and where everything is."""
-    found = {key: replace(summarise(load_run(run), "bca"), explainer=key[1].name) for key, run in outcome.runs.items()}
+    found = outcome.summaries
     tables = [[found[dataset, m] for m in methods if (dataset, m) in found] for dataset in datasets]
     if len(datasets) > 1:
         everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]

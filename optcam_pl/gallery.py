@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from optcam_pl.metrics import METRICS
 from optcam_pl.records import RecordError, Row, write_file
 from optcam_pl.report import Run, find_runs, load_run, summarise
 from optcam_pl.report_tables import printable, table
@@ -114,18 +113,18 @@ def _figure(run: Run, path: Path, row: Row | None) -> str:
     name = _safe(run.manifest["explainer"])
     return (
         f'<figure><img alt="{name}" loading="lazy" src="data:image/jpeg;base64,{_jpeg(path)}">'
-        f"<figcaption>{name}: {_safe(_caption(row))}</figcaption></figure>\n"
+        f"<figcaption>{name}: {_safe(_caption(row, run))}</figcaption></figure>\n"
     )
 
 
-def _caption(row: Row | None) -> str:
+def _caption(row: Row | None, run: Run) -> str:
     if row is None:
         return "no row"
     parts = [f"class {row.target}"] if row.target == row.predicted else [f"class {row.target}, seen as {row.predicted}"]
     if row.p is not None and row.o is not None:
         parts.append(f"p {row.p:.3f} → {row.o:.3f}")
     for key, score in row.scores.items():
-        label = METRICS[key].label if key in METRICS else key
+        label = run.metrics[key].label if key in run.metrics else key
         if isinstance(score, float):
             parts.append(f"{label} {score:.2f}")
     return ", ".join([*parts, *([f"{row.status}: {row.reason}"] if row.status != "ok" else [])])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, cast
 
@@ -14,6 +15,8 @@ from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.chunks import Chunks
+from optcam_pl.layers import nearest
+from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional import (
     imputed_images,
     patch_rank,
@@ -24,41 +27,96 @@ from optcam_pl.metrics.functional import (
 )
 from optcam_pl.saliency import Baseline, baseline_image, mask_image
 
-Needs: TypeAlias = dict[str, dict[str, Any]]
-"""Evidence by name, each with the settings that it is measured with."""
 Evidence: TypeAlias = "Tensor | list[Tensor]"
+Probe: TypeAlias = Callable[..., Evidence]
+"""A function of `Probes` and of options that measures something for each image of the batch."""
 
 
-def merge_needs(named: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Needs:
-    """What several metrics need, together.
-
-    Args:
-        named: (the metric's name, what it `needs`).
+def check_needs(metrics: Iterable[ImageMetric]) -> None:
+    """See that all that metrics need can be measured together.
 
     Raises:
-        ValueError: an evidence that nothing measures, or two metrics want it with different settings.
-
-    >>> merge_needs([("deletion", {"deletion_curve": {"steps": 8}}), ("average_drop", {"original": {}, "masked": {}})])
-    {'deletion_curve': {'steps': 8}, 'original': {}, 'masked': {}}
+        ValueError: evidence that nothing measures, that `score` does not take or `needs` does not give; or two metrics
+            want a named probe with different options.
+        TypeError: a need that is neither options nor a function with its options.
     """
-    merged: Needs = {}
-    first: dict[str, str] = {}
-    for metric, needs in named:
-        for name, options in needs.items():
-            if name not in _PROBES:
-                raise ValueError(f"Metric {metric!r} needs {name!r}, which no probe measures.")
-            if name in merged and merged[name] != dict(options):
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {}
+    for metric in metrics:
+        needs = metric.needs()
+        _check_names(metric, needs)
+        for name, need in needs.items():
+            probe, options = _resolve(metric.key, name, need)
+            _check_hashable(metric.key, name, probe, options)
+            if probe is not _PROBES.get(name):  # the metric's own: another metric may call something else so
+                continue
+            first, before = wanted.setdefault(name, (metric.key, options))
+            if before != options:
                 raise ValueError(
-                    f"Expected metrics to agree on how {name!r} is measured, but {first[name]!r} wants {merged[name]} "
-                    f"and {metric!r} wants {dict(options)}: measure them in two runs."
+                    f"Expected metrics to agree on how {name!r} is measured, but {first!r} wants {before} "
+                    f"and {metric.key!r} wants {options}: measure them in two runs."
                 )
-            merged[name] = dict(options)
-            first.setdefault(name, metric)
-    return merged
+
+
+def _check_hashable(metric: str, name: str, probe: Probe, options: Mapping[str, Any]) -> None:
+    try:
+        hash(_key(probe, options))
+    except TypeError as error:
+        raise TypeError(
+            f"Expected metric {metric!r} to give options of {name!r} that are numbers, text, tuples, lists or dicts of "
+            f"them, but got {dict(options)}."
+        ) from error
+
+
+def _check_names(metric: ImageMetric, needs: Mapping[str, Need]) -> None:
+    """`needs` gives what `score` takes."""
+    takes = inspect.signature(type(metric).score).parameters
+    required = [name for name in metric.evidence() if takes[name].default is inspect.Parameter.empty]
+    if absent := [name for name in required if name not in needs]:
+        raise ValueError(
+            f"Expected `needs` of metric {metric.key!r} to give all that `score` takes, but {absent[0]!r} is missing."
+        )
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        for name in needs:
+            if name not in takes:
+                raise ValueError(
+                    f"Expected `score` of metric {metric.key!r} to take {name!r}, which its `needs` gives."
+                )
+
+
+def _resolve(metric: str, name: str, need: Need) -> tuple[Probe, dict[str, Any]]:
+    """The function that measures a need, and its options."""
+    if isinstance(need, tuple) and len(need) == 2 and callable(need[0]) and isinstance(need[1], Mapping):
+        return need[0], dict(need[1])
+    if not isinstance(need, Mapping):
+        raise TypeError(
+            f"Expected `needs` of metric {metric!r} to give a dict of options or (function, options) for {name!r}, but "
+            f"got {need!r}."
+        )
+    if name not in _PROBES:
+        raise ValueError(
+            f"Metric {metric!r} needs {name!r}, which no probe measures. The nearest are: {nearest(name, _PROBES)}. A "
+            f"probe of its own is given in `needs`, as {{{name!r}: (function, options)}}."
+        )
+    return _PROBES[name], dict(need)
+
+
+def _key(probe: Probe, options: Mapping[str, Any]) -> Hashable:
+    """The same for the same function and options, so that it is measured once."""
+
+    def frozen(value: Any) -> Hashable:
+        if isinstance(value, Mapping):
+            return tuple(sorted((key, frozen(item)) for key, item in value.items()))
+        return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+    return probe, frozen(options)
 
 
 class Probes:
-    """Quantities by name, each measured when it is first asked for and at most once.
+    """What metrics need of B images, each quantity measured when it is first asked for and at most once.
+
+    A metric may bring a probe of its own, see `ImageMetric`: a function that gets this object and makes a tensor, or a
+    list, with an entry for each of the B images. It finds here all attributes below and `original`, `masked`,
+    `masked_image`, `score` and `evidence`.
 
     No probe of an image depends on the other images of its batch: what is random is drawn from `seed` and the image's
     id.
@@ -87,16 +145,24 @@ class Probes:
         self.classifier, self.explainer, self.batch = classifier, explainer, batch
         self.image, self.logits, self.explanation = batch["image"], logits, explanation
         self.chunk_size, self.seed = chunk_size, seed
-        self._found: dict[str, Evidence] = {}
+        self._found: dict[Hashable, Evidence] = {}
 
     @property
     def baseline(self) -> Baseline:
         """What stands where the map is 0, the same one that the explainer masks with."""
         return self.explainer.baseline
 
-    def evidence(self, needs: Mapping[str, Mapping[str, Any]]) -> dict[str, Evidence]:
-        """The named quantities, on the image's device."""
-        return {name: self._get(name, **options) for name, options in needs.items()}
+    def evidence(self, needs: Mapping[str, Need], metric: str = "") -> dict[str, Evidence]:
+        """What a metric needs, by name, on the image's device.
+
+        Args:
+            needs: as `ImageMetric.needs` gives it.
+            metric: whose needs they are, for messages.
+
+        Raises:
+            ValueError: a name that no probe measures, or a probe of a metric's own that has not an entry an image.
+        """
+        return {name: self._measure(name, *_resolve(metric, name, need)) for name, need in needs.items()}
 
     def only(self, chosen: list[int]) -> Probes:
         """The probes of some of the images, by position; p, o and the masked images are those of the whole batch."""
@@ -117,13 +183,23 @@ class Probes:
             chunk_size=self.chunk_size,
             seed=self.seed,
         )
-        part._found = {name: self._tensor(name)[chosen] for name in ("original", "masked", "masked_image")}
+        for name in ("original", "masked", "masked_image"):
+            part._found[_key(_PROBES[name], {})] = self._tensor(name)[chosen]
         return part
 
-    def _get(self, name: str, **options: Any) -> Evidence:
-        if name not in self._found:
-            self._found[name] = _PROBES[name](self, **options)
-        return self._found[name]
+    def _measure(self, name: str, probe: Probe, options: Mapping[str, Any]) -> Evidence:
+        key = _key(probe, options)
+        if key not in self._found:
+            found = probe(self, **options)
+            if not isinstance(found, (Tensor, list)) or (isinstance(found, Tensor) and not found.ndim):
+                raise TypeError(f"Expected the probe of {name!r} to return a tensor or list, but got {found!r}.")
+            if len(found) != len(self.image):
+                raise ValueError(
+                    f"Expected the probe of {name!r} to measure each of the {len(self.image)} images, but got "
+                    f"{len(found)} entries."
+                )
+            self._found[key] = found
+        return self._found[key]
 
     # One pass ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +219,7 @@ class Probes:
         return self._tensor("masked_image")
 
     def _tensor(self, name: str) -> Tensor:
-        found = self._get(name)
+        found = self._measure(name, _PROBES[name], {})
         assert isinstance(found, Tensor)
         return found
 
@@ -157,10 +233,19 @@ class Probes:
         return mask_image(self.image, saliency, None if self.baseline == "black" else self._reference())
 
     def _deleted(self) -> Tensor:
-        return self._score(self.classifier(self._mask(1 - self._saliency())))
+        return self.score(self.classifier(self._mask(1 - self._saliency())))
 
-    def _score(self, logits: Tensor, output: str = "probability", target: Tensor | None = None) -> Tensor:
-        """(B,C) -> (B,): in float32 at least, whatever precision the network runs in."""
+    def score(self, logits: Tensor, output: str = "probability", target: Tensor | None = None) -> Tensor:
+        """The "probability" or "logit" of each image's class in float32 at least, whatever the network runs in.
+
+        Args:
+            logits: (B,C).
+            output: which of the two.
+            target: (B,) classes; None is the explained ones.
+
+        Returns:
+            (B,).
+        """
         wide = logits if logits.dtype == torch.float64 else logits.float()
         values = wide.softmax(1) if output == "probability" else wide
         return values.gather(1, (self.explanation.target if target is None else target).unsqueeze(1)).squeeze(1)
@@ -181,13 +266,13 @@ class Probes:
             variants = images(part)
             count = variants.shape[1]
             logits = self.classifier(variants.flatten(0, 1))
-            return self._score(logits, output, classes.repeat_interleave(count)).view(B, count)
+            return self.score(logits, output, classes.repeat_interleave(count)).view(B, count)
 
         return Chunks(self.chunk_size, B).cat(step, steps)
 
     def _curve(self, rank: Tensor, counts: Tensor, before: Tensor, after: Tensor, output: str, of: Tensor) -> Tensor:
         """(B,T) scores of the images after each count of replacements; the untouched photograph is not run again."""
-        known = [self._score(self.logits, output, of).unsqueeze(1)]
+        known = [self.score(self.logits, output, of).unsqueeze(1)]
         first, last = before is self.image, after is self.image
         todo = counts.to(self.image.device)[int(first) : len(counts) - int(last)]
         measured = self._scores(lambda part: perturbed_images(before, after, rank, todo[part]), len(todo), output, of)
@@ -290,7 +375,7 @@ class Probes:
         squares, reference = self._squares(samples, patch), self._reference().unsqueeze(1)
         image = self.image.unsqueeze(1)
         scores = self._scores(lambda part: torch.where(squares[:, part], reference, image), samples, output)
-        return self._score(self.logits, output).unsqueeze(1) - scores
+        return self.score(self.logits, output).unsqueeze(1) - scores
 
     # What the dataset has ------------------------------------------------------------------------------------------
 
@@ -304,9 +389,9 @@ def _at(value: Any, chosen: list[int]) -> Any:
     return value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
 
 
-_PROBES: dict[str, Callable[..., Evidence]] = {
-    "original": lambda probes: probes._score(probes.logits),
-    "masked": lambda probes: probes._score(probes.classifier(probes.masked_image)),
+_PROBES: dict[str, Probe] = {
+    "original": lambda probes: probes.score(probes.logits),
+    "masked": lambda probes: probes.score(probes.classifier(probes.masked_image)),
     "masked_image": Probes._masked_image,
     "deleted": Probes._deleted,
     "saliency": lambda probes: probes.explanation.saliency,

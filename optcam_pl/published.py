@@ -179,8 +179,11 @@ def beside_published(summary: Summary) -> Summary:
     metrics: dict[str, Estimate] = {}
     for key, estimate in summary.metrics.items():
         metrics[key] = estimate
+        info = summary.info(key)
+        if not info.path.startswith("optcam_pl."):  # somebody's own metric with a key of the paper's
+            continue
         if found := _closest((row for row in rows if row.metric == key), facts):
             row, differences = found
-            per = 100 if key not in _NOT_PERCENT and METRICS[key].unit != "%" else 1
+            per = 100 if key not in _NOT_PERCENT and info.unit != "%" else 1
             metrics[key] = replace(estimate, published=PaperValue(row.value / per, row.table, differences))
     return replace(summary, metrics=metrics)

@@ -24,7 +24,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -299,12 +299,33 @@ class RecordWriter:
         self.close()
 
 
+def check_metric_keys(keys: Sequence[str]) -> None:
+    """See that metrics can stand beside each other and beside a row's own entries.
+
+    Raises:
+        ValueError: a key twice, or one that means something else in rows and reports.
+
+    Example:
+        >>> check_metric_keys(["average_drop", "seconds"])
+        Traceback (most recent call last):
+        ValueError: Expected `metrics` to have other keys than rows and reports have entries, but got 'seconds'.
+    """
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
+    own = {*(entry.name for entry in fields(Row)), "crc", *MANIFEST_KEYS, *_STATUSES, "missing", "seconds_per_image"}
+    if taken := [repr(key) for key in keys if key in own]:
+        raise ValueError(
+            f"Expected `metrics` to have other keys than rows and reports have entries, but got {', '.join(taken)}."
+        )
+
+
 def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
     """Write `RUN/manifest.json` at once.
 
     Args:
         run_dir: The run's folder, made where it is missing.
-        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them.
+        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them; a run that measures has also
+            `metric_info`, each metric's `MetricInfo` by key.
 
     Raises:
         ValueError: If an entry is missing or a number is not finite.

@@ -1,153 +1,24 @@
-"""Run folders to tables: what a run's rows say, and nothing else.
-
-A summary is a pure function of the rows and the manifest: the rows are taken in the order of the dataset's index and
-added with math.fsum, so a report gives the same digits for any number of processes and restarts, on any machine. No
-network is loaded and no tensor of the run is read.
-"""
+"""Run folders to tables: what a run's rows say (see `summary`), beside the paper's numbers or another run's."""
 
 from __future__ import annotations
 
 import argparse
-import math
+import importlib
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from optcam_pl.metrics import METRICS
-from optcam_pl.metrics.statistics import Method, bootstrap_interval, holm, paired_difference
+from optcam_pl.metrics.statistics import Method, holm, paired_difference
 from optcam_pl.published import beside_published
-from optcam_pl.records import (
-    MANIFEST,
-    RecordError,
-    Row,
-    Rows,
-    flatten,
-    format_ranges,
-    missing,
-    read_manifest,
-    read_rows,
-    write_file,
-)
-from optcam_pl.report_tables import Estimate, Format, Paired, Summary, printable, table
-
-_Array = npt.NDArray[np.float64]
+from optcam_pl.records import MANIFEST, RecordError, write_file
+from optcam_pl.report_tables import Format, Paired, Summary, printable, table
+from optcam_pl.summary import Run, in_numpy, load_run, settings_of, summarise
 
 __all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "report_command", "summarise", "table"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as its folder has it."""
-
-    path: Path
-    manifest: dict[str, Any]
-    rows: Rows
-
-    @property
-    def usable(self) -> list[Row]:
-        """The rows of the dataset's images that have a result, in the dataset's order."""
-        return [row for row in self.rows if row.status != "error" and row.index < self.manifest["images"]]
-
-
-def load_run(run_dir: str | os.PathLike[str]) -> Run:
-    """Read a run folder.
-
-    Raises:
-        RecordError: If it is none, or its rows contradict each other.
-    """
-    return Run(Path(run_dir), read_manifest(run_dir), read_rows(run_dir))
-
-
-def _examples(texts: Sequence[str], most: int = 3) -> str:
-    return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
-
-
-def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
-    """What a reader of the run's numbers has to know: whatever was not counted, in words."""
-    n, notes = run.manifest["images"], []
-    if absent := missing(run.rows, n):
-        ranges = format_ranges(absent).split(", ")
-        shown = ", ".join(ranges[:20]) + (", ..." if len(ranges) > 20 else "")
-        notes.append(f"incomplete: {len(absent)} of {n} images missing: {shown}")
-        if run.rows.damaged:
-            notes.append(f"damaged lines ({len(run.rows.damaged)}): {_examples(run.rows.damaged)}")
-    if beyond := [row.index for row in run.rows if row.index >= n]:
-        notes.append(f"not counted: rows beyond the {n} images of the dataset: {format_ranges(beyond)}")
-    if errors := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "error"]:
-        notes.append(f"errors ({len(errors)}), not counted: {_examples(errors)}")
-    if odd := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "degenerate"]:
-        notes.append(f"degenerate ({len(odd)}): {_examples(odd)}")
-    for key, estimate in metrics.items():
-        if estimate.undefined:
-            notes.append(
-                f"{key} is undefined for {estimate.undefined} of {len(run.usable)} images, left out of its mean"
-            )
-    if unknown := [key for key in run.manifest["metrics"] if key not in METRICS]:
-        notes.append(f"left out, not metrics of this package: {', '.join(unknown)}")
-    return notes
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _of_means(key: str) -> Callable[[_Array], _Array]:
-    """The metric's value of means, in numpy."""
-
-    def of_means(means: _Array) -> _Array:
-        given = torch.from_numpy(np.ascontiguousarray(means))
-        return METRICS[key].of_means(given if given.shape[1] > 1 else given[:, 0]).numpy()
-
-    return of_means
-
-
-def _estimate(key: str, rows: Iterable[Row], intervals: Method | None) -> Estimate:
-    scores = [row.scores.get(key) for row in rows]
-    estimate = Estimate(_known(METRICS[key].reduce(scores)), sum(score is None for score in scores))
-    if intervals is None:
-        return estimate
-    _, low, high = bootstrap_interval(scores, _of_means(key), method=intervals)
-    return replace(estimate, low=_known(low), high=_known(high))
-
-
-def _leaves(nested: dict[str, Any] | None) -> dict[str, Any]:
-    return dict(flatten(nested)) if nested else {}
-
-
-def summarise(run: Run, intervals: Method | None = None) -> Summary:
-    """Make a run's numbers from its rows.
-
-    Rows with an error count in the notes alone; seconds per image is the mean over the others.
-
-    Args:
-        run: the run.
-        intervals: how the 95 % bootstrap intervals of the means are made, see `bootstrap_interval`; None makes none.
-    """
-    rows, manifest = run.usable, run.manifest
-    metrics = {key: _estimate(key, rows, intervals) for key in manifest["metrics"] if key in METRICS}
-    settings, options = (_leaves(manifest.get(key)) for key in ("settings", "explainer_settings"))
-    counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
-    return Summary(
-        **{key: manifest[key] for key in ("run", "stage", "data", "classifier", "explainer", "images")},
-        settings=settings,
-        options={key: value for key, value in options.items() if key not in ("class", *settings)},
-        statuses={
-            **{status: counts[status] for status in ("ok", "degenerate", "error")},
-            "missing": manifest["images"] - counts.total(),
-        },
-        seconds_per_image=math.fsum(row.seconds for row in rows) / len(rows) if rows else None,
-        metrics=metrics,
-        notes=tuple(_notes(run, metrics)),
-    )
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
@@ -181,19 +52,34 @@ def _comparable(run: Run, other: Run) -> list[str]:
     if run.manifest["data"] != other.manifest["data"]:
         data = f"{run.manifest['data']} and {other.manifest['data']}"
         raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
-    ours, theirs = (_leaves(r.manifest.get("settings")) for r in (run, other))
+    ours, theirs = settings_of(run), settings_of(other)
     alike = ("target", "baseline", "region", "input_size", "input", *_conventions(run), *_conventions(other))
     for key in alike:
         if ours.get(key) != theirs.get(key):
             both = f"{ours.get(key)!r} and {theirs.get(key)!r}"
             raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their {key} is {both}.")
-    return [key for key in run.manifest["metrics"] if key in other.manifest["metrics"] and key in METRICS]
+    keys = [key for key in run.metrics if key in other.metrics]
+    for key in keys:
+        _check_same_metric(run, other, key)
+    return [key for key in keys if run.of_means(key) is not None]
+
+
+def _check_same_metric(run: Run, other: Run, key: str) -> None:
+    """One key may stand for two metrics of people's own; only runs that describe theirs can tell."""
+    if not all(key in one.manifest.get("metric_info", {}) for one in (run, other)):
+        return
+    ours, theirs = run.metrics[key], other.metrics[key]
+    for name in ("unit", "higher_is_better", "aggregate"):
+        if getattr(ours, name) != getattr(theirs, name):
+            both = f"{getattr(ours, name)!r} and {getattr(theirs, name)!r}"
+            raise RecordError(
+                f"{run.path} and {other.path} cannot be compared image by image: `{name}` of their {key} is {both}."
+            )
 
 
 def _conventions(run: Run) -> list[str]:
     """Names of the settings that metrics brought along."""
-    keys = [key for key in run.manifest["metrics"] if key in METRICS]
-    return [name for name in _leaves(run.manifest.get("settings")) if any(name.startswith(f"{key}_") for key in keys)]
+    return [name for name in settings_of(run) if any(name.startswith(f"{key}_") for key in run.metrics)]
 
 
 def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) -> list[Summary]:
@@ -219,7 +105,9 @@ def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) 
             raise RecordError(f"{run.path} and {other.path} have no image in common.")
         for key in _comparable(run, other):
             ours, others = ([row.scores.get(key) for row in side] for side in zip(*both, strict=True))
-            found = paired_difference(ours, others, _of_means(key))
+            of_means = run.of_means(key)
+            assert of_means is not None  # see _comparable
+            found = paired_difference(ours, others, in_numpy(of_means))
             pairs[number, key] = Paired(
                 str(other.manifest["run"]), found.images, *(found.difference, found.low, found.high, found.p_value)
             )
@@ -283,6 +171,14 @@ def _parser() -> argparse.ArgumentParser:
         help="95 %% bootstrap intervals; default: bca",
     )
     add("--against", metavar="RUN_DIR", help="also print the differences to this run, with intervals and p values")
+    add(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="load metrics of your own first; needed only for those that define `of_means`",
+    )
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
     return parser
 
@@ -291,6 +187,8 @@ def report_command(argv: Sequence[str]) -> int:
     """`optcam report RUN_DIR... [options]`; returns the exit code."""
     options = _parser().parse_args(argv)
     try:
+        for module in options.modules:
+            importlib.import_module(module)
         text = report(
             options.runs,
             options.format,
@@ -303,7 +201,7 @@ def report_command(argv: Sequence[str]) -> int:
         else:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
-    except RecordError as error:
+    except (RecordError, ImportError) as error:
         print(f"optcam report: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0

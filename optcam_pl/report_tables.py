@@ -9,13 +9,13 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rich.cells import cell_len
 
-from optcam_pl.metrics import METRICS
+from optcam_pl.metrics import METRICS, MetricInfo
 
 _WIDEST = 160  # characters of a table that has its runs below each other
 
@@ -87,6 +87,7 @@ class Summary:
         seconds_per_image: Mean over the images without an error; None where there is none.
         metrics: The means by metric, in the run's order.
         notes: What was left out, in words.
+        metric_info: What the metrics are, by metric; see `info`.
     """
 
     run: str
@@ -101,6 +102,11 @@ class Summary:
     seconds_per_image: float | None
     metrics: dict[str, Estimate]
     notes: tuple[str, ...] = ()
+    metric_info: Mapping[str, MetricInfo] = field(default_factory=dict)
+
+    def info(self, key: str) -> MetricInfo:
+        """What one of the metrics is; where the summary does not say so, the package's metric of this key."""
+        return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
 
     def values(self) -> dict[str, float]:
         """Its numbers by name, to be logged: the metrics and the seconds per image; NaN where there is none."""
@@ -153,26 +159,30 @@ def _decimals(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _digits(key: str) -> int:
-    return 2 if METRICS[key].unit == "%" else 4
+def _signed(info: MetricInfo, value: float | None) -> str:
+    return "-" if value is None else f"{value:+.{info.digits}f}"
 
 
-def _signed(key: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:+.{_digits(key)}f}"
-
-
-def _cell(key: str, estimate: Estimate | None) -> str:
-    if estimate is None:
+def _cell(summary: Summary, key: str) -> str:
+    if key not in summary.metrics:
         return "-"
-    digits = _digits(key)
+    estimate, digits = summary.metrics[key], summary.info(key).digits
     text = _decimals(estimate.value, digits)
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _head(key: str) -> str:
-    return f"{METRICS[key].label} {'↑' if METRICS[key].higher_is_better else '↓'}"
+def _head(key: str, info: MetricInfo) -> str:
+    """Label, unit and which way is better; the package's own percentages are headed as in the papers, without unit."""
+    usual = key in METRICS and info.unit == "%"
+    arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
+    return " ".join(filter(None, (info.label, f"({info.unit})" if info.unit and not usual else "", arrow)))
+
+
+def _columns(summaries: Sequence[Summary]) -> dict[tuple[str, str], None]:
+    """(key, head) of the summaries' metrics: where two runs call different metrics the same, each has its column."""
+    return dict.fromkeys((key, _head(key, s.info(key))) for s in summaries for key in s.metrics)
 
 
 def _union(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -197,16 +207,16 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
         for s in summaries
     ]
     named = len({tuple(row) for row in words}) < len(words)  # then only the runs' own names tell them apart
-    metrics = _union([list(summary.metrics) for summary in summaries])
+    metrics = _columns(summaries)
     body = [
         [
-            *([summary.run] if named else []),
+            *([s.run] if named else []),
             *row,
-            *(_cell(key, summary.metrics.get(key)) for key in metrics),
-            _decimals(summary.seconds_per_image, 4),
-            _images(summary),
+            *(_cell(s, key) if (key, head) in _columns([s]) else "-" for key, head in metrics),
+            _decimals(s.seconds_per_image, 4),
+            _images(s),
         ]
-        for summary, row in zip(summaries, words, strict=True)
+        for s, row in zip(summaries, words, strict=True)
     ]
     header = [*(["run"] if named else []), "method", *columns, *own]
     common = {key: _setting(key, summaries) for s in summaries for key in s.conditions if key not in columns}
@@ -215,7 +225,9 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
         common |= {f"({s.explainer})": f"{s.explainer}({options})"} if options else {}
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
-    return _Grid([*header, *map(_head, metrics), "s/image", "images"], body, len(header), list(common.values()), notes)
+    return _Grid(
+        [*header, *(head for _, head in metrics), "s/image", "images"], body, len(header), list(common.values()), notes
+    )
 
 
 def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
@@ -225,8 +237,10 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
         for key, estimate in summary.metrics.items():
             if (paper := estimate.published) is None:
                 continue
-            values = [_decimals(estimate.value, _digits(key)), _decimals(paper.value, _digits(key))]
-            body.append([summary.explainer, _head(key), *values, _signed(key, estimate.beyond_published), paper.table])
+            info = summary.info(key)
+            values = [_decimals(value, info.digits) for value in (estimate.value, paper.value)]
+            difference = _signed(info, estimate.beyond_published)
+            body.append([summary.explainer, _head(key, info), *values, difference, paper.table])
             if paper.differences:
                 reasons.append(
                     f"{summary.explainer}, table {paper.table}: not comparable: {', '.join(paper.differences)}"
@@ -238,18 +252,18 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
 
 def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
     """The paired differences, a row for each of them."""
-    pairs = [(s, key, e.against) for s in summaries for key, e in s.metrics.items() if e.against is not None]
+    pairs = [(s, k, s.info(k), e.against) for s in summaries for k, e in s.metrics.items() if e.against is not None]
     twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
         [
-            *(s.run if twice else s.explainer, _head(key), _signed(key, pair.difference)),
-            f"[{_signed(key, pair.low)}, {_signed(key, pair.high)}]",
+            *(s.run if twice else s.explainer, _head(key, info), _signed(info, pair.difference)),
+            f"[{_signed(info, pair.low)}, {_signed(info, pair.high)}]",
             *(f"{pair.p:.2g}", str(pair.images)),
         ]
-        for s, key, pair in pairs
+        for s, key, info, pair in pairs
     ]
     header = ["method", "metric", "difference", "95 % interval", "p (Holm)", "images"]
-    title = f"Difference to {pairs[0][2].run}, on the images of both:" if pairs else ""
+    title = f"Difference to {pairs[0][3].run}, on the images of both:" if pairs else ""
     return _Grid(header, body, 2, [], [], title) if body else None
 
 
@@ -353,7 +367,7 @@ def _csv(summaries: Sequence[Summary]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [f"{key}{'_' + kind if kind else ''}" for key, kind in columns]
-    writer.writerow([*fixed, *map(_plain, settings), "images", *statuses, "seconds_per_image", *names])
+    writer.writerow([*fixed, *map(_plain, settings), "images", *statuses, "seconds_per_image", *map(_plain, names)])
     for s, found in zip(summaries, numbers, strict=True):
         words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
         values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
@@ -376,11 +390,13 @@ def _numbers(estimate: Estimate) -> dict[str, float | None]:
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
-    """A summary as the JSON report has it: numbers at full precision, metric names those of the published table."""
+    """A summary as the JSON report has it: numbers at full precision, metrics by key with what they are."""
     keys = ("run", "stage", "data", "classifier", "explainer", "settings", "options", "images", "statuses")
     metrics: dict[str, dict[str, Any]] = {}
     for key, estimate in summary.metrics.items():
-        metrics[key] = {"value": estimate.value}
+        info = summary.info(key)
+        described = {"label": info.label, "unit": info.unit, "higher_is_better": info.higher_is_better}
+        metrics[key] = {"value": estimate.value, **described}
         if estimate.low is not None:
             metrics[key] |= {"low": estimate.low, "high": estimate.high}
         if estimate.undefined:

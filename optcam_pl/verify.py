@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from optcam_pl.records import RecordError, Row, flatten, format_ranges, load_tensors, missing
-from optcam_pl.report import Run, find_runs, load_run, summarise
+from optcam_pl.report import find_runs
 from optcam_pl.report_tables import as_dict, printable
+from optcam_pl.summary import SUMMARY, Run, load_run, summarise
 
 
 def verify(run_dir: str | os.PathLike[str]) -> list[str]:
@@ -46,6 +47,8 @@ def _manifest_problems(run: Run) -> Iterator[str]:
             yield f"the manifest contradicts itself: {key} is {value!r}, but {prints[key]!r} in its fingerprint"
     if len(set(manifest["metrics"])) < len(manifest["metrics"]):
         yield f"the manifest names a metric twice: {', '.join(manifest['metrics'])}"
+    if odd := [key for key in manifest.get("metric_info", {}) if key not in manifest["metrics"]]:
+        yield f"the manifest describes metrics that the run does not have: {', '.join(odd)}"
 
 
 def _row_problems(run: Run) -> Iterator[str]:
@@ -79,7 +82,7 @@ def _file_problems(run: Run) -> Iterator[str]:
             load_tensors(path)
         except RecordError as error:
             yield str(error)
-    path = run.path / "summary.json"
+    path = run.path / SUMMARY
     if path.exists():
         try:
             stored = json.loads(path.read_bytes())

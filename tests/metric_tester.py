@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
-import inspect
+import json
 import math
 import multiprocessing
 import pickle
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from optcam_pl.metrics import METRICS, ImageMetric
+from optcam_pl.metrics import ImageMetric, MetricInfo
 
 Batch = dict[str, Any]
 PEER_TIMEOUT = 120.0  # seconds: a peer imports torch first
@@ -112,15 +113,13 @@ class MetricTester:
         assert self.close(metric.compute().item(), type(metric).reduce(metric.score(**batches[-1]).tolist()))
 
     def check_description(self, metric: ImageMetric) -> None:
-        assert METRICS[metric.key] is type(metric)
-        assert metric.label
-        assert metric.unit in ("", "%")
+        info = metric.describe()
+        assert info.label
+        assert MetricInfo(**json.loads(json.dumps(asdict(info)))) == info
         assert metric.higher_is_better in (True, False)
         assert all(isinstance(value, str | int | float | bool) for value in metric.settings().values())
         assert metric.evidence()
-        parameters = inspect.signature(metric.update).parameters
-        assert tuple(parameters) == metric.evidence(), "`update` and `score` name different evidence"
-        assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
+        assert tuple(metric.needs()) == metric.evidence()
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

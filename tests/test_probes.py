@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from optcam_pl import Classifier, FakeCAM
 from optcam_pl.data import Batch
 from optcam_pl.explainers import Explainer, Explanation
-from optcam_pl.metrics import METRICS, Infidelity, Insertion, MaxSensitivity, Road, RoadMost
+from optcam_pl.metrics import METRICS, ImageMetric, Infidelity, Insertion, MaxSensitivity, Road, RoadMost
 from optcam_pl.metrics.functional import imputed_images, infidelity, pixel_rank, road_counts
-from optcam_pl.probes import Probes, merge_needs
+from optcam_pl.probes import Probes, check_needs
 from optcam_pl.saliency import blur
 
 B, SIDE = 3, 16
@@ -115,7 +115,9 @@ def test_each_image_is_seen_as_often_as_needed_and_no_more() -> None:
     network = PixelSum()
     measured = probes(batch(), network=network)
     network.seen = 0
-    needs = merge_needs((key, METRICS[key]().needs()) for key in ("insertion", "deletion", "average_drop"))
+    needs = {}
+    for key in ("insertion", "deletion", "average_drop"):
+        needs |= METRICS[key]().needs()
     with torch.no_grad():
         measured.evidence(needs)
         measured.evidence(needs)
@@ -193,7 +195,7 @@ def test_perturbed_images_are_within_the_radius_of_the_network_input_and_of_the_
 
 def test_random_probes_depend_on_the_image_and_not_on_its_neighbours() -> None:
     data = batch()
-    needs = merge_needs([("max_sensitivity", MaxSensitivity().needs()), ("infidelity", Infidelity(patch=8).needs())])
+    needs = {**MaxSensitivity().needs(), **Infidelity(patch=8).needs()}
     together = probes(data).evidence(needs)
     alone = {key: value[2:] for key, value in data.items()}
     single = probes(alone, saliency=data["image"][2:, :1]).evidence(needs)  # type: ignore[arg-type]
@@ -216,19 +218,89 @@ def test_infidelity_of_a_linear_network_and_its_own_map_is_zero() -> None:
 
 
 def test_every_metric_names_what_a_probe_measures() -> None:
-    for key, kind in METRICS.items():
-        needs = merge_needs([(key, kind().needs())])
-        assert set(needs) == set(kind.evidence())
+    for kind in METRICS.values():
+        check_needs([kind()])
+        assert set(kind().needs()) == set(kind.evidence())
+
+
+class Own(ImageMetric):
+    """A metric whose needs a test gives."""
+
+    key = "own"
+
+    def __init__(self, needs: Any, key: str = "own") -> None:
+        self.key = key  # type: ignore[misc]
+        super().__init__()
+        self.given = needs
+
+    def needs(self) -> Any:
+        return self.given
+
+    def score(self, brightness: Tensor) -> Tensor:
+        return brightness
 
 
 def test_metrics_that_share_a_curve_have_to_agree_on_it() -> None:
-    named = [(metric.key, metric.needs()) for metric in (Road((20, 80)), RoadMost((50,)))]
     with pytest.raises(ValueError, match="agree on how 'road_most_curve' is measured, but 'road' wants"):
-        merge_needs(named)
-    with pytest.raises(ValueError, match="Metric 'own' needs 'colour', which no probe measures"):
-        merge_needs([("own", {"colour": {}})])
-    same = merge_needs([("a", Insertion().needs()), ("b", Insertion().needs())])
-    assert list(same) == ["insertion_curve"]
+        check_needs([Road((20, 80)), RoadMost((50,))])
+    check_needs([Road((20, 80)), RoadMost((20, 80)), Insertion(), Insertion()])
+
+
+def brightness(probes: Probes, scale: float) -> Tensor:
+    """Called as often as it is measured."""
+    CALLS.append(scale)
+    return scale * probes.image.mean((1, 2, 3))
+
+
+CALLS: list[float] = []
+
+
+def test_probes_of_ones_own_are_measured_once_for_all_who_need_the_same() -> None:
+    CALLS.clear()
+    measured, data = probes(batch()), batch()
+    one = measured.evidence({"brightness": (brightness, {"scale": 2.0}), "saliency": {}}, "one")
+    two = measured.evidence({"light": (brightness, {"scale": 2.0})}, "two")  # by another name
+    other = measured.evidence({"brightness": (brightness, {"scale": 3.0})}, "three")  # the same name, other options
+    assert CALLS == [2.0, 3.0]
+    assert one["brightness"] is two["light"]
+    torch.testing.assert_close(one["brightness"], 2 * data["image"].mean((1, 2, 3)))
+    torch.testing.assert_close(other["brightness"], 3 * data["image"].mean((1, 2, 3)))
+    check_needs([Own({"brightness": (brightness, {"scale": s})}, f"m{s:.0f}") for s in (1.0, 2.0)])
+
+
+def test_a_probe_of_ones_own_may_ask_for_the_others() -> None:
+    def drop(probes: Probes) -> Tensor:
+        return probes.original - probes.score(probes.classifier(probes.masked_image))
+
+    measured = probes(batch())
+    found = measured.evidence({"drop": (drop, {})})
+    torch.testing.assert_close(found["drop"], measured.original - measured.masked)
+
+
+@pytest.mark.parametrize(
+    ("needs", "error", "message"),
+    [
+        ({"brightnes": {}}, ValueError, "of metric 'own' to give all that `score` takes, but 'brightness' is missing"),
+        (
+            {"brightness": {}},
+            ValueError,
+            "Metric 'own' needs 'brightness', which no probe measures. The nearest are: '",
+        ),
+        ({"brightness": 3}, TypeError, r"a dict of options or \(function, options\) for 'brightness', but got 3"),
+        ({"brightness": (brightness, {}), "saliency": {}}, ValueError, "to take 'saliency', which its `needs` gives"),
+        ({"brightness": (brightness, {"of": {1, 2}})}, TypeError, "options of 'brightness' that are numbers, text"),
+    ],
+)
+def test_needs_that_cannot_be_met_are_told_in_words(needs: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_needs([Own(needs)])
+
+
+def test_a_probe_of_ones_own_has_an_entry_for_each_image() -> None:
+    with pytest.raises(ValueError, match="the probe of 'x' to measure each of the 3 images, but got 2 entries"):
+        probes(batch()).evidence({"x": (lambda probes: probes.image[:2], {})})
+    with pytest.raises(TypeError, match="the probe of 'x' to return a tensor or list, but got 0.5"):
+        probes(batch()).evidence({"x": (lambda probes: 0.5, {})})
 
 
 def test_boxes_that_the_dataset_does_not_have_are_asked_for_in_words() -> None:

@@ -139,7 +139,7 @@ def test_the_tables_put_the_papers_value_beside_ours():
     ]
     first, second = json.loads(table(summaries, "json"))
     assert first["metrics"]["average_drop"] == {
-        "value": 1.75,
+        **{"value": 1.75, "label": "AD", "unit": "%", "higher_is_better": False},
         "published": {"value": 1.5, "table": "1", "differences": [], "difference": 0.25},
     }
     assert second["metrics"]["average_drop"]["published"]["difference"] is None

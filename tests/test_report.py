@@ -115,9 +115,9 @@ def test_the_json_report_is_a_list_with_an_object_a_run(two):
         "statuses": {"ok": 2, "degenerate": 0, "error": 0, "missing": 0},
         "seconds_per_image": 0.75,
         "metrics": {
-            "average_drop": {"value": 9.672839},
-            "average_gain": {"value": 5.0},
-            "average_increase": {"value": 50.0},
+            "average_drop": {"value": 9.672839, "label": "AD", "unit": "%", "higher_is_better": False},
+            "average_gain": {"value": 5.0, "label": "AG", "unit": "%", "higher_is_better": True},
+            "average_increase": {"value": 50.0, "label": "AI", "unit": "%", "higher_is_better": True},
         },
         "notes": [],
     }
@@ -166,7 +166,8 @@ def test_undefined_scores_are_counted_apart_and_degenerate_images_named(tmp_path
         "degenerate (1): 1.png (constant map)",
         "average_drop is undefined for 2 of 3 images, left out of its mean",
     )
-    assert json.loads(table([summary], "json"))[0]["metrics"]["average_drop"] == {"value": 10.0, "undefined": 2}
+    drop = json.loads(table([summary], "json"))[0]["metrics"]["average_drop"]
+    assert (drop["value"], drop["undefined"]) == (10.0, 2)
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "csv", "latex", "json"])
@@ -192,7 +193,7 @@ def test_damaged_rows_and_rows_beyond_the_dataset_are_said(tmp_path):
 def test_a_metric_that_is_not_known_is_left_out_and_said(tmp_path):
     summary = summarise(load_run(a_run(tmp_path, [a_row(0)], metrics=["average_drop", "own_metric"])))
     assert list(summary.metrics) == ["average_drop"]
-    assert summary.notes == ("left out, not metrics of this package: own_metric",)
+    assert summary.notes == ("left out, neither described by the run nor metrics of this package: own_metric",)
 
 
 def test_settings_that_differ_are_columns_and_runs_are_named_where_nothing_else_differs(tmp_path):
@@ -324,7 +325,7 @@ def test_intervals_and_paired_differences_stand_in_every_format(two):
     assert lines[-4] == "Difference to other, on the images of both:"
     assert lines[-1].split() == ["GradCAM", "AD", "↓", "-1.50", "[-2.00,", "-0.25]", "0.031", "2"]
     assert json.loads(table([summary], "json"))[0]["metrics"]["average_drop"] == {
-        "value": 9.672839,
+        **{"value": 9.672839, "label": "AD", "unit": "%", "higher_is_better": False},
         "low": 7.0,
         "high": 12.5,
         "against": {"run": "other", "images": 2, "difference": -1.5, "low": -2.0, "high": -0.25, "p": 0.03125},

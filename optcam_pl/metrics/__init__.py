@@ -1,6 +1,6 @@
 """Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that add them up over images."""
 
-from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.base import ImageMetric, MetricInfo
 from optcam_pl.metrics.classification import AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
 from optcam_pl.metrics.localization import (
     BoxAccuracy,
@@ -37,7 +37,10 @@ METRICS: dict[str, type[ImageMetric]] = {
         *(MaxSensitivity, AverageSensitivity, ADCC, PerImageADCC, Coherency, Complexity, Sparseness, Infidelity),
     )
 }
-"""Every metric by its key, the name that it has in rows, reports and the table of published values."""
+"""The package's own metrics by key, for `metrics: all` and for runs of old that do not describe their metrics.
+
+No metric has to be listed here to be measured and reported: see `ImageMetric`.
+"""
 
 __all__ = [
     "ADCC",
@@ -60,6 +63,7 @@ __all__ = [
     "LocalizationError",
     "MaxBoxAccuracy",
     "MaxSensitivity",
+    "MetricInfo",
     "OfficialMetric",
     "PerImageADCC",
     "PixelAveragePrecision",

@@ -5,12 +5,37 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, Any]]"
+"""The options of a named probe, or a probe of one's own, a function of `Probes`, with its options."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a report needs to know of a metric. A run's manifest keeps it, so that no report needs the class.
+
+    Attributes:
+        label: the short name in a table's head.
+        unit: "%" where the value is in percent, "" where it has none.
+        higher_is_better: which way is better; None where neither is.
+        digits: how many decimals tables for people show.
+        path: the class, as `module.Class`.
+        aggregate: how a run's value is made of its scores: their "mean", or the class's own function "of_means".
+    """
+
+    label: str
+    unit: str
+    higher_is_better: bool | None
+    digits: int
+    path: str
+    aggregate: Literal["mean", "of_means"]
 
 
 class ImageMetric(Metric, ABC):
@@ -20,11 +45,27 @@ class ImageMetric(Metric, ABC):
 
     1. `score(**evidence)` turns the evidence of B images into B scores (B,) or, for numbers that are made of several
        means, (B,k); NaN where an image has no defined score;
-    2. `update(**evidence)`, which names the same parameters, adds them to the states `total`, `count` and `undefined`,
+    2. `update(**evidence)`, which takes what `score` takes, adds them to the states `total`, `count` and `undefined`,
        all of them sums, which add up over batches and processes, also where a process saw no image at all;
     3. `compute()` returns `of_means(total / count)`; without any defined score that is NaN.
 
     `reduce` makes the same number from stored scores, so that a report needs neither tensors of a run nor its states.
+
+    A metric of your own is a class with a `key` and a `score`. The names of the parameters of `score` are the evidence:
+    each is a named probe of `Probes`, unless `needs` brings a function. That function gets the `Probes` of the batch
+    (`image`, `logits`, `explanation`, `classifier`, `batch`, `original`, `masked`, ...) and the options:
+
+        >>> def edges(probes, threshold):  # (B,1,H,W): 1 where the image has an edge
+        ...     brightness = torch.nn.functional.pad(probes.image.mean(1, keepdim=True), (0, 1))
+        ...     return (brightness.diff(dim=3).abs() > threshold).float()
+        >>> class EdgeShare(ImageMetric):
+        ...     key, label, unit, higher_is_better = "edge_share", "Edges", "%", True
+        ...     def needs(self):
+        ...         return {"saliency": {}, "edges": (edges, {"threshold": 0.1})}
+        ...     def score(self, saliency, edges):
+        ...         return 100 * (saliency * edges).flatten(1).sum(1) / saliency.flatten(1).sum(1)
+        >>> EdgeShare()(saliency=torch.tensor([[[[1.0, 3.0]]]]), edges=torch.tensor([[[[0.0, 1.0]]]])).item()
+        75.0
 
     Sums are kept in float64 (float32 on Apple's mps, which has nothing wider). The states start as float32 zeros and
     are promoted when something is added, so that a change of dtype from outside cannot make later sums coarse.
@@ -33,16 +74,18 @@ class ImageMetric(Metric, ABC):
     states are equal after the first batch and gives one the sums of the other.
 
     Attributes:
-        key: name in rows, reports and tables, for example "average_drop".
-        label: the short name in a table's head, for example "AD".
-        unit: "%" where the value is in percent, else "".
+        key: name in rows, reports and tables, for example "average_drop": a Python identifier.
+        label: the short name in a table's head, for example "AD"; "" takes the key.
+        unit: "%" where the value is in percent, else another unit or "".
         higher_is_better: which way is better.
+        digits: how many decimals tables show; None is 2 for percent and 4 for all else.
         conventions: names of the attributes on which the number depends, see `settings`.
     """
 
     key: ClassVar[str]
-    label: ClassVar[str]
+    label: ClassVar[str] = ""
     unit: str = ""
+    digits: int | None = None
     conventions: ClassVar[tuple[str, ...]] = ()
     higher_is_better: bool
     is_differentiable: bool = False
@@ -53,7 +96,21 @@ class ImageMetric(Metric, ABC):
     undefined: Tensor
 
     def __init__(self, shape: Sequence[int] = (), **kwargs: Any) -> None:
-        """Create the three sums; `shape` is () or (k,), that of one image's score; `kwargs` go to `torchmetrics`."""
+        """Create the three sums.
+
+        Args:
+            shape: () or (k,), that of one image's score.
+            kwargs: of `torchmetrics.Metric`.
+
+        Raises:
+            TypeError: the class has no `key`, or one that is no Python identifier.
+            ValueError: a score is of several numbers and the class does not say what is made `of_means`.
+        """
+        name, key = type(self).__name__, getattr(self, "key", None)
+        if not (isinstance(key, str) and key.isidentifier()):
+            raise TypeError(f'Expected {name} to have a `key` like "my_metric", its name in rows, but it is {key!r}.')
+        if shape and self._takes_the_mean():
+            raise ValueError(f"Expected {name} to define `of_means`, as its scores are of shape {tuple(shape)}.")
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros(tuple(shape)), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
@@ -61,7 +118,15 @@ class ImageMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Scores (B, *shape) of B images; subclasses name the evidence that they need, here and in `update`."""
+        """Scores (B, *shape) of B images; the names of the parameters are the evidence that the metric needs."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add B images; takes what `score` takes."""
+        self.accumulate(self.score(*args, **kwargs))
+
+    def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """What a `MetricCollection` hands on: the metric's own evidence (torchmetrics 1.9 would ask `update`)."""
+        return {name: kwargs[name] for name in self.evidence() if name in kwargs}
 
     @classmethod
     def of_means(cls, means: Tensor) -> Tensor:
@@ -69,20 +134,64 @@ class ImageMetric(Metric, ABC):
         return means
 
     @classmethod
-    def evidence(cls) -> tuple[str, ...]:
-        """Names of what `score` and `update` need: what a run has to measure for this metric, and no more."""
-        return tuple(name for name in inspect.signature(cls.score).parameters if name != "self")
+    def _takes_the_mean(cls) -> bool:
+        return getattr(cls.of_means, "__func__", None) is getattr(ImageMetric.of_means, "__func__", None)
 
-    def needs(self) -> dict[str, dict[str, Any]]:
-        """The evidence by name, each with the settings that it is measured with; metrics that share it must agree."""
+    @classmethod
+    def evidence(cls) -> tuple[str, ...]:
+        """Names of what `score` takes: what a run has to measure for this metric, and no more."""
+        parameters = [*inspect.signature(cls.score).parameters.values()][1:]  # without self
+        return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+    def needs(self) -> dict[str, Need]:
+        """The evidence by name, each with its probe's options, or with a probe of the metric's own and the options.
+
+        Metrics whose probes are the same function with the same options share what it measures. Metrics that share a
+        named probe must agree on its options.
+
+        Example:
+            >>> from optcam_pl.metrics import Insertion
+            >>> Insertion(steps=8).needs()
+            {'insertion_curve': {'steps': 8, 'patch': 1, 'output': 'probability', 'target': 'predicted'}}
+        """
         return {name: {} for name in self.evidence()}
+
+    def describe(self) -> MetricInfo:
+        """What a report needs to know of this metric."""
+        digits = self.digits if self.digits is not None else 2 if self.unit == "%" else 4
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        aggregate: Literal["mean", "of_means"] = "mean" if self._takes_the_mean() else "of_means"
+        return MetricInfo(self.label or self.key, self.unit, self.higher_is_better, digits, path, aggregate)
 
     def settings(self) -> dict[str, str | int | float | bool]:
         """The conventions that the number depends on, to be printed beside it, named after the metric."""
         return {f"{self.key}_{name}": getattr(self, name) for name in self.conventions}
 
+    def check_scores(self, scores: Tensor, images: int | None = None) -> Tensor:
+        """The scores as floating-point numbers, if they are as they have to be: one of `shape` for each image.
+
+        Raises:
+            TypeError: they are no tensor.
+            ValueError: they are of another shape.
+        """
+        name = type(self).__name__
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"Expected `score` of {name} to return a tensor, but got {type(scores).__name__}.")
+        if not scores.ndim or scores.shape[1:] != self.total.shape or len(scores) != (images or len(scores)):
+            want = (images or "B", *self.total.shape)
+            raise ValueError(
+                f"Expected `score` of {name} to return scores of shape {want}, one for each image, but got "
+                f"{tuple(scores.shape)}. Scores of several numbers need `shape` of `ImageMetric.__init__`."
+            )
+        return scores if scores.is_floating_point() else scores.double()
+
     def accumulate(self, scores: Tensor) -> None:
-        """Add the scores (B, *shape) of B images to the sums; an image with a NaN counts as undefined."""
+        """Add the scores (B, *shape) of B images to the sums; an image with a NaN counts as undefined.
+
+        Raises:
+            ValueError: scores of another shape.
+        """
+        scores = self.check_scores(scores)
         scores = scores.detach().to(self.total.device, _widest(self.total.device))
         defined = ~scores.isnan().flatten(1).any(1) if scores.ndim > 1 else ~scores.isnan()
         self.total = self.total.to(scores.dtype) + scores[defined].sum(0)
@@ -111,12 +220,7 @@ class ImageMetric(Metric, ABC):
             >>> AverageDrop.reduce([20.0, None, 40.0])
             30.0
         """
-        rows = [[value] if isinstance(value, (int, float)) else value for value in values if value is not None]
-        rows = [row for row in rows if not any(map(math.isnan, row))]
-        if not rows:
-            return math.nan
-        means = torch.tensor([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)], dtype=torch.float64)
-        return float(cls.of_means(means))
+        return value_of(values, cls.of_means)
 
     @property
     def update_called(self) -> bool:
@@ -146,6 +250,16 @@ class ImageMetric(Metric, ABC):
             The matplotlib figure and axis.
         """
         return self._plot(val, ax)
+
+
+def value_of(values: Sequence[float | Sequence[float] | None], of_means: Callable[[Tensor], Tensor]) -> float:
+    """A metric's value from stored scores and its `of_means`; see `ImageMetric.reduce`."""
+    rows = [[value] if isinstance(value, (int, float)) else value for value in values if value is not None]
+    rows = [row for row in rows if not any(map(math.isnan, row))]
+    if not rows:
+        return math.nan
+    means = torch.tensor([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)], dtype=torch.float64)
+    return float(of_means(means))
 
 
 def _widest(device: torch.device) -> torch.dtype:

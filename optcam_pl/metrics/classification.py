@@ -43,10 +43,6 @@ class AverageDrop(_Probability):
         """Percent of its probability that each image loses, (B,)."""
         return average_drop(original, masked, reduction="none")
 
-    def update(self, original: Tensor, masked: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(original, masked))
-
 
 class AverageGain(_Probability):
     """Average Gain (AG) in percent, higher is better; see `functional.average_gain`. p = 1 counts as 0.
@@ -66,10 +62,6 @@ class AverageGain(_Probability):
         """Percent of its missing probability that each image gains, (B,)."""
         return average_gain(original, masked, reduction="none")
 
-    def update(self, original: Tensor, masked: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(original, masked))
-
 
 class AverageIncrease(_Probability):
     """Average Increase (AI) in percent, higher is better; see `functional.average_increase`.
@@ -88,10 +80,6 @@ class AverageIncrease(_Probability):
     def score(self, original: Tensor, masked: Tensor) -> Tensor:
         """100 for each image whose probability rises, else 0, (B,)."""
         return average_increase(original, masked, reduction="none")
-
-    def update(self, original: Tensor, masked: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(original, masked))
 
 
 class AverageDropDeletion(_Probability):
@@ -113,7 +101,3 @@ class AverageDropDeletion(_Probability):
     def score(self, original: Tensor, deleted: Tensor) -> Tensor:
         """Percent of its probability that each image loses without its salient part, (B,)."""
         return average_drop_deletion(original, deleted, self.signed, reduction="none")
-
-    def update(self, original: Tensor, deleted: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(original, deleted))

@@ -63,10 +63,6 @@ class LocalizationError(_BoxedMap):
         """Percent per image, (B,)."""
         return localization_error(saliency, boxes, self.connectivity)
 
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes))
-
 
 class OfficialMetric(_BoxedMap):
     """OM in percent, lower is better: LE, and 100 if the class is wrong; see `functional.official_metric`."""
@@ -77,10 +73,6 @@ class OfficialMetric(_BoxedMap):
         """Percent per image, (B,); `predicted` and `target` (B,) are the network's class and the label's."""
         return official_metric(saliency, boxes, predicted, target, self.connectivity)
 
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor], predicted: Tensor, target: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes, predicted, target))
-
 
 class SaliencyMetric(_BoxedMap):
     """SM, lower is better: small boxes and certain networks; see `functional.saliency_metric`."""
@@ -90,10 +82,6 @@ class SaliencyMetric(_BoxedMap):
     def score(self, saliency: Tensor, original: Tensor) -> Tensor:
         """Nats per image, (B,); `original` (B,) is the class probability of the whole image."""
         return saliency_metric(saliency, original, self.connectivity)
-
-    def update(self, saliency: Tensor, original: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, original))
 
 
 class PixelF1(ImageMetric):
@@ -106,10 +94,6 @@ class PixelF1(ImageMetric):
         """Percent per image, (B,)."""
         return pixel_f1(saliency, boxes)
 
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes))
-
 
 class EnergyPointingGame(ImageMetric):
     """EP in percent, higher is better: the map's share in the boxes; see `functional.energy_pointing_game`."""
@@ -120,10 +104,6 @@ class EnergyPointingGame(ImageMetric):
     def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Percent per image, (B,)."""
         return energy_pointing_game(saliency, boxes)
-
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes))
 
 
 class StandardPointingGame(ImageMetric):
@@ -147,10 +127,6 @@ class StandardPointingGame(ImageMetric):
     def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """100 or 0 per image, (B,)."""
         return standard_pointing_game(saliency, boxes, self.tolerance)
-
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes))
 
 
 class BoxAccuracy(ImageMetric):
@@ -207,10 +183,6 @@ class BoxAccuracy(ImageMetric):
             contours=self.contours,
         )
 
-    def update(self, saliency: Tensor, boxes: Sequence[Tensor]) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, boxes))
-
 
 class MaxBoxAccuracy(BoxAccuracy):
     """MaxBoxAcc in percent, higher is better: hits for IoU 0.5 at its best threshold; see `BoxAccuracy`."""
@@ -246,7 +218,3 @@ class PixelAveragePrecision(ImageMetric):
     def score(self, saliency: Tensor, mask: Tensor) -> Tensor:
         """Histograms (B,2*(E+1)), object then background; `mask` (B,H,W): 1 object, 0 background, others ignored."""
         return pixel_histograms(saliency, mask, self.thresholds)
-
-    def update(self, saliency: Tensor, mask: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, mask))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional.checks import check_choice, check_positive, wide
 from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
 
@@ -45,6 +45,10 @@ class CurveMetric(ImageMetric):
     @abstractmethod
     def curves(self, *args: Any, **kwargs: Any) -> Tensor:
         """The curves (B,T) in the metric's unit, from the evidence of `score`."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add B images and their curves; takes what `score` takes."""
+        self.accumulate(self.score(*args, **kwargs), self.curves(*args, **kwargs))
 
     def accumulate(self, scores: Tensor, curves: Tensor | None = None) -> None:
         """Add the scores (B,) of B images and, for the mean curve, their curves (B,T) in the metric's unit."""
@@ -94,9 +98,13 @@ class CurveMetric(ImageMetric):
 
             ax = Figure(layout="constrained").add_subplot()
         x = self.positions().numpy()
-        ax.plot(x, mean, label=label or self.label)
+        ax.plot(x, mean, label=label or self.label or self.key)
         ax.fill_between(x, mean - half, mean + half, alpha=0.25)
-        ax.set(title=self.label, xlabel=self.axis, ylabel=f"{self.output}, {self.unit}" if self.unit else self.output)
+        ax.set(
+            title=self.label or self.key,
+            xlabel=self.axis,
+            ylabel=f"{self.output}, {self.unit}" if self.unit else self.output,
+        )
         ax.legend()
         return ax.figure, ax
 
@@ -121,7 +129,7 @@ class _AreaUnderCurve(CurveMetric):
         super().__init__(steps + 1, output, **kwargs)
         self.steps, self.area, self.target, self.patch = steps, area, target, patch
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """The curve, measured as the conventions say."""
         names = ("steps", "patch", "output", "target")
         return {self.evidence()[0]: {name: getattr(self, name) for name in names}}
@@ -162,10 +170,6 @@ class Insertion(_AreaUnderCurve):
         """The class scores in the metric's unit, (B,steps+1)."""
         return self.scaled(insertion_curve)
 
-    def update(self, insertion_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        self.accumulate(self.score(insertion_curve), self.curves(insertion_curve))
-
 
 class Deletion(_AreaUnderCurve):
     """Deletion, lower is better: the score while the most salient pixels are taken away. See `Insertion`.
@@ -183,10 +187,6 @@ class Deletion(_AreaUnderCurve):
     def curves(self, deletion_curve: Tensor) -> Tensor:
         """The class scores in the metric's unit, (B,steps+1)."""
         return self.scaled(deletion_curve)
-
-    def update(self, deletion_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        self.accumulate(self.score(deletion_curve), self.curves(deletion_curve))
 
 
 class AOPC(CurveMetric):
@@ -225,7 +225,7 @@ class AOPC(CurveMetric):
         super().__init__(regions + 1, output, **kwargs)
         self.regions, self.origin, self.patch = regions, origin, patch
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """The curve, measured as the conventions say."""
         return {"aopc_curve": {"regions": self.regions, "patch": self.patch, "output": self.output}}
 
@@ -241,10 +241,6 @@ class AOPC(CurveMetric):
         """The fall of the class scores in the metric's unit, (B,regions+1)."""
         curve = self.scaled(aopc_curve)
         return curve[:, :1] - curve
-
-    def update(self, aopc_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        self.accumulate(self.score(aopc_curve), self.curves(aopc_curve))
 
 
 class _Road(CurveMetric):
@@ -268,7 +264,7 @@ class _Road(CurveMetric):
         """Percent of imputed pixels."""
         return 100 - torch.tensor(self.percentiles)
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """The curves at the percentiles."""
         return {name: {"percentiles": self.percentiles, "output": self.output} for name in self.evidence()}
 
@@ -291,10 +287,6 @@ class RoadMost(_Road):
         """The class scores in the metric's unit, (B,S)."""
         return self.scaled(road_most_curve)
 
-    def update(self, road_most_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        self.accumulate(self.score(road_most_curve), self.curves(road_most_curve))
-
 
 class RoadLeast(_Road):
     """ROAD, least relevant first, higher is better: the score after the least salient pixels are imputed."""
@@ -309,10 +301,6 @@ class RoadLeast(_Road):
     def curves(self, road_least_curve: Tensor) -> Tensor:
         """The class scores in the metric's unit, (B,S)."""
         return self.scaled(road_least_curve)
-
-    def update(self, road_least_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        self.accumulate(self.score(road_least_curve), self.curves(road_least_curve))
 
 
 class Road(_Road):
@@ -340,8 +328,3 @@ class Road(_Road):
     def curves(self, road_most_curve: Tensor, road_least_curve: Tensor) -> Tensor:
         """Half the difference of the class scores in the metric's unit, (B,S)."""
         return (self.scaled(road_least_curve) - self.scaled(road_most_curve)) / 2
-
-    def update(self, road_most_curve: Tensor, road_least_curve: Tensor) -> None:
-        """Add the curves of B images."""
-        curves = self.curves(road_most_curve, road_least_curve)
-        self.accumulate(curves.mean(1), curves)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional.checks import check_choice, check_positive
 from optcam_pl.metrics.functional.classification import average_drop
 from optcam_pl.metrics.functional.robustness import (
@@ -61,17 +61,13 @@ class MaxSensitivity(ImageMetric):
         super().__init__(**kwargs)
         self.denominator, self.radius, self.samples = denominator, radius, samples
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """The maps of the perturbed images, with their number and radius, and the rest."""
         return {**super().needs(), "perturbed_saliency": {"radius": self.radius, "samples": self.samples}}
 
     def score(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
         """The largest change for each image, (B,); `input_norm` (B,) is the Frobenius norm of what the network saw."""
         return self._changes(saliency, perturbed_saliency, input_norm).amax(1)
-
-    def update(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, perturbed_saliency, input_norm))
 
     def _changes(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
         return sensitivities(saliency, perturbed_saliency, input_norm if self.denominator == "input" else None)
@@ -97,10 +93,6 @@ class Coherency(ImageMetric):
         """Percent per image, (B,)."""
         return coherency(saliency, masked_saliency)
 
-    def update(self, saliency: Tensor, masked_saliency: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, masked_saliency))
-
 
 class Complexity(ImageMetric):
     """Complexity in percent, lower is better: the mean of the map; see `functional.complexity`."""
@@ -111,10 +103,6 @@ class Complexity(ImageMetric):
     def score(self, saliency: Tensor) -> Tensor:
         """Percent per image, (B,)."""
         return complexity(saliency)
-
-    def update(self, saliency: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency))
 
 
 class ADCC(ImageMetric):
@@ -147,10 +135,6 @@ class ADCC(ImageMetric):
         drop = average_drop(original, masked, reduction="none")
         return torch.stack([coherency(saliency, masked_saliency), 100 - complexity(saliency), 100 - drop], dim=1)
 
-    def update(self, saliency: Tensor, masked_saliency: Tensor, original: Tensor, masked: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency, masked_saliency, original, masked))
-
 
 class PerImageADCC(ADCC):
     """The mean of every image's own ADCC, as the program of its authors makes it; see `ADCC`."""
@@ -179,10 +163,6 @@ class Sparseness(ImageMetric):
     def score(self, saliency: Tensor) -> Tensor:
         """Gini index per image, (B,)."""
         return sparseness(saliency)
-
-    def update(self, saliency: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(saliency))
 
 
 class Infidelity(ImageMetric):
@@ -215,7 +195,7 @@ class Infidelity(ImageMetric):
         super().__init__(**kwargs)
         self.normalize, self.samples, self.patch, self.output = normalize, samples, patch, output
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """Both halves of the comparison, of the same perturbations."""
         options = {"samples": self.samples, "patch": self.patch}
         return {"dot_products": options, "score_differences": {**options, "output": self.output}}
@@ -223,7 +203,3 @@ class Infidelity(ImageMetric):
     def score(self, dot_products: Tensor, score_differences: Tensor) -> Tensor:
         """Mean squared error per image, (B,); perturbation times map, and fall of the class score, (B,S) both."""
         return infidelity(dot_products, score_differences, self.normalize)
-
-    def update(self, dot_products: Tensor, score_differences: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(dot_products, score_differences))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optcam_pl.metrics.base import Need
 from optcam_pl.metrics.functional.classification import average_drop, average_gain, average_increase
 from optcam_pl.metrics.perturbation import CurveMetric
 
@@ -41,7 +42,7 @@ class _Selectivity(CurveMetric):
     def of_probabilities() -> Callable[..., Tensor]:
         """The metric's function of p and o."""
 
-    def needs(self) -> dict[str, dict[str, Any]]:
+    def needs(self) -> dict[str, Need]:
         """The curve at the alphas."""
         return {"original": {}, "selectivity_curve": {"alphas": self.alphas}}
 
@@ -62,10 +63,6 @@ class _Selectivity(CurveMetric):
     def score(self, original: Tensor, selectivity_curve: Tensor) -> Tensor:
         """Mean over alpha, (B,), of p (B,) and the probability of the image masked by S^alpha, (B,A)."""
         return self.curves(original, selectivity_curve).mean(1)
-
-    def update(self, original: Tensor, selectivity_curve: Tensor) -> None:
-        """Add B images; the evidence is that of `score`."""
-        self.accumulate(self.score(original, selectivity_curve), self.curves(original, selectivity_curve))
 
 
 class SelectivityDrop(_Selectivity):

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -26,12 +26,12 @@ from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
-from optcam_pl.probes import Needs, Probes, merge_needs
-from optcam_pl.records import Row
-from optcam_pl.report import load_run, summarise
+from optcam_pl.probes import Probes, check_needs
+from optcam_pl.records import Row, check_metric_keys
 from optcam_pl.report_tables import as_dict
 from optcam_pl.saliency import Baseline, check_baseline
 from optcam_pl.storage import write_file
+from optcam_pl.summary import SUMMARY, Run, load_run, summarise, summary_to_store
 from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
 from optcam_pl.tasks.stored import StoredWeights, lacking_weights, save_curves, save_weights
 
@@ -87,8 +87,8 @@ class SaliencyTask(L.LightningModule):
         selectivity: exponent of every map; None leaves the explainer's own (1).
         augment: whether every map is the mean over views of its image; None leaves the explainer's own (False). See
             `Explainer` for both.
-        metrics: what is measured by ``test``; None is Average Drop, Average Gain and Average Increase, "all" is every
-            metric that the dataset has the annotations for.
+        metrics: what is measured by ``test``: any `ImageMetric`, also of your own. None is Average Drop, Average Gain
+            and Average Increase, "all" is every metric of the package that the dataset has the annotations for.
         region: what of the map is measured, for the bounding-box study: the "map", its part "inside_box" or
             "outside_box", or, in the map's place, the "box" itself or its "complement"; all but the first need a
             dataset with boxes, and an image without one has no scores.
@@ -139,12 +139,15 @@ class SaliencyTask(L.LightningModule):
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
         self.region, self.chunk_size = region, check_positive("chunk_size", chunk_size)
-        self._chosen = [AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics
-        if self._chosen != "all":
-            self._set_metrics(self._chosen)
+        self._every_metric = metrics == "all"  # which these are depends on the dataset
+        if isinstance(metrics, str):
+            check_choice("metrics", metrics, Literal["all"])
+        else:
+            self._set_metrics([AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics)
         self.stored = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
+        self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
         self._ledger: Ledger | None = None
@@ -174,6 +177,13 @@ class SaliencyTask(L.LightningModule):
         assert self._ledger is not None
         return self._ledger
 
+    @property
+    def run(self) -> Run:
+        """What the run's folder holds, when it has ended; read once, for all who show it. Asked for on rank 0 alone."""
+        if self._run is None:
+            self._run = load_run(self.run_dir, [metric for _, metric in self._metric_items()])
+        return self._run
+
     # What Lightning calls ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -182,6 +192,7 @@ class SaliencyTask(L.LightningModule):
         Raises:
             ValueError: the network's head is new; or the data do not fit.
         """
+        self._run = None
         network = self.classifier
         if network.new_head:
             raise ValueError(
@@ -210,21 +221,20 @@ class SaliencyTask(L.LightningModule):
         return [_CloseOnError()]
 
     def _set_metrics(self, metrics: Sequence[ImageMetric]) -> None:
-        keys = [metric.key for metric in metrics]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
-        self._keys = keys
-        self._needs: Needs = merge_needs((metric.key, metric.needs()) for metric in metrics)
+        self._keys = [metric.key for metric in metrics]
+        check_metric_keys(self._keys)
+        check_needs(metrics)
         # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
         self.metrics = MetricCollection({metric.key: metric for metric in metrics}, compute_groups=False)
 
     def _check_annotations(self) -> None:
         """The dataset has what the metrics and the region ask for."""
         has = {{"boxes": "boxes", "masks": "mask"}[name] for name in self.data.annotations}
-        if self._chosen == "all":
+        if self._every_metric:
             kinds = (kind for kind in METRICS.values() if not ({"boxes", "mask"} & set(kind.evidence())) - has)
             self._set_metrics([kind() for kind in kinds])
-        wanted = {name: "metric " + key for key, metric in self._metric_items() for name in metric.needs()}
+        needs = [(key, name, need) for key, metric in self._metric_items() for name, need in metric.needs().items()]
+        wanted = {name: "metric " + key for key, name, need in needs if not isinstance(need, tuple)}
         wanted |= {"boxes": f"`region` {self.region}"} if self.region != "map" else {}
         for name in ("boxes", "mask"):
             if name in wanted and name not in has:
@@ -399,15 +409,15 @@ class SaliencyTask(L.LightningModule):
         real = _real(batch)
         if not real:
             return {}
-        found = probes.only(real).evidence(self._needs)
+        measured = probes.only(real)
         undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
+        left_out = torch.tensor(undefined).nonzero().flatten()
         scores: dict[str, list[Any]] = {}
         curves: dict[str, Tensor] = {}
         for key, metric in self._metric_items():
-            evidence = {name: found[name] for name in metric.evidence()}
-            score = metric.score(**evidence)
-            if any(undefined):
-                score[torch.tensor(undefined, device=score.device)] = torch.nan
+            evidence = measured.evidence(metric.needs(), key)
+            score = metric.check_scores(metric.score(**evidence), len(real))
+            score = score.index_fill(0, left_out.to(score.device), torch.nan)
             metric.accumulate(score)
             scores[key] = score.tolist()
             if isinstance(metric, CurveMetric):
@@ -482,11 +492,11 @@ class SaliencyTask(L.LightningModule):
         self.ledger.finish()
         values: dict[str, float] = {}
         if self.trainer.is_global_zero:
-            summary = summarise(load_run(self.run_dir))
+            summary = summarise(self.run)
             if not summary.statuses["missing"]:  # another shard's images
                 values = summary.values()
-                text = json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n"
-                write_file(self.run_dir / "summary.json", text)
+                text = json.dumps(as_dict(summary_to_store(self.run, summary)), indent=2, allow_nan=False) + "\n"
+                write_file(self.run_dir / SUMMARY, text)
         values = self.trainer.strategy.broadcast(values)
         # Every rank has the same values already: nothing to reduce.
         self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
@@ -527,6 +537,7 @@ class SaliencyTask(L.LightningModule):
                 "torchvision": torchvision.__version__,
             },
         }
+        measured = self._metric_items() if stage in ("validate", "test") else []
         return {
             "stage": stage,
             "run": str(self.run_dir),
@@ -535,7 +546,8 @@ class SaliencyTask(L.LightningModule):
             "explainer": self.explainer.title,
             "explainer_settings": explainer,
             "images": len(data.table),
-            "metrics": [key for key, _ in self._metric_items()] if stage in ("validate", "test") else [],
+            "metrics": [key for key, _ in measured],
+            "metric_info": {key: asdict(metric.describe()) for key, metric in measured},
             "settings": settings,
             "fingerprint": fingerprint,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

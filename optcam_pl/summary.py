@@ -1,0 +1,233 @@
+"""A run's rows to its numbers.
+
+A summary is a pure function of the rows and the manifest: the rows are taken in the order of the dataset's index and
+added with math.fsum, so it has the same digits for any number of processes and restarts, on any machine. No network is
+loaded, no tensor of the run is read, and no metric's class is needed: the manifest describes the metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
+from optcam_pl.metrics.base import value_of
+from optcam_pl.metrics.statistics import Method, bootstrap_interval
+from optcam_pl.records import RecordError, Row, Rows, flatten, format_ranges, missing, read_manifest, read_rows
+from optcam_pl.report_tables import Estimate, Summary
+
+_Array = npt.NDArray[np.float64]
+OfMeans: TypeAlias = Callable[[Tensor], Tensor]
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder has it.
+
+    Attributes:
+        path: the folder.
+        manifest: what the run is.
+        rows: what it found out.
+        measured_by: the metrics themselves by key, where they are at hand: in the process that measured.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    rows: Rows
+    measured_by: Mapping[str, ImageMetric] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> list[Row]:
+        """The rows of the dataset's images that have a result, in the dataset's order."""
+        return [row for row in self.rows if row.status != "error" and row.index < self.manifest["images"]]
+
+    @cached_property
+    def metrics(self) -> dict[str, MetricInfo]:
+        """The run's metrics by key, in its order; a run of old describes none, then the package's are known by key."""
+        stored = self.manifest.get("metric_info", {})
+        found: dict[str, MetricInfo] = {}
+        for key in self.manifest["metrics"]:
+            if key in stored:
+                found[key] = _info(self.path, key, stored[key])
+            elif key in self.measured_by:
+                found[key] = self.measured_by[key].describe()
+            elif key in METRICS:
+                found[key] = METRICS[key]().describe()
+        return found
+
+    def of_means(self, key: str) -> OfMeans | None:
+        """The function that makes a metric's value of the means of its scores.
+
+        None where only the metric's own class has it, which is not of this package and was not imported by anybody.
+        """
+        info = self.metrics[key]
+        if info.aggregate == "mean":
+            return ImageMetric.of_means
+        if key in self.measured_by:
+            return self.measured_by[key].of_means
+        if key in METRICS and info.path.startswith("optcam_pl."):
+            return METRICS[key].of_means
+        # Looked up, never imported: a folder that came from elsewhere must not decide what code is run.
+        module, _, name = info.path.rpartition(".")
+        kind = getattr(sys.modules.get(module), name, None)
+        return kind.of_means if isinstance(kind, type) and issubclass(kind, ImageMetric) else None
+
+
+def _info(path: Path, key: str, stored: Any) -> MetricInfo:
+    """A metric as a manifest describes it; the file may come from anywhere."""
+    try:
+        info = MetricInfo(**stored)
+    except TypeError as error:
+        raise RecordError(
+            f"The manifest of {path} does not describe the metric {key!r} as it has to: {error}."
+        ) from error
+    words = all(isinstance(word, str) for word in (info.label, info.unit, info.path, info.aggregate))
+    if not (
+        words and type(info.digits) is int and 0 <= info.digits <= 17 and info.higher_is_better in (True, False, None)
+    ):
+        raise RecordError(f"The manifest of {path} does not describe the metric {key!r} as it has to: {info}.")
+    return info
+
+
+def load_run(run_dir: str | os.PathLike[str], measured_by: Iterable[ImageMetric] = ()) -> Run:
+    """Read a run folder.
+
+    Args:
+        run_dir: the folder.
+        measured_by: the run's metrics, where they are at hand; reports do without.
+
+    Raises:
+        RecordError: If it is none, or its rows contradict each other.
+    """
+    metrics = {metric.key: metric for metric in measured_by}
+    return Run(Path(run_dir), read_manifest(run_dir), read_rows(run_dir), metrics)
+
+
+def in_numpy(of_means: OfMeans) -> Callable[[_Array], _Array]:
+    """A metric's `of_means` for arrays, (m,k) -> (m,)."""
+
+    def value(means: _Array) -> _Array:
+        given = torch.from_numpy(np.ascontiguousarray(means))
+        return of_means(given if given.shape[1] > 1 else given[:, 0]).numpy()
+
+    return value
+
+
+def _examples(texts: Sequence[str], most: int = 3) -> str:
+    return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
+    """What a reader of the run's numbers has to know: whatever was not counted, in words."""
+    n, notes = run.manifest["images"], []
+    if absent := missing(run.rows, n):
+        ranges = format_ranges(absent).split(", ")
+        shown = ", ".join(ranges[:20]) + (", ..." if len(ranges) > 20 else "")
+        notes.append(f"incomplete: {len(absent)} of {n} images missing: {shown}")
+        if run.rows.damaged:
+            notes.append(f"damaged lines ({len(run.rows.damaged)}): {_examples(run.rows.damaged)}")
+    if beyond := [row.index for row in run.rows if row.index >= n]:
+        notes.append(f"not counted: rows beyond the {n} images of the dataset: {format_ranges(beyond)}")
+    if errors := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "error"]:
+        notes.append(f"errors ({len(errors)}), not counted: {_examples(errors)}")
+    if odd := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "degenerate"]:
+        notes.append(f"degenerate ({len(odd)}): {_examples(odd)}")
+    for key, estimate in metrics.items():
+        if estimate.undefined:
+            notes.append(
+                f"{key} is undefined for {estimate.undefined} of {len(run.usable)} images, left out of its mean"
+            )
+    if unknown := [key for key in run.manifest["metrics"] if key not in run.metrics]:
+        notes.append(f"left out, neither described by the run nor metrics of this package: {', '.join(unknown)}")
+    notes += [
+        f"{key} is shown as the run itself stored it: only its class {info.path}, which "
+        "`optcam report --import MODULE` loads, can make it anew and compare it"
+        for key, info in run.metrics.items()
+        if run.of_means(key) is None
+    ]
+    return notes
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _estimate(run: Run, key: str, rows: Sequence[Row], intervals: Method | None) -> Estimate:
+    of_means = run.of_means(key)
+    scores = [row.scores.get(key) for row in rows]
+    undefined = sum(score is None for score in scores)
+    if of_means is None:
+        return replace(_stored(run, key, with_interval=intervals is not None), undefined=undefined)
+    estimate = Estimate(_known(value_of(scores, of_means)), undefined)
+    if intervals is None:
+        return estimate
+    _, low, high = bootstrap_interval(scores, in_numpy(of_means), method=intervals)
+    return replace(estimate, low=_known(low), high=_known(high))
+
+
+def _stored(run: Run, key: str, *, with_interval: bool) -> Estimate:
+    """What the run wrote down itself for a metric whose class is not at hand."""
+    try:
+        stored = json.loads((run.path / SUMMARY).read_bytes())["metrics"][key]
+        ends = [stored.get(end) if with_interval else None for end in ("low", "high")]
+        return Estimate(stored["value"], 0, *ends)
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of before the metric
+        return Estimate(None)
+
+
+def settings_of(run: Run, entry: str = "settings") -> dict[str, Any]:
+    """The settings of a run, or another of its manifest's entries, by dotted name."""
+    nested = run.manifest.get(entry)
+    return dict(flatten(nested)) if nested else {}
+
+
+def summarise(run: Run, intervals: Method | None = None) -> Summary:
+    """Make a run's numbers from its rows.
+
+    Rows with an error count in the notes alone; seconds per image is the mean over the others.
+
+    Args:
+        run: the run.
+        intervals: how the 95 % bootstrap intervals of the means are made, see `bootstrap_interval`; None makes none.
+    """
+    rows, manifest = run.usable, run.manifest
+    metrics = {key: _estimate(run, key, rows, intervals) for key in run.metrics}
+    settings, options = settings_of(run), settings_of(run, "explainer_settings")
+    counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
+    return Summary(
+        **{key: manifest[key] for key in ("run", "stage", "data", "classifier", "explainer", "images")},
+        settings=settings,
+        options={key: value for key, value in options.items() if key not in ("class", *settings)},
+        statuses={
+            **{status: counts[status] for status in ("ok", "degenerate", "error")},
+            "missing": manifest["images"] - counts.total(),
+        },
+        seconds_per_image=math.fsum(row.seconds for row in rows) / len(rows) if rows else None,
+        metrics=metrics,
+        metric_info=run.metrics,
+        notes=tuple(_notes(run, metrics)),
+    )
+
+
+def summary_to_store(run: Run, summary: Summary) -> Summary:
+    """The summary with intervals for those metrics of which a later report, without their classes, can make none."""
+    own = [
+        key for key, info in run.metrics.items() if info.aggregate != "mean" and not info.path.startswith("optcam_pl.")
+    ]
+    estimates = {key: _estimate(run, key, run.usable, "bca") for key in own}
+    return replace(summary, metrics={**summary.metrics, **estimates})
