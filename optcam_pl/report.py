@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.metrics import METRICS
 from optcam_pl.metrics.statistics import Method, bootstrap_interval, holm, paired_difference
 from optcam_pl.published import beside_published
@@ -64,7 +65,8 @@ def load_run(run_dir: str | os.PathLike[str]) -> Run:
     Raises:
         RecordError: If it is none, or its rows contradict each other.
     """
-    return Run(Path(run_dir), read_manifest(run_dir), read_rows(run_dir))
+    path = expanded_path(run_dir)
+    return Run(path, read_manifest(path), read_rows(path))
 
 
 def _examples(texts: Sequence[str], most: int = 3) -> str:
@@ -162,7 +164,7 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         RecordError: If a folder is missing, or has no run in it or below it.
     """
     runs: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(expanded_path, paths):
         found = []
         for folder, below, files in os.walk(path):
             if MANIFEST in files:
@@ -299,7 +301,7 @@ def report_command(argv: Sequence[str]) -> int:
             against=options.against,
         )
         if options.output:
-            write_file(options.output, text)
+            write_file(expanded_path(options.output), text)
         else:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
