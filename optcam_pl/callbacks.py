@@ -244,7 +244,8 @@ class ImageProgress(TQDMProgressBar):
             data = trainer.datamodule  # type: ignore[attr-defined]
             blocks = max((bar.n for bar in self._bars()), default=0)
             if isinstance(data, ImageDataModule) and blocks:
-                images = blocks * data.batch_size * trainer.world_size
+                most = len(data.table) - pl_module.ledger.plan.done  # the last block may be smaller
+                images = min(blocks * data.batch_size * trainer.world_size, most)
                 items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
             for metric in pl_module.running():
                 items[metric.describe().label] = f"{float(metric.of_means(metric.total / metric.count)):.1f}"

@@ -17,9 +17,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -29,6 +31,7 @@ from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
+from optcam_pl.checks import expanded_path
 from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
@@ -39,8 +42,9 @@ from optcam_pl.report_tables import Summary, printable, table
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
-from optcam_pl.summary import summarise
+from optcam_pl.summary import Run, summarise
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
+from optcam_pl.tasks.folders import check_no_others, missing_folders, remove_empty, run_folder
 from optcam_pl.tasks.ledger import Resume, Shard
 from optcam_pl.verify import verify_command
 
@@ -79,6 +83,7 @@ _IGNORED = (
     ".*module\\(s\\) in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*ended the run before its end.*",  # the command says it as its last words
 )
 
 
@@ -88,6 +93,11 @@ GROUP_TIMEOUT = timedelta(seconds=300)
 ERRORS_EXIT_CODE = 3
 """What a command returns whose run is complete, but for images that could not be read."""
 
+INCOMPLETE_EXIT_CODE = 4
+"""What a command returns whose run a limit of the Trainer has cut short."""
+
+_TRAINER_HARDWARE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
+
 
 class _SaveConfig(SaveConfigCallback):
     """Saves the config as the run begins; before, the folder might turn out to be another run's."""
@@ -96,7 +106,12 @@ class _SaveConfig(SaveConfigCallback):
         """Not yet."""
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().setup(trainer, pl_module, "")
+        ours = pl_module if isinstance(pl_module, SaliencyTask | ClassificationTask) else None
+        folder = ours.run_dir if ours else run_folder(trainer, None)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / self.config_filename
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
         if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.ledger.plan.done:
             plan, images = pl_module.ledger.plan, len(pl_module.data.table)
             left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
@@ -108,6 +123,9 @@ class _SaveConfig(SaveConfigCallback):
 class OptcamCLI(LightningCLI):
     """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
+    The folder does not depend on the logger. A leading ``~`` or variable is expanded in every setting, since what
+    begins so is a path. A start that fails takes back the folders that it made, where nothing is in them.
+
     Args:
         args: the words after `optcam`.
         name: the explainer's, in the run folder; None is its class.
@@ -115,7 +133,8 @@ class OptcamCLI(LightningCLI):
 
     Attributes:
         run_dir: the folder of the run, once it has begun.
-        exit_code: 0, or `ERRORS_EXIT_CODE` where images could not be read.
+        exit_code: 0; `INCOMPLETE_EXIT_CODE` where a limit of the Trainer has cut the run short; else
+            `ERRORS_EXIT_CODE` where images could not be read.
         summary: the numbers of a finished test of maps with their intervals, in the process that prints them.
 
     Raises:
@@ -127,6 +146,14 @@ class OptcamCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
         self._words, self._name, self._dry = list(args), name, dry
+        self._made: list[Path] = []
+        try:
+            self._start()
+        except BaseException:
+            remove_empty(self._made)
+            raise
+
+    def _start(self) -> None:
         super().__init__(
             L.LightningModule,
             ImageDataModule,
@@ -149,17 +176,21 @@ class OptcamCLI(LightningCLI):
                 "epilog": _EPILOG,
                 "formatter_class": argparse.RawDescriptionHelpFormatter,
             },
-            args=list(args),
+            args=self._words,
         )
 
     @property
     def run_dir(self) -> Path:
         """Where the run wrote its results."""
-        if isinstance(
-            self.model, SaliencyTask | ClassificationTask
-        ):  # known; the trainer's would ask all ranks together
+        if isinstance(self.model, SaliencyTask | ClassificationTask):  # as the first process has chosen it
             return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    @property
+    def _given_dir(self) -> Path | None:
+        """The folder that was asked for."""
+        given = self._get(self.config, "run_dir")
+        return None if given is None else expanded_path(given)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose errors are told without the types that were tried."""
@@ -203,14 +234,18 @@ class OptcamCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """What is to be known before the network is loaded: the threads, and whether the folder can be written."""
-        run_dir, resume = self._get(self.config, "run_dir"), self._get(self.config, "resume")
+        self.config = _expanded(self.config)
+        run_dir, resume = self._given_dir, self._get(self.config, "resume")
         self._shard = parse_shard(self._get(self.config, "shard"))
         if run_dir is None and (resume == "require" or self._shard):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
         if not self._dry:
+            if run_dir is not None:
+                check_no_others(run_dir)
+            self._made = missing_folders(run_dir or Path("logs"))
             probe_folder(run_dir or "logs")
         threads = self._get(self.config, "threads")
-        if threads is None and run_dir is not None and (Path(run_dir) / MANIFEST).exists():
+        if threads is None and run_dir is not None and (run_dir / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
         if threads is not None:
             if threads < 1:
@@ -222,8 +257,13 @@ class OptcamCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, with the run's logger and what a run shows unless the config says otherwise."""
         config = self._get(self.config_init, "trainer")
+        logger = self._logger()
         if config.get("logger") in (None, True):
-            kwargs["logger"] = self._logger()
+            kwargs["logger"] = logger
+        # Asked for a new folder's name, the logger looks which there are.
+        folder = self._given_dir or Path("logs" if self._dry else logger.log_dir)
+        if isinstance(self.model, SaliencyTask | ClassificationTask):
+            self.model.run_dir = folder
         training = isinstance(self.model, ClassificationTask) and self.subcommand == "fit"
         chosen = {
             "enable_checkpointing": training,
@@ -232,7 +272,7 @@ class OptcamCLI(LightningCLI):
         }
         kwargs |= {key: value for key, value in chosen.items() if config.get(key) is None}
         if config.get("default_root_dir") is None:  # without a logger; and Lightning would look for checkpoints here
-            kwargs["default_root_dir"] = self._get(self.config, "run_dir") or "logs"
+            kwargs["default_root_dir"] = str(folder)
         callbacks: list[Callback] = list(config.get("callbacks") or [])
         wanted: list[tuple[type[Callback], bool]] = [
             (TensorBoardPanels, True),
@@ -241,12 +281,19 @@ class OptcamCLI(LightningCLI):
         callbacks += [kind() for kind, use in wanted if use and not any(isinstance(c, kind) for c in callbacks)]
         if training and config.get("enable_checkpointing") is not False:
             callbacks += fit_callbacks(self.model, given=callbacks)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")  # else beside the files of whatever logger there is
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's requeueing saves nothing of a test; ours is `sbatch --requeue` and going on.
             kwargs["plugins"] = [*_listed(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
-        trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        try:
+            trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        except (MisconfigurationException, RuntimeError) as error:
+            given = ", ".join(f"{key} {config[key]}" for key in _TRAINER_HARDWARE if config.get(key) is not None)
+            raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}") from error
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = min(trainer.strategy._timeout or GROUP_TIMEOUT, GROUP_TIMEOUT)
         # Lightning answers SIGTERM with a collective, in which a process that was signalled alone waits for ever.
@@ -260,7 +307,7 @@ class OptcamCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        run_dir = self._get(self.config, "run_dir")
+        run_dir = self._given_dir
         if subcommand == "fit" and isinstance(self.model, ClassificationTask) and not kwargs.get("ckpt_path"):
             kwargs["ckpt_path"] = last_checkpoint(run_dir, self._get(self.config, "resume")) if run_dir else None
         return kwargs
@@ -287,9 +334,8 @@ class OptcamCLI(LightningCLI):
             raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
 
     def _logger(self) -> TensorBoardLogger:
-        run_dir = self._get(self.config, "run_dir")
-        if run_dir is not None:
-            return TensorBoardLogger(Path(run_dir).parent, name=Path(run_dir).name, version="")
+        if self._given_dir is not None:
+            return TensorBoardLogger(self._given_dir.parent, name=self._given_dir.name, version="")
         model, own = self.model, type(self.model).__name__
         if isinstance(model, SaliencyTask):
             own = model.explainer.title
@@ -299,7 +345,7 @@ class OptcamCLI(LightningCLI):
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
-        """Say where everything is, and what could not be read."""
+        """Say where everything is, what could not be read, and what was not done."""
         if not self.trainer.is_global_zero:
             return
         run_dir, overlays = self.run_dir, overlay_folder(self.run_dir)
@@ -309,9 +355,13 @@ class OptcamCLI(LightningCLI):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
             print(f"best:        {best}")
-        if not isinstance(self.model, SaliencyTask):
-            return
-        run = self.model.run
+        if isinstance(self.model, SaliencyTask):
+            self._tell_errors(self.model.run)
+        if isinstance(self.model, SaliencyTask | ClassificationTask) and self.model.cut_short:
+            self.exit_code = INCOMPLETE_EXIT_CODE
+            print(f"optcam: {printable(self.model.cut_short)}", file=sys.stderr)
+
+    def _tell_errors(self, run: Run) -> None:
         errors = [row for row in run.rows if row.status == "error"]
         if errors:
             self.exit_code = ERRORS_EXIT_CODE
@@ -332,6 +382,26 @@ class OptcamCLI(LightningCLI):
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
+
+
+def _expanded(setting: Any) -> Any:
+    """A setting with all that it holds; texts that begin with ``~`` or a variable are paths, and expanded."""
+    if isinstance(setting, str):
+        return str(expanded_path(setting)) if setting.startswith(("~", "$")) else setting
+    if isinstance(setting, list):
+        return [_expanded(item) for item in setting]
+    if isinstance(setting, dict):
+        return {key: _expanded(item) for key, item in setting.items()}
+    if isinstance(setting, Namespace):
+        for key, item in vars(setting).items():
+            setattr(setting, key, _expanded(item))
+    return setting
+
+
+def _expanded_word(word: str) -> str:
+    """A word of a command line, ``--key=value`` or a value, which no shell has expanded in quotes or after a ``=``."""
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{_expanded(value)}" if word.startswith("-") else _expanded(word)
 
 
 def parse_shard(text: str | None) -> Shard | None:
@@ -380,9 +450,11 @@ def run(argv: Sequence[str]) -> int:
         argv: the words after `optcam`.
 
     Returns:
-        The exit code: 0; 3 where images could not be read; 130 or 143 after a signal. In the processes that another
-        one has started for its run 0 as well: that one gives the exit code.
+        The exit code: 0; 3 where images could not be read; 4 where a limit of the Trainer has cut the run short; 130 or
+        143 after a signal. In the processes that another one has started for its run 0 as well: that one gives the exit
+        code.
     """
+    argv = [_expanded_word(word) for word in argv]
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "report": report_command,
         "verify": verify_command,
@@ -390,7 +462,7 @@ def run(argv: Sequence[str]) -> int:
     }
     with _quiet():
         if argv and argv[0] in commands:
-            return commands[argv[0]](list(argv[1:]))
+            return commands[argv[0]](argv[1:])
         follows = follow_launcher()
         try:
             with stop_signals():
@@ -423,7 +495,7 @@ def main(args: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return run(sys.argv[1:])
-    except (ValueError, TypeError, ImportError, OSError, RecordError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RecordError, MisconfigurationException) as error:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:

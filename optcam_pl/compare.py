@@ -18,10 +18,12 @@ import yaml
 
 from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
+from optcam_pl.checks import expanded_path
 from optcam_pl.explainers import Explainer
 from optcam_pl.layers import nearest
 from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
 from optcam_pl.tasks import SaliencyTask
+from optcam_pl.tasks.folders import check_no_others
 
 if TYPE_CHECKING:
     from optcam_pl.cli import OptcamCLI
@@ -112,13 +114,16 @@ def compare_command(argv: Sequence[str], start: Start) -> int:
     if "all" in options.explainers:
         named = {method.name for method in methods}
         outcome.skipped = {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
+    above = None if options.run_dir is None else expanded_path(options.run_dir)
+    if above is not None:
+        check_no_others(above)
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
     # What is wrong for every method is no reason to skip one.
     start([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True)
-    methods = [method for method in methods if _usable(method, start, words[datasets[0]], outcome)]
+    methods = [method for method in methods if _usable(method, start, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
-        folder = None if options.run_dir is None else Path(options.run_dir, dataset.name if len(datasets) > 1 else "")
+        folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
         _run_all(dataset, methods, start, words[dataset], folder, outcome)
     if outcome.failed and not outcome.runs:
         raise next(iter(outcome.failed.values()))
@@ -201,7 +206,7 @@ def _dataset(given: str) -> Dataset:
     """A class, a file that is one (`class_path: ...`), or a file with the key `data` and maybe others."""
     if not given.endswith((".yaml", ".yml")):
         return Dataset(given.rpartition(".")[2], (f"--data={given}",))
-    content = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+    content = yaml.safe_load(expanded_path(given).read_text(encoding="utf-8"))
     whole = isinstance(content, dict) and "data" in content
     return Dataset(Path(given).stem, (f"--{'config' if whole else 'data'}={given}",))
 
@@ -215,8 +220,11 @@ def _check_distinct(option: str, names: Sequence[str]) -> None:
         )
 
 
-def _usable(method: Method, start: Start, words: Sequence[str], outcome: Outcome) -> bool:
-    """Ask the method, before time is spent; why not is noted, or raised where it was asked for by name."""
+def _usable(method: Method, start: Start, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:
+    """Ask the method, before time is spent; why not is noted, or raised where it was asked for by name.
+
+    What is not our own refusal but breaks off, in the network or in another package, is the method's own failure.
+    """
     try:
         model = start([*words, f"--model.explainer={method.given}"], dry=True).model
         if isinstance(model, SaliencyTask):
@@ -225,6 +233,15 @@ def _usable(method: Method, start: Start, words: Sequence[str], outcome: Outcome
         if method.asked:
             raise
         outcome.skipped[method.name] = str(error)
+        return False
+    except Exception as error:
+        if os.environ.get("OPTCAM_TRACEBACK"):
+            traceback.print_exc()
+        if method.asked:
+            print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
+            outcome.failed |= dict.fromkeys(((dataset, method) for dataset in datasets), error)
+        else:
+            outcome.skipped[method.name] = _words(error)
         return False
     return True
 

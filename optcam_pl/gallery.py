@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.records import RecordError, Row, write_file
 from optcam_pl.report import Run, find_runs, load_run, summarise
 from optcam_pl.report_tables import printable, table
@@ -77,7 +78,7 @@ def gallery(run_dirs: Iterable[str | os.PathLike[str]], output: str | os.PathLik
         shown=f"{len(ids)} of {len(found)} images.",
         sections="\n".join(_section(image_id, runs, rows) for image_id in ids),
     )
-    output = Path(output)
+    output = expanded_path(output)
     write_file(output, page)
     return output
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -163,29 +162,6 @@ class Probes:
             ValueError: a name that no probe measures, or a probe of a metric's own that has not an entry an image.
         """
         return {name: self._measure(name, *_resolve(metric, name, need)) for name, need in needs.items()}
-
-    def only(self, chosen: list[int]) -> Probes:
-        """The probes of some of the images, by position; p, o and the masked images are those of the whole batch."""
-        if len(chosen) == len(self.image):
-            return self
-        explanation = self.explanation
-        part = Probes(
-            self.classifier,
-            self.explainer,
-            cast(Batch, {key: _at(value, chosen) for key, value in self.batch.items()}),
-            self.logits[chosen],
-            replace(
-                explanation,
-                saliency=explanation.saliency[chosen],
-                target=explanation.target[chosen],
-                degenerate=explanation.degenerate[chosen],
-            ),
-            chunk_size=self.chunk_size,
-            seed=self.seed,
-        )
-        for name in ("original", "masked", "masked_image"):
-            part._found[_key(_PROBES[name], {})] = self._tensor(name)[chosen]
-        return part
 
     def _measure(self, name: str, probe: Probe, options: Mapping[str, Any]) -> Evidence:
         key = _key(probe, options)
@@ -383,10 +359,6 @@ class Probes:
         if name not in self.batch:
             raise ValueError(f"Expected a dataset with {name}, which a metric needs, but this one has none.")
         return self.batch[name]
-
-
-def _at(value: Any, chosen: list[int]) -> Any:
-    return value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
 
 
 _PROBES: dict[str, Probe] = {

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.metrics.statistics import Method, holm, paired_difference
 from optcam_pl.published import beside_published
 from optcam_pl.records import MANIFEST, RecordError, write_file
@@ -33,7 +34,7 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         RecordError: If a folder is missing, or has no run in it or below it.
     """
     runs: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(expanded_path, paths):
         found = []
         for folder, below, files in os.walk(path):
             if MANIFEST in files:
@@ -197,7 +198,7 @@ def report_command(argv: Sequence[str]) -> int:
             against=options.against,
         )
         if options.output:
-            write_file(options.output, text)
+            write_file(expanded_path(options.output), text)
         else:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it

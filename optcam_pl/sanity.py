@@ -23,12 +23,14 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.classifier import Classifier
 from optcam_pl.compare import Start
 from optcam_pl.data import ImageDataModule
 from optcam_pl.layers import nearest
 from optcam_pl.storage import write_file
 from optcam_pl.tasks import SaliencyTask
+from optcam_pl.tasks.blocks import readable
 from optcam_pl.threads import process_wide
 
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
@@ -261,12 +263,12 @@ def check(
     data.match_network(network.input_size, network.interpolation, network.crop_fraction)
     data.setup("test")
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
-    for batch in data.test_dataloader():
-        with torch.no_grad():
-            target = task.targets(batch, network(batch["image"].to(device)))
-        real = [i for i, index in enumerate(batch["index"].tolist()) if index >= 0 and not batch["error"][i]]
-        if real:
-            image, target = batch["image"][real].to(device), target[real]
+    for block in data.test_dataloader():
+        batch = readable(block)
+        if batch["id"]:
+            image = batch["image"].to(device)
+            with torch.no_grad():
+                target = task.targets(batch, network(image))
             blocks.append((image, target, explainer(network, image, target).saliency))
     found: dict[str, list[dict[str, Tensor]]] = {}
     for name, forgetting in cascade(network, names, seed):
@@ -298,7 +300,7 @@ def sanity_command(argv: Sequence[str], start: Start) -> int:
         raise TypeError(f"Expected a SaliencyTask to check, but got {type(task).__name__}.")
     method = task.explainer.title
     found = check(task, data, cli.trainer.strategy.root_device, options.stages, options.random_seed)
-    folder = Path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
+    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
     result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
     result.save(folder)
     print(f"{result.text()}\n\nresult:      {folder / 'sanity.json'}, {folder / 'sanity.png'}")

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
 from optcam_pl.metrics.base import value_of
 from optcam_pl.metrics.statistics import Method, bootstrap_interval
@@ -114,8 +115,8 @@ def load_run(run_dir: str | os.PathLike[str], measured_by: Iterable[ImageMetric]
     Raises:
         RecordError: If it is none, or its rows contradict each other.
     """
-    metrics = {metric.key: metric for metric in measured_by}
-    return Run(Path(run_dir), read_manifest(run_dir), read_rows(run_dir), metrics)
+    metrics, path = {metric.key: metric for metric in measured_by}, expanded_path(run_dir)
+    return Run(path, read_manifest(path), read_rows(path), metrics)
 
 
 def in_numpy(of_means: OfMeans) -> Callable[[_Array], _Array]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.layers import heads, nearest
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: a folder; an empty or damaged file; a pickle with anything but tensors and plain containers in it
             (none of its code is run); a file without a state dict.
     """
-    path = Path(path)
+    path = expanded_path(path)
     if not path.exists():
         raise FileNotFoundError(f"The weight file does not exist: {path}")
     if not path.is_file():
@@ -72,9 +73,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged, or not made of tensors and plain containers.
     """
+    path = expanded_path(path)
     if not zipfile.is_zipfile(path):  # what `torch.save` writes
         return {}
-    content = _read_pickle(Path(path), mmap=True)
+    content = _read_pickle(path, mmap=True)
     settings = content.get(SETTINGS) if isinstance(content, Mapping) else None
     return dict(settings) if isinstance(settings, Mapping) else {}
 
@@ -393,6 +395,7 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         import transformers
     except ImportError as error:
         raise ImportError(f'transformers/{name} needs a package: pip install "optcam_pl[transformers]"') from error
+    name = str(expanded_path(name)) if name.startswith(("~", "$")) else name  # a folder; else perhaps the hub's
     full_name, hub = f"transformers/{name}", cast("Any", transformers)
     config: Any = _download(lambda: hub.AutoConfig.from_pretrained(name), full_name)
     processor = _download(lambda: hub.AutoImageProcessor.from_pretrained(name).to_dict(), full_name)

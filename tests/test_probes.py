@@ -313,18 +313,3 @@ def test_half_precision_scores_are_made_in_float32() -> None:
     measured = probes(data, explainer=FakeCAM())
     measured.logits = measured.logits.bfloat16()
     assert measured.original.dtype == torch.float32
-
-
-def test_images_that_nobody_asks_for_are_not_measured() -> None:
-    network = PixelSum()
-    measured = probes(batch(), network=network)
-    whole = measured.evidence({"deletion_curve": area(), "masked": {}})
-    measured = probes(batch(), network=network)
-    with torch.no_grad():
-        _ = measured.masked
-        network.seen = 0
-        part = measured.only([2, 0]).evidence({"deletion_curve": area(), "masked": {}})
-    assert network.seen == 2 * 8
-    for name, value in part.items():
-        torch.testing.assert_close(value, whole[name][[2, 0]])
-    assert measured.only([0, 1, 2]) is measured

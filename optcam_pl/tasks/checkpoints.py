@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.stopping import Stopped, requested
 from optcam_pl.tasks.classification import ClassificationTask
 from optcam_pl.tasks.ledger import Resume
@@ -49,7 +50,7 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
         FileExistsError: there is one, against "never".
         FileNotFoundError: there is none, against "require".
     """
-    file = Path(run_dir) / _FOLDER / _LAST
+    file = expanded_path(run_dir) / _FOLDER / _LAST
     if file.exists() and resume == "never":
         raise FileExistsError(f"Expected no fit in {str(run_dir)!r} with `resume` never, but there is {file}.")
     if not file.exists() and resume == "require":
@@ -58,7 +59,16 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
 
 
 class _Checkpoints(ModelCheckpoint):
-    """Knows its files again in a run folder that was moved: Lightning would forget how good the best one is."""
+    """Lie in the run's folder, whatever the logger is, and are known again where that was moved.
+
+    Lightning would ask the logger for a folder, and forget in a moved one how good the best checkpoint is.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the folder."""
+        if self.dirpath is None and isinstance(pl_module, ClassificationTask):
+            self.dirpath = str(pl_module.find_folder(trainer) / _FOLDER)
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         folder, best = str(self.dirpath), state_dict["best_model_path"]  # `setup` has chosen the folder
@@ -95,17 +105,18 @@ class PatienceOfSecondPhase(EarlyStopping):
 class ResumableStop(Callback):
     """A fit that is told to stop (see `optcam_pl.stopping`) does so after the batch in hand, with a checkpoint."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write ``last.ckpt`` and end, if any process was told to: all have to do it together.
 
         Raises:
             Stopped: after that.
         """
+        assert isinstance(pl_module, ClassificationTask)  # see `fit_callbacks`
         signum = torch.tensor(requested() or 0, device=trainer.strategy.root_device)
         if trainer.world_size > 1:
             signum = trainer.strategy.reduce(signum, reduce_op="max")
         if signum:
             manager = trainer.checkpoint_callback
             folder = manager.dirpath if isinstance(manager, ModelCheckpoint) else None
-            trainer.save_checkpoint(Path(folder or trainer.log_dir or trainer.default_root_dir) / _LAST)
+            trainer.save_checkpoint(Path(folder) / _LAST if folder else pl_module.run_dir / _LAST)
             raise Stopped(int(signum))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +14,14 @@ from typing import Any, Literal, TypeAlias
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -28,6 +30,7 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.v2 import MixUp
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.data.base import run_seed
@@ -35,6 +38,7 @@ from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.layers import heads
 from optcam_pl.records import check_fingerprint
+from optcam_pl.tasks.folders import run_folder
 from optcam_pl.weights import SETTINGS
 
 Phase: TypeAlias = Literal["head", "all"]
@@ -82,6 +86,10 @@ class ClassificationTask(L.LightningModule):
 
     Attributes:
         max_epochs: epochs of both phases together.
+        run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
+            ``default_root_dir``.
+        cut_short: after a fit or a measurement that ended early, as a limit of the trainer was reached, a sentence that
+            says so; "" after any other.
         confusion: (C,C) after a measurement: images by class (row) and predicted class (column).
 
     Raises:
@@ -139,7 +147,10 @@ class ClassificationTask(L.LightningModule):
             },
             compute_groups=False,
         )
-        self.loss = MeanMetric()
+        self.loss, self.seen = MeanMetric(), SumMetric()
+        self.cut_short = ""
+        self._given_dir: Path | None = None
+        self._images = 0
 
     @property
     def data(self) -> ImageDataModule:
@@ -152,8 +163,18 @@ class ClassificationTask(L.LightningModule):
 
     @property
     def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on."""
+        """The folder of this run; known from `setup` on, or once it is set."""
         return self._run_dir
+
+    @run_dir.setter
+    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
+        self._given_dir = None if folder is None else expanded_path(folder)
+        if self._given_dir is not None:
+            self._run_dir = self._given_dir
+
+    def find_folder(self, trainer: L.Trainer) -> Path:
+        """The run's folder before `setup`; every process has to ask."""
+        return run_folder(trainer, self._given_dir)
 
     # Fit -----------------------------------------------------------------------------------------------------------
 
@@ -170,7 +191,8 @@ class ClassificationTask(L.LightningModule):
                 f"and {classifier.num_classes}. Set `num_classes` of the classifier to get a new head."
             )
         self.data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
-        self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        self._run_dir = self.find_folder(self.trainer)
+        self._images, self.cut_short = 0, ""
         if stage == "fit":
             self._setup_fit(names)
 
@@ -289,9 +311,38 @@ class ClassificationTask(L.LightningModule):
         self.classifier.new_head = False
 
     def teardown(self, stage: str) -> None:
-        """Freeze the classifier again."""
+        """Freeze the classifier again; warn if a limit of the trainer has cut the run short."""
         if stage == "fit":
             self.classifier.network.requires_grad_(False).eval()
+        self.cut_short = self._lacking_batches() if stage == "fit" else self._lacking_images(stage)
+        if self.cut_short and self.trainer.is_global_zero:
+            warnings.warn(self.cut_short, stacklevel=2)
+
+    def _lacking_batches(self) -> str:
+        """What of the fit was not done; ending it early because nothing improves is no limit."""
+        trainer = self.trainer
+        done = int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+        wanted = self.max_epochs * len(self.data.train_dataloader())
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        timed_out = any((timer.time_remaining() or math.inf) < 0 for timer in timers)
+        if done >= wanted or (trainer.should_stop and not timed_out):
+            return ""
+        return (
+            f"{done} of {wanted} training batches are done: a limit of the Trainer (`max_epochs`, `max_steps`, "
+            "`max_time`, `limit_train_batches`, `fast_dev_run` ...) ended the run before its end."
+        )
+
+    def _lacking_images(self, stage: str) -> str:
+        """Which images a measurement has left out."""
+        loader = self.data.val_dataloader() if stage == "validate" else self.data.test_dataloader()
+        n = len(loader.dataset)  # type: ignore[arg-type]
+        if self._images >= n:
+            return ""
+        return (
+            f"{n - self._images} of {n} images are missing in the measurement: a limit of the Trainer "
+            f"(`limit_{'val' if stage == 'validate' else stage}_batches`, `fast_dev_run` ...) ended the run before its "
+            "end."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the classifier's settings, the fit's fingerprint, and the phase."""
@@ -336,6 +387,7 @@ class ClassificationTask(L.LightningModule):
         logits = self.classifier(batch["image"]).float()
         self.loss.update(F.cross_entropy(logits, target.clamp(min=0), reduction="none"), weight=real)
         self.metrics.update(logits.softmax(1), target)
+        self.seen.update((batch["index"] >= 0).sum())
 
     def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B,) which images count, and (B,) their classes, -1 for the others.
@@ -372,8 +424,9 @@ class ClassificationTask(L.LightningModule):
             "loss": f"{float(values[f'{stage}/loss']):.4f}",
             "images": str(int(counts.sum())),
         }
-        self.metrics.reset()
-        self.loss.reset()
+        self._images = int(self.seen.compute())
+        for measured in (self.metrics, self.loss, self.seen):
+            measured.reset()
         self.confusion = confusion.cpu()
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:

@@ -17,12 +17,14 @@ from lightning.pytorch.callbacks import Callback
 
 from optcam_pl.records import (
     MANIFEST,
+    FingerprintMismatch,
     RecordError,
     RecordWriter,
     Row,
     RunLock,
     check_fingerprint,
     completed_blocks,
+    missing,
     read_manifest,
     read_rows,
     write_manifest,
@@ -156,6 +158,7 @@ class Ledger:
         self.run_dir, self.resume, self.shard = run_dir, resume, shard
         self.peers = Peers() if peers is None else peers
         self.plan = Plan((), frozenset(), 0, 0)
+        self._left: Callable[[], list[int]] = list
         self._open = ExitStack()
         self._writer: RecordWriter | None = None
 
@@ -180,6 +183,7 @@ class Ledger:
             SystemExit: on the other processes in these cases; the first one says why.
         """
         plan: Plan | None = None
+        self._left = lambda: self._indices_left(manifest["images"], block_size, lacking)
         try:
             if self.peers.rank == 0:
                 plan = self._plan(manifest, block_size, lacking)
@@ -190,16 +194,34 @@ class Ledger:
         return self.plan
 
     def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
+        if self.resume == "require" and not (self.run_dir / MANIFEST).exists():  # before anything is written
+            raise RecordError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
         self._lock()
         self._check(manifest)
-        n, rows = manifest["images"], list(read_rows(self.run_dir))
-        without = lacking(rows)
-        done = completed_blocks([row for row in rows if row.index not in without], n, block_size)
-        i, shards = self.shard or (1, 1)
-        todo = tuple(block for block in range(i - 1, -(-n // block_size), shards) if block not in done)
+        n, rows = manifest["images"], read_rows(self.run_dir)
+        todo = tuple(self._blocks_left(rows, n, block_size, lacking))
         blocks = {*todo}
         known = frozenset(row.index for row in rows if row.index // block_size in blocks)
         return Plan(todo, known, len(rows), sum(row.status == "error" for row in rows))
+
+    def _blocks_left(
+        self, rows: Sequence[Row], n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]
+    ) -> list[int]:
+        """The blocks of this start of which an image has no row or lacks a file."""
+        without = lacking(rows)
+        done = completed_blocks([row for row in rows if row.index not in without], n, block_size)
+        i, shards = self.shard or (1, 1)
+        return [block for block in range(i - 1, -(-n // block_size), shards) if block not in done]
+
+    def _indices_left(self, n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> list[int]:
+        rows = read_rows(self.run_dir)
+        blocks = {*self._blocks_left(rows, n, block_size, lacking)}
+        without = {*missing(rows, n), *lacking(rows)}
+        return sorted(index for index in without if index // block_size in blocks)
+
+    def left(self) -> list[int]:
+        """The indices of the images that this start had to do and that are not done; asked once it has ended."""
+        return self._left()
 
     def _lock(self) -> None:
         """Alone in the folder, or with the other shards of the same number of shards."""
@@ -219,13 +241,20 @@ class Ledger:
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
                 raise RecordError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
-            if not begun and self.resume == "require":
-                raise RecordError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
             if begun:
-                old = read_manifest(self.run_dir)
-                check_fingerprint(*({"stage": one["stage"], **one["fingerprint"]} for one in (old, manifest)))
+                self._check_same(read_manifest(self.run_dir), manifest)
             else:
                 write_manifest(self.run_dir, manifest)
+
+    def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        try:
+            check_fingerprint(*({"stage": one["stage"], **one["fingerprint"]} for one in (old, new)))
+        except FingerprintMismatch as error:
+            raise FingerprintMismatch(
+                f"{error}\nOne folder holds one run, here {old['explainer']} in {self.run_dir}. Give this one another: "
+                "`--run_dir`, or from Python the task's `run_dir` or a trainer with a logger of its own.",
+                error.keys,
+            ) from None
 
     def open(self) -> None:
         """Make this process's file of rows."""

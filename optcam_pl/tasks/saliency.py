@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -18,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
@@ -32,6 +35,8 @@ from optcam_pl.report_tables import as_dict
 from optcam_pl.saliency import Baseline, check_baseline
 from optcam_pl.storage import write_file
 from optcam_pl.summary import SUMMARY, Run, load_run, summarise, summary_to_store
+from optcam_pl.tasks.blocks import in_order, readable
+from optcam_pl.tasks.folders import run_folder
 from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
 from optcam_pl.tasks.stored import StoredWeights, lacking_weights, save_curves, save_weights
 
@@ -41,14 +46,19 @@ Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a task found out about one block of B images; callbacks show it.
+    """What a task found out about one block; callbacks show it.
+
+    A block has as many images as `batch_size` says, the dataset's last one perhaps less. Padding (``index`` -1) and
+    images that could not be read never reach the network: everything but `rows` is of the B images that could be read,
+    in the block's order. B may be 0.
 
     Attributes:
-        batch: the block, with its padding (``index`` -1).
-        logits: (B,C) the network's answer to the images.
+        batch: the B images.
+        logits: (B,C) the network's answer to them.
         explanation: the maps.
         probes: what was measured.
-        rows: one for each real image, in the block's order.
+        rows: one for each image of the dataset in the block, in the block's order, also for those that could not be
+            read: a row's image is found in `batch` by its ``index``.
     """
 
     batch: Batch
@@ -96,8 +106,12 @@ class SaliencyTask(L.LightningModule):
         weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
 
     Attributes:
+        run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
+            ``default_root_dir``. What was chosen holds for every stage and trainer, until None is set.
         resume: what to do about a run that is in the folder: see `Ledger`.
         shard: which part of the blocks to do: see `Ledger`; None for all.
+        cut_short: after a run that ended before all of its images were done, as a limit of the trainer was reached, a
+            sentence that says so; "" after any other.
 
     Raises:
         ValueError: a setting out of range.
@@ -150,6 +164,8 @@ class SaliencyTask(L.LightningModule):
         self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
+        self.cut_short = ""
+        self._given_dir: Path | None = None
         self._ledger: Ledger | None = None
 
     @property
@@ -168,8 +184,14 @@ class SaliencyTask(L.LightningModule):
 
     @property
     def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on."""
+        """The folder of this run; known from `setup` on, or once it is set."""
         return self._run_dir
+
+    @run_dir.setter
+    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
+        self._given_dir = None if folder is None else expanded_path(folder)
+        if self._given_dir is not None:
+            self._run_dir = self._given_dir
 
     @property
     def ledger(self) -> Ledger:
@@ -202,14 +224,22 @@ class SaliencyTask(L.LightningModule):
             )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
         self._check_annotations()
-        self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        self._run_dir = run_folder(self.trainer, self._given_dir)
         if stage == "fit":
             self._setup_fit()
         self._prepare(cast(Stage, stage))
 
     def teardown(self, stage: str) -> None:
-        """Give the run's folder back."""
+        """Give the run's folder back; warn if a limit of the trainer has kept images from being done."""
+        left = self.ledger.left() if self.trainer.is_global_zero else []
         self.close()
+        if left:
+            self.cut_short = (
+                f"{len(left)} of {len(self.data.table)} images are missing in {self.run_dir}: a limit of the Trainer "
+                f"(`limit_{stage}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
+                "A start in this folder without it does the rest."
+            )
+            warnings.warn(self.cut_short, stacklevel=2)
 
     def close(self, failed: bool = False) -> None:
         """Give the run's folder back, whatever has happened; the other processes are told where this one failed."""
@@ -279,34 +309,34 @@ class SaliencyTask(L.LightningModule):
     def training_step(self, batch: Batch) -> None:
         """Fit the weights of one block and store them."""
         self._block(batch, self._fit, measure=False)
-        if self.result is not None:
-            ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
-            save_weights(self.run_dir, self._number(batch), ids, self.result.explanation)
+        if self.result is not None and self.result.batch["id"]:
+            save_weights(self.run_dir, self._number(batch), self.result.batch["id"], self.result.explanation)
 
     def validation_step(self, batch: Batch) -> None:
         """Explain and measure one block."""
-        self._block(batch, self._explain_or_recall(batch), measure=True)
+        self._block(batch, self._explain_or_recall, measure=True)
 
     def test_step(self, batch: Batch) -> None:
         """Explain and measure one block."""
-        self._block(batch, self._explain_or_recall(batch), measure=True)
+        self._block(batch, self._explain_or_recall, measure=True)
 
     def predict_step(self, batch: Batch) -> dict[str, Any]:
         """Explain one block.
 
         Returns:
-            ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), of the block's n real images.
+            ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), of the block's n images that
+            could be read.
         """
-        self._block(batch, self._explain_or_recall(batch), measure=False)
+        self._block(batch, self._explain_or_recall, measure=False)
         if self.result is None:
             none = batch["target"][:0]
             return {"id": [], "saliency": batch["image"][:0, :1], "target": none, "predicted": none}
-        real = (batch["index"] >= 0).nonzero().flatten()
+        explanation = self.result.explanation
         return {
-            "id": [batch["id"][i] for i in real.tolist()],
-            "saliency": self.result.explanation.saliency[real],
-            "target": self.result.explanation.target[real],
-            "predicted": self.result.logits.argmax(1)[real],
+            "id": self.result.batch["id"],
+            "saliency": explanation.saliency,
+            "target": explanation.target,
+            "predicted": self.result.logits.argmax(1),
         }
 
     def _write(self, *_: Any, **__: Any) -> None:
@@ -335,65 +365,71 @@ class SaliencyTask(L.LightningModule):
 
     # One block -----------------------------------------------------------------------------------------------------
 
-    def _block(self, batch: Batch, explain: Callable[[Tensor, Tensor], Explanation], *, measure: bool) -> None:
-        """Predict, explain, measure. `explain` takes the images and their classes."""
+    def _block(self, block: Batch, explain: Callable[[Batch, Tensor], Explanation], *, measure: bool) -> None:
+        """Predict, explain, measure. `explain` takes the images that could be read, and their classes."""
         self.result = None
-        image = batch["image"]
-        if not bool((batch["index"] >= 0).any()):  # this process has no block left
+        if not bool((block["index"] >= 0).any()):  # this process has no block left
+            return
+        batch = readable(block)
+        if not batch["id"]:
+            self.result = self._nothing(block, batch)
             return
         with torch.no_grad():
-            logits = self.classifier(image)
+            logits = self.classifier(batch["image"])
             target = self.targets(batch, logits)
             self._synchronize()
             start = time.perf_counter()
-            explanation = explain(image, target)
+            explanation = explain(batch, target)
             self._synchronize()
-            seconds = (time.perf_counter() - start) / len(image)
+            seconds = (time.perf_counter() - start) / len(batch["id"])
             if self.region != "map":
                 saliency = region_map(explanation.saliency, batch["boxes"], self.region)
                 explanation = replace(explanation, saliency=saliency)
             probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
             scores = self._measure(probes, batch) if measure else {}
-            rows = self._rows(batch, logits, probes, scores, seconds)
-        self.result = BlockResult(batch, logits, explanation, probes, rows)
+            found = self._rows(batch, logits, probes, scores, seconds)
+        self.result = BlockResult(batch, logits, explanation, probes, in_order(block, found))
 
-    def _explain(self, image: Tensor, target: Tensor) -> Explanation:
-        explanation: Explanation = self.explainer(self.classifier, image, target)
-        return explanation
+    def _nothing(self, block: Batch, batch: Batch) -> BlockResult:
+        """The result of a block of which no image could be read: B = 0."""
+        image, target = batch["image"], batch["target"]
+        logits = image.new_zeros(0, self.classifier.num_classes)
+        explanation = Explanation(image[:, :1], target, target.bool())
+        probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
+        return BlockResult(batch, logits, explanation, probes, in_order(block, ()))
 
-    def _explain_or_recall(self, batch: Batch) -> Callable[[Tensor, Tensor], Explanation]:
-        stored = self.stored
-        if stored is None:
-            return self._explain
+    def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
+        image = batch["image"]
+        if self.stored is None:
+            explanation: Explanation = self.explainer(self.classifier, image, target)
+            return explanation
+        assert isinstance(self.explainer, OptiCAM)  # see __init__
+        weights = self.stored.block(self._number(batch), batch["id"], target).to(image.device)
+        return self.explainer.from_weights(self.classifier, image, target, weights)
 
-        def recall(image: Tensor, target: Tensor) -> Explanation:
-            assert isinstance(self.explainer, OptiCAM)  # see __init__
-            ids = [image_id if index >= 0 else "" for image_id, index in _named(batch)]
-            weights = stored.block(self._number(batch), ids, target).to(image.device)
-            return self.explainer.from_weights(self.classifier, image, target, weights)
-
-        return recall
-
-    def _fit(self, image: Tensor, target: Tensor) -> Explanation:
+    def _fit(self, batch: Batch, target: Tensor) -> Explanation:
         assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.optimizer.state.clear()  # the moments of the block before have nothing to say here
-        return self.explainer.fit(self.classifier, image, target, list(self.weights), optimizer)
+        weights = list(self.weights)[: len(target)]  # the others have no gradient, so that no step moves them
+        return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
 
     def targets(self, batch: Batch, logits: Tensor) -> Tensor:
-        """(B,) the classes to explain; padding and unreadable images get the predicted one."""
-        predicted = logits.argmax(1)
+        """(B,) the classes to explain of images that could be read, see `readable`.
+
+        Raises:
+            ValueError: `target` is "label", and an image has none that the network knows.
+        """
         if self.target == "predicted":
-            return predicted
+            return logits.argmax(1)
         if self.target == "second":
             return logits.topk(2, dim=1).indices[:, 1]
         if self.target == "least":
             return logits.argmin(1)
+        label = batch["target"]
         if isinstance(self.target, int):
-            return torch.full_like(predicted, self.target)
-        label = predicted.clone()
-        label[_real(batch)] = batch["target"][_real(batch)]
+            return torch.full_like(label, self.target)
         wrong = (label < 0) | (label >= logits.shape[1])
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
@@ -405,62 +441,51 @@ class SaliencyTask(L.LightningModule):
         return label
 
     def _measure(self, probes: Probes, batch: Batch) -> dict[str, list[Any]]:
-        """Scores of the block's real images by metric; the curves that they are made of are stored."""
-        real = _real(batch)
-        if not real:
-            return {}
-        measured = probes.only(real)
-        undefined = [self.region != "map" and not len(batch["boxes"][i]) for i in real]
+        """The images' scores by metric; the curves that they are made of are stored."""
+        undefined = [self._lacks_box(batch, i) for i in range(len(batch["id"]))]
         left_out = torch.tensor(undefined).nonzero().flatten()
         scores: dict[str, list[Any]] = {}
         curves: dict[str, Tensor] = {}
         for key, metric in self._metric_items():
-            evidence = measured.evidence(metric.needs(), key)
-            score = metric.check_scores(metric.score(**evidence), len(real))
+            evidence = probes.evidence(metric.needs(), key)
+            score = metric.check_scores(metric.score(**evidence), len(batch["id"]))
             score = score.index_fill(0, left_out.to(score.device), torch.nan)
             metric.accumulate(score)
             scores[key] = score.tolist()
             if isinstance(metric, CurveMetric):
                 curves[key] = metric.curves(**evidence).float()
         if curves:
-            ids = [batch["id"][i] for i, without in zip(real, undefined, strict=True) if not without]
+            ids = [image_id for image_id, without in zip(batch["id"], undefined, strict=True) if not without]
             kept = torch.tensor(undefined).logical_not()
             save_curves(self.run_dir, self._number(batch), ids, {key: c.cpu()[kept] for key, c in curves.items()})
         return scores
 
     def _rows(
         self, batch: Batch, logits: Tensor, probes: Probes, scores: dict[str, list[Any]], seconds: float
-    ) -> tuple[Row, ...]:
-        """One row for each image of the dataset in the block."""
+    ) -> list[Row]:
+        """One row for each image that could be read; `seconds` were spent on each."""
         predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
         degenerate = probes.explanation.degenerate.tolist()
-        position = {i: n for n, i in enumerate(_real(batch))}
         rows = []
-        for i, (image_id, index) in enumerate(_named(batch)):
-            if index < 0:
-                continue
-            if i not in position:
-                reason = batch["error"][i]
-                rows.append(
-                    Row(index=index, id=image_id, status="error", reason=reason, target=int(batch["target"][i]),
-                        predicted=-1, p=None, o=None, seconds=seconds)
-                )  # fmt: skip
-                continue
+        for i, index in enumerate(batch["index"].tolist()):
             reason = "the map is constant or not finite" if degenerate[i] else ""
-            if self.region != "map" and not len(batch["boxes"][i]):
+            if self._lacks_box(batch, i):
                 reason = "the image has no box"
             rows.append(
                 Row(
-                    index=index, id=image_id, status="degenerate" if reason else "ok", reason=reason,
+                    index=index, id=batch["id"][i], status="degenerate" if reason else "ok", reason=reason,
                     target=target[i], predicted=predicted[i], p=p[i], o=o[i],
-                    scores={key: value[position[i]] for key, value in scores.items()}, seconds=seconds,
+                    scores={key: value[i] for key, value in scores.items()}, seconds=seconds,
                 )
             )  # fmt: skip
-        return tuple(rows)
+        return rows
+
+    def _lacks_box(self, batch: Batch, i: int) -> bool:
+        return self.region != "map" and not len(batch["boxes"][i])
 
     def _number(self, batch: Batch) -> int:
-        """The block's number in the dataset."""
+        """The block's number in the dataset, from any of its images."""
         return int(batch["index"][0]) // self.data.batch_size
 
     def _synchronize(self) -> None:
@@ -484,8 +509,14 @@ class SaliencyTask(L.LightningModule):
             return without | (lacking_weights(self.run_dir, rows, data.batch_size) if stage == "fit" else set())
 
         self._ledger = Ledger(self.run_dir, self.resume, self.shard, Peers(self.global_rank, trainer.world_size))
-        self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
-        data.todo = self._ledger.plan.todo
+        plan = self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
+        data.todo, self.cut_short = plan.todo, ""
+        if stage == "predict" and plan.done and trainer.is_global_zero and trainer.predict_loop.return_predictions:
+            warnings.warn(
+                f"{plan.done} of {len(data.table)} images are done in {self.run_dir} already, and `predict` returns "
+                "only what is left to do. Set the task's `run_dir` to a new folder to get all of them.",
+                stacklevel=2,
+            )
 
     def _end(self, stage: Stage) -> None:
         """Wait until every process has written its rows; log and store the metrics, a function of all rows."""
@@ -561,13 +592,3 @@ class SaliencyTask(L.LightningModule):
         """In the order in which they were given; the collection has its own."""
         found = dict(self.metrics.items(keep_base=True))
         return [(key, metric) for key in self._keys if isinstance(metric := found[key], ImageMetric)]
-
-
-def _real(batch: Batch) -> list[int]:
-    """Positions of the block's images that could be read; the others are padding or errors."""
-    return [i for i, index in enumerate(batch["index"].tolist()) if index >= 0 and not batch["error"][i]]
-
-
-def _named(batch: Batch) -> list[tuple[str, int]]:
-    """(id, index) of each image of a block; the index of padding is -1."""
-    return list(zip(batch["id"], batch["index"].tolist(), strict=True))

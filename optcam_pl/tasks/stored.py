@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.explainers import Explanation
 from optcam_pl.records import (
     RecordError,
@@ -36,7 +37,7 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], explanation: Exp
     Args:
         run_dir: the fit's run folder.
         block: number of the block in the dataset.
-        ids: B image ids, "" for padding.
+        ids: of the B images.
         explanation: of an optimising explainer.
 
     Raises:
@@ -49,7 +50,7 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], explanation: Exp
 
 
 def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[int]:
-    """The indices of the rows' images whose block has no whole weight file."""
+    """The indices of the rows' images whose block has no whole weight file; images with an error need none."""
 
     @cache
     def whole(block: int) -> bool:
@@ -58,7 +59,7 @@ def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[
         except RecordError:
             return False
 
-    return {row.index for row in rows if not whole(row.index // block_size)}
+    return {row.index for row in rows if row.status != "error" and not whole(row.index // block_size)}
 
 
 class StoredWeights:
@@ -73,8 +74,8 @@ class StoredWeights:
     """
 
     def __init__(self, run_dir: str | Path) -> None:
-        self.run_dir = Path(run_dir)
-        self.manifest = read_manifest(run_dir)
+        self.run_dir = expanded_path(run_dir)
+        self.manifest = read_manifest(self.run_dir)
         if self.manifest["stage"] != "fit":
             raise ValueError(
                 f"Expected `weights_from` to be the run folder of an `optcam fit`, but {run_dir} is one of an "
@@ -90,10 +91,18 @@ class StoredWeights:
         check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
-        """The weights (B,K) of a block, on the CPU.
+        """The weights (B,K) of a block's images, on the CPU.
+
+        The file may hold more: older versions fitted the padding of a last block, named "", and black images in the
+        place of those that could not be read.
+
+        Args:
+            block: number of the block in the dataset.
+            ids: of the B images.
+            target: (B,) their classes.
 
         Raises:
-            ValueError: the block was never fitted, or holds other images or targets.
+            ValueError: the block was never fitted, or not for these images or targets.
         """
         path = _file(self.run_dir, block)
         if not path.is_file():
@@ -101,11 +110,15 @@ class StoredWeights:
                 f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing."
             )
         stored, metadata = load_tensors(path)
-        if json.loads(metadata["ids"]) != list(ids):
-            raise ValueError(f"{path} holds the weights of other images than {', '.join(ids)}.")
-        if not torch.equal(stored["target"], target.cpu()):
-            raise ValueError(f"{path} holds the weights for the classes {stored['target'].tolist()}, not {target}.")
-        return stored["weights"]
+        place = {image_id: i for i, image_id in enumerate(json.loads(metadata["ids"]))}
+        if unknown := [image_id for image_id in ids if image_id not in place]:
+            raise ValueError(f"{path} holds the weights of other images than {', '.join(unknown)}.")
+        chosen = [place[image_id] for image_id in ids]
+        if not torch.equal(stored["target"][chosen], target.cpu()):
+            raise ValueError(
+                f"{path} holds the weights for the classes {stored['target'][chosen].tolist()}, not {target.tolist()}."
+            )
+        return stored["weights"][chosen]
 
 
 def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[str, Tensor]) -> None:

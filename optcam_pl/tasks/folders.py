@@ -1,0 +1,78 @@
+"""Where a run lies: a folder of its own, whatever the logger is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import lightning as L
+
+from optcam_pl.data.decode import IMAGE_SUFFIXES
+from optcam_pl.records import MANIFEST, RecordError
+
+# What a run writes, or people keep beside it: logs, configs, a page. Names that begin with a dot are locks.
+_NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}
+_SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
+_EVENTS = "events.out.tfevents"
+
+
+def run_folder(trainer: L.Trainer, given: Path | None) -> Path:
+    """The folder of a run, as the first process has it; all processes have to ask together.
+
+    Args:
+        trainer: that carries it out.
+        given: the folder that was asked for; None takes the logger's, and without one the trainer's.
+    """
+    own = given or trainer.log_dir or trainer.default_root_dir
+    return Path(trainer.strategy.broadcast(str(own)))
+
+
+def check_no_others(folder: Path) -> None:
+    """Refuse a folder that holds somebody's files and was never a run's.
+
+    What makes a run's: a manifest, checkpoints, or files of TensorBoard. A folder with runs in it may be given to
+    commands that make several.
+
+    Raises:
+        RecordError: it holds images, or files that no run writes; the first of them are named.
+    """
+    if not folder.is_dir():
+        return
+    names = {path.name for path in folder.iterdir()}
+    if MANIFEST in names or "checkpoints" in names or any(name.startswith(_EVENTS) for name in names):
+        return
+    foreign = list(_foreign(folder))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise RecordError(
+            f"Expected `run_dir` to be a new folder or a run's, but {folder} holds other files: {shown}. A run would "
+            f"write its own among them: give a folder that does not exist, such as {folder / 'run'}."
+        )
+
+
+def _foreign(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.name in _NAMES or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from (
+                f"{path.name}/{file.name}" for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES
+            )
+        elif path.suffix.lower() not in _SUFFIXES:
+            yield path.name
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """What has to be made for a folder to be there, the deepest first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Take back folders that a start has made, the deepest first, up to the first in which there is something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return
