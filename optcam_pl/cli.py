@@ -241,6 +241,8 @@ class OptcamCLI(LightningCLI):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
         if not self._dry:
             if run_dir is not None:
+                if resume == "require" and not run_dir.exists():
+                    raise RecordError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
                 check_no_others(run_dir)
             self._made = missing_folders(run_dir or Path("logs"))
             probe_folder(run_dir or "logs")
@@ -328,7 +330,7 @@ class OptcamCLI(LightningCLI):
             reason = error.strerror or error
             raise RuntimeError(f"A loader process was killed, perhaps for lack of memory ({reason}).") from error
         except OSError as error:
-            if error.filename is not None:
+            if error.filename is not None or error.errno is None:  # the system's with its file, or words of our own
                 raise
             # TensorBoard's writer, whose disk is full, does not name its file.
             raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""A run's folder: its own whatever the logger is, found by `~`, never somebody's; and runs that were cut short."""
+"""A run's folder: its own whatever the logger is, found by `~`, never somebody's; runs that were cut short."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ FIT = str(Path(__file__).resolve().parent.parent / "configs" / "shapes_fit.yaml"
 pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",
+    # Lightning 2.6 calls what torch 2.14 deprecates
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    "ignore:.*in eval mode at the start of training.*",
 )
 
 
@@ -64,6 +67,7 @@ class OnlySaveDir(Logger):
 
 CSV = '{"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}'
 OWN = '{"class_path": "test_run_folders.OnlySaveDir"}'
+QUIET = ["--threads=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 LOGGERS = {"csv": CSV, "none": "false", "own": OWN, "two": f"[{OWN},{CSV}]"}
 
 
@@ -80,7 +84,7 @@ def words(*more: str) -> list[str]:
 
 
 def classifier() -> Classifier:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
     return Classifier(network, input_size=16, target_layer="1")
 
 
@@ -200,7 +204,7 @@ def test_a_folder_with_configs_locks_or_a_run_is_one(tmp_path: Path) -> None:
 def test_a_start_that_fails_leaves_no_folder_behind() -> None:
     with pytest.raises(ValueError, match="resnet50"):
         main(["test", *words("--run_dir=a/b", "--model.classifier.network=torchvision/resnet5")])
-    with pytest.raises(RecordError, match="but there is none"):
+    with pytest.raises(RecordError, match="Expected a run in c to go on with, but there is no such folder"):
         main(["test", *words("--run_dir=c", "--resume=require")])
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 
@@ -223,7 +227,7 @@ def test_a_task_takes_its_folder_and_a_second_explainer_is_told_to(photos: Path)
 
 
 def test_own_checkpoints_lie_in_the_run_folder_too() -> None:
-    tiny = ["--data.train_images=6", "--data.images=6", "--data.batch_size=6", "--model.epochs=1", "--threads=1"]
+    tiny = ["--data.train_images=6", "--data.images=6", "--data.batch_size=6", "--model.epochs=1"]
     network = ["--model.classifier.network=timm/test_resnet", "--model.classifier.weights=null"]
     own = '--trainer.callbacks=[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}]'
     given = [
@@ -269,7 +273,7 @@ def test_only_images_that_could_be_read_are_explained_and_measured(
     data = ImageFolder(str(photos), batch_size=4, on_error="record")
     trainer(callbacks=[MapWriter()]).test(task, datamodule=data, verbose=False)
     assert explainer.seen == [3, 4]  # blocks of 16 images: 4 and 4 unreadable, 3 and one unreadable, 4
-    assert asked == [3, 3, 4, 4]  # p and o
+    assert [n for n in asked if n > 1] == [3, 3, 4, 4]  # p and o; one of noise finds the layer
     rows = read_rows("run")
     assert [row.status for row in rows].count("error") == 9
     assert [row.index for row in rows] == list(range(16))
@@ -380,7 +384,7 @@ def test_a_network_that_was_measured_or_trained_in_part_says_so(photos: Path) ->
     ("limit", "done"), [("max_epochs=1", 2), ("limit_train_batches=1", 2), ("max_steps=3", 3), ("max_epochs=2", 4)]
 )
 def test_a_fine_tuning_that_was_cut_short_says_so(limit: str, done: int, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = ["--data.train_images=12", "--data.images=6", "--data.batch_size=6", "--model.epochs=2", "--threads=1"]
+    tiny = ["--data.train_images=12", "--data.images=6", "--data.batch_size=6", "--model.epochs=2"]
     network = ["--model.classifier.network=timm/test_resnet", "--model.classifier.weights=null"]
     given = [
         "fit",
