@@ -144,7 +144,7 @@ def test_runs_are_compared_by_own_metrics_too(photos: Path, own: Any, capsys: py
     assert "Light (lx) ↓" in after
     assert "o/p" not in after  # its value is made by its class alone
     assert "only its class people_metrics.Ratio" in before
-    assert "--import MODULE" in before
+    assert "`optcam report --import" in before
     assert report_command([*arguments, "--import", "people_metrics"]) == 0
     assert "GradCAM  o/p ↑" in capsys.readouterr().out.partition("Difference to")[2]
     assert report_command([*arguments, "--import", "nobodys_metrics"]) == 1
