@@ -99,7 +99,7 @@ def test_an_absolute_path_inside_the_root_is_named_from_the_root(tmp_path: Path)
         ("path,label,split\na.png,0,train\n", {"split": "test"}, "rows of the split 'test'"),
         ("path,label\na.png,0\n", {"boxes": ["x"]}, "`boxes` to name four columns"),
         ("path,label\na.png,0\n", {"box_format": "yxyx"}, "`box_format`"),
-        ("path,label\na.png,7\n", {"classes": ["x", "y"]}, "'a.png' has 7"),
+        ("path,label\na.png,7\n", {"classes": ["x", "y"]}, "Row 2 .* in 0..1 .* got '7'"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(tmp_path: Path, text: str, arguments: dict, message: str) -> None:

@@ -190,6 +190,7 @@ class SaliencyTask(L.LightningModule):
                 "or leave `num_classes` open."
             )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+        self.data.match_classes(network.class_names, network.name, used=self.target == "label")
         self._check_annotations()
         self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
