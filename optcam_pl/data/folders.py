@@ -37,7 +37,8 @@ class ImagePaths(ImageDataModule):
 
     Args:
         paths: one of them or several. A file is read whatever its name ends in; in folders and patterns only files with
-            an image's ending count, and none whose name begins with a dot. An image that is named twice is taken once.
+            an image's ending count, and none whose name begins with a dot or that lies in a file manager's own folder.
+            An image that is named twice is taken once.
         **kwargs: of ImageDataModule.
 
     Raises:
@@ -79,11 +80,13 @@ def _expand(path: str) -> Iterator[Path]:
         matches = sorted(glob.glob(str(name), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
             raise FileNotFoundError(f"There is no file or folder {path!r}, and as a pattern it matches nothing.")
-        for match in matches:
-            if Path(match).is_dir():
-                yield from _expand(match)
-            elif suffix(match) in IMAGE_SUFFIXES and not hidden(Path(match).name):
-                yield Path(match)
+        for match in map(Path, matches):
+            if any(hidden(part) for part in match.parts if part not in name.parts):
+                continue
+            if match.is_dir():
+                yield from (match / relative for relative in list_files(match))
+            elif suffix(match.name) in IMAGE_SUFFIXES:
+                yield match
 
 
 class ImageFolder(ImageDataModule):

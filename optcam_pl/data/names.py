@@ -85,9 +85,9 @@ def match_names(own: Sequence[str], network: Sequence[str]) -> tuple[int, ...]:
     """The network's class of each of a dataset's classes, by name; -1 where it has none.
 
     Names are the same that differ in case, or in underscores, hyphens and spaces only. Of ImageNet's classes, a wnid
-    is one of the names, and of a list of synonyms ("tench, Tinca tinca") each is. Numbers tell nothing of a class but
-    its index: where one side has nothing but the numbers 0, 1, ... in order, class i is class i, and a dataset's class
-    "281" is class 281 of a network whose classes are words.
+    is one of the names, and of a list of synonyms ("tench, Tinca tinca") each is. Where the network's names are words
+    and the dataset's are numbers, class "281" is the network's class 281. A network whose names are 0, 1, ... in order
+    has no names, so that class i of a dataset of words is class i.
 
     Example:
         >>> match_names(["cats", "Polar_bears"], ["polar bears", "dogs", "cats"])
@@ -98,12 +98,18 @@ def match_names(own: Sequence[str], network: Sequence[str]) -> tuple[int, ...]:
         ((0, 1), (10, 2))
     """
     own, network = _standard(own), _standard(network)
-    counted = [tuple(map(str, range(len(names)))) == tuple(names) for names in (own, network)]
-    alike = list(map(_key, own)) == list(map(_key, network))
-    if alike or any(counted):
+    keys = list(map(_key, own))
+    if list(own) == list(network) or (keys == list(map(_key, network)) and len(set(keys)) == len(keys)):
         return tuple(range(len(own)))
-    if all(name.isdecimal() for name in own) and not all(name.isdecimal() for name in network):
+    numbers = [all(name.isdecimal() for name in names) for names in (own, network)]
+    if numbers == [True, False]:
         return tuple(int(name) if int(name) < len(network) else -1 for name in own)
+    if numbers == [False, True] and list(network) == list(map(str, range(len(network)))):
+        return tuple(range(len(own)))
+    return _by_name(own, network)
+
+
+def _by_name(own: Sequence[str], network: Sequence[str]) -> tuple[int, ...]:
     times, similar = Counter(network), _unique_spellings(network)
     exact = {name: number for number, name in enumerate(network) if times[name] == 1}
     found = dict.fromkeys(range(len(own)), -1)
