@@ -11,6 +11,7 @@ from optcam_pl.data.names import match_names
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 SYNONYMS = [f"{name}, {name.upper()} of all sorts" for name in imagenet_names()]
+SHOUTED = [name.replace(" ", "_").upper() for name in imagenet_names()]
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,9 @@ def test_classes_are_found_by_name(own: Sequence[str], network: Sequence[str], e
     assert list(match_names(own, network)) == expected
 
 
-@pytest.mark.parametrize("network", [imagenet_names(), imagenet_wnids(), SYNONYMS])
+@pytest.mark.parametrize("network", [imagenet_names(), imagenet_wnids(), SYNONYMS, SHOUTED])
 def test_imagenets_classes_are_known_in_every_spelling(network: Sequence[str]) -> None:
-    for own in (imagenet_names(), imagenet_wnids(), SYNONYMS):
+    for own in (imagenet_names(), imagenet_wnids(), SYNONYMS, SHOUTED):
         assert match_names(own, network) == tuple(range(1000))
     assert match_names(["n02123045", "n01440764"], network) == (281, 0)
     assert match_names(["tabby, tabby cat", "tench, Tinca tinca"], network) == (281, 0)

@@ -127,7 +127,7 @@ def _standard(names: Sequence[str]) -> Sequence[str]:
     if len(names) != len(imagenet_names()):
         return names
     rows = zip(names, imagenet_names(), imagenet_wnids(), strict=True)
-    same = sum(not {name, wnid}.isdisjoint(_spellings(given)) for given, name, wnid in rows)
+    same = sum(not {_key(name), wnid}.isdisjoint(map(_key, _spellings(given))) for given, name, wnid in rows)
     # Lists differ in what they call a few classes; another order has few in their place.
     return imagenet_names() if same > 0.8 * len(names) else names
 
