@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_cases import make_coco, make_pets, make_voc
@@ -85,3 +86,72 @@ def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
     data._datasets[""].target_transform = str
     with pytest.raises(TypeError, match="but got str"):
         data.table[0]
+
+
+class Pairs(list):
+    """Images with their labels."""
+
+
+def labelled(labels: list[object], classes: list[object] | None = None, **attributes: object) -> TorchvisionDataset:
+    """A dataset that has these labels and attributes."""
+    data = TorchvisionDataset("FakeData", {"size": 1}, size=4)
+    data._datasets[""] = Pairs((Image.new("RGB", (8, 8)), label) for label in labels)
+    vars(data._datasets[""]).update({"classes": classes, **attributes})
+    return data
+
+
+def test_labels_of_any_kind_of_number_and_of_none() -> None:
+    labels = [1, 1.0, np.int64(1), np.float32(1), np.array(1), torch.tensor(1), torch.tensor(1.0), True]
+    none = [None, -1, float("nan"), torch.tensor(float("nan")), np.float64("nan")]
+    data = labelled([*labels, *none], ["a", "b"])
+    assert [data.table[i]["target"] for i in range(13)] == [1] * 8 + [-1] * 5
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (2, r"Expected a label in 0\.\.1 \(-1: none\), but got 2"),
+        (1.5, "but got 1.5"),
+        (-2, "but got -2"),
+        (torch.tensor(1.5), "but got 1.5"),
+        ((0, 1), "Expected one label an image, but got 0 and 1"),
+    ],
+)
+def test_a_label_that_is_none_of_the_classes_is_refused_with_its_image(label: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"What comes with the image '000000' of Pairs is wrong: .*{message}"):
+        labelled([label], ["a", "b"]).table[0]
+
+
+def test_names_that_are_synonyms_or_wnids_or_two_kinds() -> None:
+    assert labelled([0], [("tench", "Tinca tinca"), "cat"]).class_names == ("tench, Tinca tinca", "cat")
+    assert labelled([0], [("x", "y")] * 2, wnids=["n02123045", "n01440764"]).class_names == ("tabby", "tench")
+    data = labelled([0], ["Abyssinian", "Beagle"], bin_classes=["Cat", "Dog"])
+    data.arguments["target_types"] = ["binary-category"]
+    assert data.class_names == ("Cat", "Dog")
+
+
+def test_an_unknown_category_is_named(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    file = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "x.xml"
+    file.write_text(file.read_text().replace("dog", "dragon"))
+    data = TorchvisionDataset("VOCDetection", {"root": str(tmp_path), "image_set": "val"})
+    with pytest.raises(ValueError, match="one of the categories aeroplane, .*, but got 'dragon'"):
+        data.table[0]
+
+
+def test_a_file_managers_folder_is_no_class(tmp_path: Path) -> None:
+    for name in ("cat", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    with pytest.raises(ValueError, match="'__MACOSX' is what a file manager calls a folder of its own"):
+        TorchvisionDataset("ImageFolder", {"root": str(tmp_path)}).setup()
+
+
+def test_tilde_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_voc(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in ("~", "$HOME"):
+        data = TorchvisionDataset("VOCDetection", {"root": root, "image_set": "val"}, train_arguments={"root": root})
+        assert len(data.entries()) == 1
+        assert data.part_arguments["train"] == {"root": str(tmp_path)}
+        assert data.fingerprint()["source"] == {"dataset": "VOCDetection", "image_set": "val"}

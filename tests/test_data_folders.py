@@ -238,3 +238,98 @@ def test_kvasir_is_split_into_six_one_and_one_eighth(tmp_path: Path) -> None:
     assert (data.name, data.class_names) == ("kvasir", Kvasir.CLASSES)
     assert [len(part) for part in (*split_ids(data), ids(data))] == [48, 8, 8]
     assert sorted(targets(data).values()) == list(range(8))
+
+
+# ------------------------------------------------------------------------------------- what lies beside the classes
+
+
+def test_what_file_managers_put_beside_classes_is_no_class_and_no_image(tmp_path: Path) -> None:
+    put(tmp_path, "b/1.png", "c/1.png", "c/._1.png", "c/@eaDir/1.png/thumb.jpg")
+    expected = {"b/1.png": 0, "c/1.png": 1}
+    assert targets(ImageFolder(str(tmp_path))) == expected
+    folders = ("__MACOSX/b", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "#recycle", "__pycache__")
+    put(tmp_path, *(f"{folder}/._1.jpg" for folder in folders), *(f"{folder}/1.jpg" for folder in folders))
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "b" / "Thumbs.db").write_bytes(b"")
+    for classes in (None, ["b", "c"]):
+        data = ImageFolder(str(tmp_path), classes)
+        assert targets(data) == expected
+        assert data.class_names == ("b", "c")
+    assert ids(ImagePaths(str(tmp_path))) == list(expected)
+    assert ids(ImagePaths(str(tmp_path / "c" / "*"))) == ["1.png"]
+    assert ids(ImagePaths(str(tmp_path / "**" / "*.*g"))) == list(expected)
+    assert ids(ImagePaths(str(tmp_path / "@eaDir" / "*"))) == ["1.jpg"]  # where it is asked for
+
+
+def test_folders_without_images_are_no_classes_and_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "cats/1.png", "dogs/deep/1.png")
+    (tmp_path / "annotations" / "xml").mkdir(parents=True)
+    (tmp_path / "annotations" / "xml" / "1.xml").write_text("<annotation/>")
+    (tmp_path / "birds").mkdir()
+    data = ImageFolder(str(tmp_path))
+    with pytest.warns(UserWarning, match="hold no image and are no classes: annotations, birds. If they are, list all"):
+        assert data.class_names == ("cats", "dogs")
+    assert targets(data) == {"cats/1.png": 0, "dogs/deep/1.png": 1}
+
+
+def test_a_listed_class_stays_one_without_images_and_is_told(tmp_path: Path) -> None:
+    put(tmp_path, "cats/1.png", "dogs/1.png")
+    (tmp_path / "Birds").mkdir()
+    (tmp_path / "annotations").mkdir()
+    data = ImageFolder(str(tmp_path), ["birds", "cats", "dogs"])
+    with pytest.warns(UserWarning, match="These classes have no image in .* as their folders are empty: Birds"):
+        assert targets(data) == {"cats/1.png": 1, "dogs/1.png": 2}
+    assert data.class_names == ("birds", "cats", "dogs")
+
+
+def test_a_class_without_images_in_one_part_of_a_split_is_one(tmp_path: Path) -> None:
+    put(tmp_path, "train/b/1.png", "val/a/1.png", "test/a/1.png", "test/b/1.png")
+    (tmp_path / "train" / "a").mkdir()
+    assert targets(ImageFolder(str(tmp_path), split="test")) == {"test/a/1.png": 0, "test/b/1.png": 1}
+
+
+def test_a_root_one_level_too_deep_or_too_shallow_is_told_the_right_one(tmp_path: Path) -> None:
+    put(tmp_path, "pets/cats/1.png", "pets/dogs/1.png")
+    with pytest.raises(ValueError, match="its only folder holds them: cats, dogs. Give '.*/pets' as `root`"):
+        ImageFolder(str(tmp_path)).setup()
+    with pytest.raises(ValueError, match="'pets' is none of the 2 classes.* folders of '.*/pets': give it as `root`"):
+        ImageFolder(str(tmp_path), ["dogs", "cats"]).setup()
+    message = "found no image.* which holds images itself: .* give the folder above, '.*/pets'; .* use ImagePaths"
+    for classes in (None, ["dogs", "cats"]):
+        with pytest.raises(ValueError, match=message):
+            ImageFolder(str(tmp_path / "pets" / "cats"), classes).setup()
+    assert targets(ImageFolder(str(tmp_path), ["pets"])) == {"pets/cats/1.png": 0, "pets/dogs/1.png": 0}
+
+
+@pytest.mark.parametrize("names", [("train", "valid"), ("training", "validation"), ("test", "val")])
+def test_parts_of_a_split_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    put(tmp_path, *(f"{name}/a/1.png" for name in names))
+    with pytest.raises(ValueError, match=r"holds a split, .*named train, val and test; otherwise give one"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_hyphens_are_spaces_too(tmp_path: Path) -> None:
+    put(tmp_path, "sulphur crested-cockatoo/1.png")
+    assert targets(ImageFolder(str(tmp_path), "imagenet")) == {"sulphur crested-cockatoo/1.png": 89}
+
+
+def test_a_class_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("Käfer\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"names\.txt' to be written in utf-8, but it is not: byte 0xE4 in line 1"):
+        ImageFolder(str(tmp_path), str(tmp_path / "names.txt"))
+
+
+def test_tilde_and_variables_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PHOTOS", str(tmp_path / "pets"))
+    put(tmp_path, "pets/cats/1.png", "pets/dogs/1.png")
+    expected = ["cats/1.png", "dogs/1.png"]
+    for root in ("~/pets", "$PHOTOS", "${HOME}/pets"):
+        assert ids(ImageFolder(root)) == ids(ImagePaths(root)) == expected
+        assert ImageFolder(root).name == ImagePaths(root).name == "pets"
+    assert ids(ImagePaths(["$PHOTOS/cats", "~/pets/d*/*.png"])) == expected
+    with pytest.raises(FileNotFoundError, match=r"no folder '~/nothing' \('.*/nothing'\)"):
+        ImageFolder("~/nothing")
+    put(tmp_path, "chest_xray/test/NORMAL/1.png", *(f"kvasir-dataset-v2/{name}/1.png" for name in Kvasir.CLASSES))
+    assert ids(ChestXRay("$HOME")) == ["test/NORMAL/1.png"]
+    assert Kvasir("~").root == tmp_path / "kvasir-dataset-v2"

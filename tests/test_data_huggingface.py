@@ -165,3 +165,47 @@ def test_wrong_settings_are_named(boxed: Path, tmp_path: Path) -> None:
     table = HuggingFaceDataset(str(write(tmp_path / "broken", {"image": cells(png((9, 9, 9)), b"rubbish")}))).table
     with pytest.raises(ImageReadError, match="'000001'"):
         table[1]
+
+
+def labels(tmp_path: Path, values: list[object], kind: str | None = None) -> HuggingFaceDataset:
+    columns = {"image": cells(*[png((9, 9, 9))] * len(values)), "kind": values}
+    feature = datasets.Value(kind) if kind else datasets.ClassLabel(names=["9", "3"])
+    folder = write(tmp_path / f"labels {len(list(tmp_path.iterdir()))}", columns, kind=feature)
+    return HuggingFaceDataset(str(folder), label="kind", size=4)
+
+
+def targets(data: HuggingFaceDataset) -> list[int]:
+    return [entry.target for entry in data.table.entries]
+
+
+def test_labels_of_every_kind_of_column(tmp_path: Path) -> None:
+    text = labels(tmp_path, ["10", "2.0", "0", "", "nan", None, "-1"], "string")
+    assert targets(text) == [10, 2, 0, -1, -1, -1, -1]
+    assert text.class_names == tuple(map(str, range(11)))
+    assert targets(labels(tmp_path, ["dog", " cat", "", None], "string")) == [1, 0, -1, -1]
+    floats = labels(tmp_path, [10.0, 2.0, float("nan"), None, -1.0], "float32")
+    assert (targets(floats), floats.class_names) == ([10, 2, -1, -1, -1], None)
+    assert targets(labels(tmp_path, [10, -1, None], "int64")) == [10, -1, -1]
+    assert targets(labels(tmp_path, [True, False], "bool")) == [1, 0]
+    assert targets(labels(tmp_path, [1, -1, None])) == [1, -1, -1]  # of named classes: places, whatever their names
+    assert labels(tmp_path, ["", None], "string").class_names is None
+
+
+def test_labels_that_are_doubtful_are_refused_with_their_row(tmp_path: Path) -> None:
+    for values, kind in (([0.0, 2.5], "float64"), ([0, -2], "int64"), (["0", "2.5"], "string")):
+        with pytest.raises(ValueError, match=r"Row 1 of the column 'kind' of '.*' is wrong: .* got '?-?2"):
+            labels(tmp_path, values, kind).setup()
+    with pytest.raises(ValueError, match="column 'kind' of .* all numbers or all words, but row 1 has 'cat' and row 0"):
+        labels(tmp_path, ["0", "cat"], "string").setup()
+
+
+def test_tilde_and_variables_in_paths(boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = HuggingFaceDataset("~/boxed", image="image", image_root="$HOME")
+    assert (len(data.entries()), data.root, data.name) == (2, tmp_path, "boxed")
+    arguments = {"data_dir": "~/boxed", "data_files": {"test": ["$HOME/a", "https://x/$HOME/~"]}, "revision": "~"}
+    assert HuggingFaceDataset("imagefolder", arguments=arguments).arguments == {
+        "data_dir": str(boxed),
+        "data_files": {"test": [f"{tmp_path}/a", "https://x/$HOME/~"]},
+        "revision": "~",
+    }

@@ -175,3 +175,39 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
             ImageNet(images, **arguments)
     with pytest.raises(FileNotFoundError, match="train"):
         ImageNet(images).training_entries("train")
+
+
+def test_a_label_list_says_numbers_as_others_do_and_where_an_image_has_none(tmp_path: Path) -> None:
+    images = str(flat(tmp_path / "images"))
+    lines = [f"{STEMS[0]},281.0", f"{STEMS[1]},-1", "", f"{STEMS[2]},", f"{STEMS[3]}, 007"]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    assert list(classes(ImageNet(images, labels=str(tmp_path / "labels.csv"))).values()) == [281, -1, -1, 7]
+    for wrong, message in (
+        ("2.5", "got '2.5'"),
+        ("1000", r"in 0\.\.999 .* got '1000'"),
+        ("tabbi", "nearest are 'tabby'"),
+    ):
+        (tmp_path / "labels.csv").write_text("\n".join([*lines[:4], f"{STEMS[3]},{wrong}"]))
+        with pytest.raises(ValueError, match=rf"Row 5 of .*labels\.csv' is wrong: .*{message}"):
+            ImageNet(images, labels=str(tmp_path / "labels.csv")).setup()
+    (tmp_path / "labels.csv").write_text("\n".join([*lines, f"{STEMS[0]},4"]))
+    with pytest.raises(ValueError, match=f"Row 6 of .* gives '{STEMS[0]}' another label than before"):
+        ImageNet(images, labels=str(tmp_path / "labels.csv")).setup()
+    (tmp_path / "labels.csv").write_text(f"{STEMS[0]},ä\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"labels\.csv' to be written in utf-8"):
+        ImageNet(images, labels=str(tmp_path / "labels.csv")).setup()
+
+
+def test_folders_by_wnid_below_the_root_are_told(tmp_path: Path) -> None:
+    by_wnid(tmp_path / "ILSVRC" / "images")
+    with pytest.raises(ValueError, match=r"they lie in 'ILSVRC/images' below it: give '.*/ILSVRC/images' as `root`"):
+        ImageNet(str(tmp_path)).setup()
+
+
+def test_tilde_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flat(tmp_path / "images")
+    (tmp_path / "labels.txt").write_text("".join(f"{stem} {number}\n" for stem, number in EXPECTED.items()))
+    (tmp_path / "boxes").mkdir()
+    data = ImageNet("~/images", "$HOME/labels.txt", "~/boxes")
+    assert (classes(data), data.annotations) == (EXPECTED, ("boxes",))

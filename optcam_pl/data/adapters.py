@@ -11,10 +11,13 @@ import torchvision.datasets
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.boxes import to_corners
 from optcam_pl.data.decode import ImageReadError
 from optcam_pl.data.table import Annotation, Entry, Item, Reader
+from optcam_pl.data.text import class_number
+from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 _VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -26,6 +29,8 @@ _ANNOTATIONS: dict[str, tuple[Annotation, ...]] = {
     "VOCSegmentation": ("masks",),
 }
 
+
+_PATHS = ("root", "annFile", "img_folder")
 
 # Text comes first: a configuration's "2012" stays one.
 Argument: TypeAlias = str | bool | int | float | list[Any] | dict[str, Any] | None
@@ -42,15 +47,29 @@ class TorchvisionReader:
         datasets: the dataset by part; "" is the one to explain and measure on.
         foreground: values of a mask image that are the object.
         categories: class index by VOC's name or COCO's category number.
+        classes: number of classes; None where it is unknown.
     """
 
-    def __init__(self, datasets: Mapping[str, Any], foreground: Sequence[int], categories: Mapping[Any, int]) -> None:
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        foreground: Sequence[int],
+        categories: Mapping[Any, int],
+        classes: int | None = None,
+    ) -> None:
         self.datasets = datasets
         self.foreground = tuple(foreground)
         self.categories = categories
+        self.classes = classes
 
     def __call__(self, entry: Entry) -> Item:
-        """Read the item. Raises ImageReadError where its image is damaged or missing."""
+        """Read the item.
+
+        Raises:
+            ImageReadError: its image is damaged or missing.
+            ValueError: its label is none of the dataset's classes.
+            TypeError: what comes with it is no label, mask or annotation.
+        """
         dataset = self.datasets[entry.id.rpartition("/")[0]]
         try:
             image, target = dataset[int(entry.path)]
@@ -58,8 +77,12 @@ class TorchvisionReader:
             reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
             raise ImageReadError(f"Cannot read the image {entry.id!r}: {reason}.", reason) from fault
         item = Item(image.convert("RGB"))
-        for part in target if isinstance(target, tuple) else (target,):
-            item = self._add(item, part, dataset)
+        try:
+            for part in target if isinstance(target, tuple) else (target,):
+                item = self._add(item, part, dataset)
+        except (TypeError, ValueError) as fault:
+            kind = type(dataset).__name__
+            raise type(fault)(f"What comes with the image {entry.id!r} of {kind} is wrong: {fault}") from fault
         return item
 
     def _add(self, item: Item, part: Any, dataset: Any) -> Item:
@@ -71,25 +94,43 @@ class TorchvisionReader:
             return self._add_voc(item, part["annotation"])
         if isinstance(part, list):
             return self._add_coco(item, part, dataset.coco)
-        if isinstance(part, (int, np.integer)) or (isinstance(part, Tensor) and part.ndim == 0):
-            return item._replace(target=int(part))
+        if isinstance(part, (Tensor, np.ndarray)) and part.ndim == 0:
+            part = part.item()
+        if part is None or isinstance(part, (int, float, np.integer, np.floating)):
+            return self._add_label(item, part)
         raise TypeError(
             f"Expected a class, a mask image, or an annotation of VOC or COCO, but got {type(part).__name__}."
         )
+
+    def _add_label(self, item: Item, label: Any) -> Item:
+        number = class_number(label)
+        if item.target is not None:
+            raise ValueError(
+                f"Expected one label an image, but got {item.target} and {label}: ask for one target type."
+            )
+        if number is not None and self.classes is not None and number >= self.classes:
+            raise ValueError(f"Expected a label in 0..{self.classes - 1} (-1: none), but got {label}.")
+        return item._replace(target=number)
+
+    def _category(self, key: Any) -> int:
+        if key not in self.categories:
+            known = ", ".join(map(str, list(self.categories)[:90]))
+            raise ValueError(f"Expected an object of one of the categories {known}, but got {key!r}.")
+        return self.categories[key]
 
     def _add_voc(self, item: Item, annotation: Mapping[str, Any]) -> Item:
         found = []
         for thing in annotation["object"]:
             xmin, ymin, xmax, ymax = (float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
             # VOC numbers pixels from 1 and counts the last one in.
-            found.append((self.categories[thing["name"]], (xmin - 1, ymin - 1, xmax, ymax)))
+            found.append((self._category(thing["name"]), (xmin - 1, ymin - 1, xmax, ymax)))
         target = _largest(found)
         return item._replace(target=target, boxes=[box for number, box in found if number == target])
 
     def _add_coco(self, item: Item, objects: list[Mapping[str, Any]], coco: Any) -> Item:
         found = []
         for thing in objects:
-            found.append((self.categories[thing["category_id"]], to_corners(thing["bbox"], "xywh")))
+            found.append((self._category(thing["category_id"]), to_corners(thing["bbox"], "xywh")))
         target = _largest(found)
         mask = Image.new("L", item.image.size)
         for thing, (number, _) in zip(objects, found, strict=True):
@@ -109,7 +150,8 @@ class TorchvisionDataset(ImageDataModule):
 
     Args:
         dataset: name of a class of ``torchvision.datasets``, such as "OxfordIIITPet", "VOCDetection", "CocoDetection".
-        arguments: its arguments, such as ``{root: data, split: test, target_types: [category, segmentation]}``.
+        arguments: its arguments, such as ``{root: data, split: test, target_types: [category, segmentation]}``; in
+            its paths, ~ and variables are expanded.
         train_arguments: those that differ for its training images, such as ``{split: trainval}``; None: no training.
         val_arguments: those that differ for its validation images.
         foreground: values of a mask image that are the object; None: 1 for OxfordIIITPet, whose 2 is the background and
@@ -138,8 +180,11 @@ class TorchvisionDataset(ImageDataModule):
             raise ValueError(f"torchvision has no dataset {dataset!r}; the nearest are {near}.")
         self.dataset_name = name
         self.name = name.lower()
-        self.arguments = arguments
-        self.part_arguments = {"train": train_arguments, "val": val_arguments}
+        self.arguments = _expanded(arguments)
+        self.part_arguments = {
+            "train": None if train_arguments is None else _expanded(train_arguments),
+            "val": None if val_arguments is None else _expanded(val_arguments),
+        }
         self.foreground = foreground or ([1] if name == "OxfordIIITPet" else list(range(1, 255)))
         kinds = arguments.get("target_types")
         segmented = "segmentation" in (kinds if isinstance(kinds, list) else [kinds])
@@ -156,8 +201,14 @@ class TorchvisionDataset(ImageDataModule):
             return _VOC
         if self.dataset_name == "CocoDetection":
             return tuple(category["name"] for _, category in sorted(self._datasets[""].coco.cats.items()))
-        names = getattr(self._datasets[""], "classes", None)
-        return tuple(map(str, names)) if names else None
+        dataset = self._datasets[""]
+        wnids = getattr(dataset, "wnids", ())
+        if wnids and set(wnids) <= set(imagenet_wnids()):
+            return tuple(imagenet_names()[imagenet_wnids().index(wnid)] for wnid in wnids)
+        kinds = self.arguments.get("target_types")
+        binary = "binary-category" in (kinds if isinstance(kinds, list) else [kinds])
+        names = getattr(dataset, "bin_classes" if binary else "classes", None)
+        return tuple(", ".join(name) if isinstance(name, (tuple, list)) else str(name) for name in names or ()) or None
 
     def looked_for(self) -> str:
         """The dataset and its arguments."""
@@ -182,7 +233,8 @@ class TorchvisionDataset(ImageDataModule):
             categories = {number: index for index, number in enumerate(sorted(self._datasets[""].coco.cats))}
         else:
             categories = {name: index for index, name in enumerate(_VOC)}
-        return TorchvisionReader(self._datasets, self.foreground, categories)
+        names = self.class_names
+        return TorchvisionReader(self._datasets, self.foreground, categories, None if names is None else len(names))
 
     def source(self) -> dict[str, Any]:
         """The dataset and those of its arguments that are no paths."""
@@ -194,4 +246,8 @@ class TorchvisionDataset(ImageDataModule):
 
 
 def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key not in ("root", "annFile", "img_folder")}
+    return {key: value for key, value in arguments.items() if key not in _PATHS}
+
+
+def _expanded(arguments: Mapping[str, Argument]) -> dict[str, Any]:
+    return {key: str(expanded_path(str(value))) if key in _PATHS else value for key, value in arguments.items()}

@@ -15,7 +15,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from optcam_pl.data.index import hidden
 from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
+from optcam_pl.data.names import contradiction, match_names
 from optcam_pl.data.sampling import choose
 from optcam_pl.data.table import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augmentation
@@ -53,6 +55,8 @@ class ImageDataModule(LightningDataModule, ABC):
         annotations: which of "boxes" and "masks" its batches have.
         todo: numbers of the blocks that are still to do, None for all; set it to resume a run.
         training: whether `fit` trains a network; set by the task before loaders are made.
+        class_map: the network's class by the dataset's own one, -1 where it has none, as `match_classes` has found by
+            their names; None where they are the same.
     """
 
     def __init__(
@@ -97,6 +101,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.annotations: tuple[Annotation, ...] = ()
         self.todo: Sequence[int] | None = None
         self.training = False
+        self.class_map: tuple[int, ...] | None = None
+        self._labels_used = True
         self._options = LoaderOptions(num_workers=num_workers, timeout=timeout)
         self._size = (size, size) if isinstance(size, int) else size and (size[0], size[1])
         self._interpolation = interpolation
@@ -147,6 +153,38 @@ class ImageDataModule(LightningDataModule, ABC):
             self._interpolation or interpolation,
         )
 
+    def match_classes(self, names: Sequence[str] | None, network: str, *, used: bool = True) -> bool:
+        """Give labels as the classes of a network that have the same names (`names.match_names`) from now on.
+
+        Where names on either side are not known, labels stay as they are.
+
+        Args:
+            names: of the network's classes.
+            network: what it is called, for the message.
+            used: whether labels matter to the task. If not, a label whose class the network does not name becomes -1,
+                and what labels mean is no part of the fingerprint.
+
+        Returns:
+            Whether every class of the dataset is known to be one of the network's.
+
+        Raises:
+            ValueError: labels matter, and the network does not have all of the dataset's classes; both sides' are told.
+        """
+        own = self.class_names
+        self.class_map, self._labels_used = None, used
+        if own is None or names is None:
+            return False
+        found = match_names(own, names)
+        if -1 in found and used:
+            raise ValueError(contradiction(self.name, own, network, names))
+        if found != tuple(range(len(own))):
+            self.class_map = found
+        return -1 not in found and len(own) <= len(names)
+
+    def network_class(self, label: int) -> int:
+        """The network's class of a label of `entries`, -1 without one."""
+        return label if label < 0 or self.class_map is None else self.class_map[label]
+
     @staticmethod
     def of(trainer: Trainer) -> ImageDataModule:
         """The data module that a trainer was given.
@@ -191,6 +229,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise ValueError(f"Expected every image to have its own id, but {entry.id!r} occurs twice.")
             seen.add(entry.id)
         classes = self.class_names
+        foreign = [name for name in classes or () if name and hidden(name)]
+        if foreign:
+            raise ValueError(
+                f"Expected names of classes, but {foreign[0]!r} is what a file manager calls a folder of its own. Take "
+                "it out of the images' folder, or use ImageFolder, which passes it over."
+            )
         wrong = next((e for e in entries if e.target < -1 or (classes and e.target >= len(classes))), None)
         if wrong:
             known = f"lie in 0 ... {len(classes) - 1}" if classes else "not be negative"
@@ -212,6 +256,7 @@ class ImageDataModule(LightningDataModule, ABC):
             annotations=self.annotations,
             transform=transform,
             seed=run_seed() if part == "train" else 0,
+            class_map=self.class_map,
         )
 
     @property
@@ -234,7 +279,9 @@ class ImageDataModule(LightningDataModule, ABC):
         for entry in entries:
             row = [entry.id, entry.target] if entry.boxes is None else [entry.id, entry.target, entry.boxes]
             digest.update(json.dumps(row).encode() + b"\n")
+        mapped = self._labels_used and self.class_map is not None
         return {
+            **({"class_map": self.class_map} if mapped else {}),
             "name": self.name,
             "images": len(entries),
             "sha256": digest.hexdigest(),

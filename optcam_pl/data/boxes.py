@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 from xml.etree import ElementTree
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.index import list_files, load_json, stem, store_json
 from optcam_pl.data.table import Box
 
@@ -108,7 +109,7 @@ def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
         FileNotFoundError: there is no such folder or file.
         ValueError: an annotation is damaged or two have the same stem; the message names it.
     """
-    source = Path(source).expanduser()
+    source = expanded_path(source)
     if not source.exists():
         raise FileNotFoundError(f"There is no folder or tar file of boxes {str(source)!r}.")
     files = list_files(source, frozenset({".xml"})) if source.is_dir() else [""]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import os
 import posixpath
 from collections.abc import Sequence
@@ -10,30 +12,36 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
-from optcam_pl.data.folders import ClassIndex, Split, class_list
+from optcam_pl.data.folders import Split
 from optcam_pl.data.index import check_inside, existing_folder
+from optcam_pl.data.labels import LabelReader
+from optcam_pl.data.names import class_list
 from optcam_pl.data.table import Box, Entry
+from optcam_pl.data.text import check_encoding, class_names_of, is_missing, read_text
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 
 class CSVImages(ImageDataModule):
-    """Images listed in a CSV file with a header. An image with several boxes has several rows.
+    r"""Images listed in a CSV file with a header. An image with several boxes has several rows.
 
     Args:
         file: the CSV file.
         root: the folder that its paths begin at; None: the file's own.
         path: column of the image's path.
-        label: column of the label: a class's name, or its index from 0; empty for none. None: there are no labels.
+        label: column of the label: a class's name, or its index from 0, written as a whole number (7, 7.0, 007); empty,
+            -1, nan, NaN, None, NA, null or the like for none. None: there are no labels.
         boxes: the four columns of a box, empty where an image has none; None: the dataset has no boxes.
         box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
         classes: the classes, as in ImageFolder; None: the sorted names that occur, or where all labels are numbers,
-            these.
+            these. Then a file may not have words and numbers.
         split: the part to explain and measure on, "train", "val" or "test"; None for every row. With a split, a network
             can be trained on the rows of "train" and validated on those of "val".
         split_column: column of the split.
-        delimiter: what separates columns.
+        delimiter: what separates columns, one character; "\t" for a tab.
+        encoding: what the file is written in, such as "latin-1" or "utf-16".
         allow_outside: whether paths may be absolute or lead out of `root`.
         **kwargs: of ImageDataModule.
 
@@ -55,15 +63,19 @@ class CSVImages(ImageDataModule):
         split: Split | None = None,
         split_column: str = "split",
         delimiter: str = ",",
+        encoding: str = "utf-8",
         allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.file = Path(file).expanduser()
+        self.file = expanded_path(file)
         if not self.file.is_file():
             raise FileNotFoundError(f"There is no file {file!r}.")
         if boxes is not None and len(boxes) != 4:
             raise ValueError(f"Expected `boxes` to name four columns, but got {boxes}.")
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        if len(delimiter) != 1 or delimiter in '"\r\n':
+            raise ValueError(f"Expected `delimiter` to be one character such as ',' or ';', but got {delimiter!r}.")
         self.root = existing_folder(root) if root else self.file.parent
         self.name = self.file.stem
         self.columns = {"path": path, "label": label, "split": split_column if split else None}
@@ -71,20 +83,22 @@ class CSVImages(ImageDataModule):
         self.box_format = check_format(box_format)
         self.split = split
         self.delimiter = delimiter
+        self.encoding = check_encoding(encoding)
         self.allow_outside = allow_outside
         self.annotations = ("boxes",) if boxes else ()
         self._given_classes = class_list(classes)
-        self._rows: list[dict[str, str]] | None = None
+        self._rows: dict[int, dict[str, str]] | None = None
+        self._names: tuple[str, ...] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes by index."""
         if self._given_classes is not None or self.columns["label"] is None:
             return imagenet_names() if self._given_classes == "imagenet" else self._tuple(self._given_classes)
-        labels = {row["label"] for row in self._read() if row["label"]}
-        if labels and all(label.isdecimal() for label in labels):
-            return tuple(str(number) for number in range(max(map(int, labels)) + 1))
-        return tuple(sorted(labels)) or None
+        if self._names is None:
+            labels = ((number, row["label"]) for number, row in self._read().items())
+            self._names = class_names_of(labels, repr(str(self.file)))
+        return self._names
 
     @staticmethod
     def _tuple(classes: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -104,29 +118,52 @@ class CSVImages(ImageDataModule):
             raise ValueError("Expected `split` to be given to train a network, whose test images must be others.")
         return self._of(split)
 
-    def _read(self) -> list[dict[str, str]]:
-        """The rows, with the columns by what they mean."""
+    def _read(self) -> dict[int, dict[str, str]]:
+        """The rows by the line that each ends in, with the columns by what they mean."""
         if self._rows is None:
-            with self.file.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter=self.delimiter, restval="")
-                wanted = {kind: name for kind, name in self.columns.items() if name}
-                wanted |= {f"box{i}": name for i, name in enumerate(self.boxes or [])}
-                missing = sorted(set(wanted.values()) - set(reader.fieldnames or []))
-                if missing:
-                    raise ValueError(f"{str(self.file)!r} lacks the columns {missing}; it has {reader.fieldnames}.")
-                self._rows = [{kind: row[name].strip() for kind, name in wanted.items()} for row in reader]
+            text = read_text(self.file, self.encoding, ", or give its `encoding`, such as latin-1 or utf-16")
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
+            try:
+                columns = self._columns([name.strip() for name in next(reader, [])])
+                rows = ((reader.line_num, row) for row in reader if row)
+                self._rows = {number: self._row(row, columns, number) for number, row in rows}
+            except csv.Error as fault:
+                raise ValueError(f"Row {reader.line_num} of {str(self.file)!r} is wrong: {fault}.") from fault
         return self._rows
+
+    def _columns(self, header: list[str]) -> dict[str, int]:
+        """The place of each column that is used, by what it means; the number of columns as ""."""
+        wanted = {kind: name for kind, name in self.columns.items() if name}
+        wanted |= {f"box{i}": name for i, name in enumerate(self.boxes or [])}
+        missing = sorted(set(wanted.values()) - set(header))
+        if missing:
+            others = [mark for mark in ",;\t|" if mark != self.delimiter and any(mark in name for name in header)]
+            advice = f" Is its `delimiter` {others[0]!r}?" if others else ""
+            raise ValueError(f"{str(self.file)!r} lacks the columns {missing}; it has {header}.{advice}")
+        twice = sorted(name for name in set(wanted.values()) if header.count(name) > 1)
+        if twice:
+            raise ValueError(f"Expected each column of {str(self.file)!r} to have its own name, but got {twice} twice.")
+        return {kind: header.index(name) for kind, name in wanted.items()} | {"": len(header)}
+
+    def _row(self, row: list[str], columns: dict[str, int], number: int) -> dict[str, str]:
+        count = columns[""]
+        if any(cell.strip() for cell in row[count:]):
+            raise ValueError(
+                f"Row {number} of {str(self.file)!r} is wrong: it has {len(row)} columns, the header {count}. A text "
+                f"with a {self.delimiter!r} in it needs quotation marks."
+            )
+        return {kind: row[at].strip() if at < len(row) else "" for kind, at in columns.items() if kind}
 
     def _of(self, split: Split | None) -> list[Entry]:
         names = self.class_names or ()
-        index = ClassIndex(names, imagenet_wnids() if names == imagenet_names() else ())
+        read = LabelReader(names, imagenet_wnids() if names == imagenet_names() else ())
         inside = lru_cache(maxsize=None)(lambda folder: check_inside(folder, self.root, self.allow_outside))
         entries: dict[str, Entry] = {}
-        for number, row in enumerate(self._read(), start=2):
+        for number, row in self._read().items():
             if split and row["split"] != split:
                 continue
             try:
-                entry = self._entry(row, index, inside)
+                entry = self._entry(row, read, inside)
             except ValueError as fault:
                 raise ValueError(f"Row {number} of {str(self.file)!r} is wrong: {fault}") from fault
             old = entries.setdefault(entry.id, entry)
@@ -136,25 +173,24 @@ class CSVImages(ImageDataModule):
                 entries[entry.id] = old._replace(boxes=(*(old.boxes or ()), *entry.boxes))
         return list(entries.values())
 
-    def _entry(self, row: dict[str, str], index: ClassIndex, inside: Any) -> Entry:
+    def _entry(self, row: dict[str, str], read: LabelReader, inside: Any) -> Entry:
+        if not row["path"]:
+            raise ValueError("it names no image.")
         file = self.root / row["path"]
         inside(file.parent)
         if file.is_symlink():
             inside(file)
         relative = os.path.relpath(file, self.root) if Path(row["path"]).is_absolute() else row["path"]
-        label = row.get("label", "")
-        if not label:
-            target = -1
-        elif label.isdecimal() and label not in index.exact:
-            target = int(label)
-        else:
-            target = index(label)
+        target = read(row.get("label"))
         return Entry(posixpath.normpath(Path(relative).as_posix()), str(file), target, self._boxes(row))
 
     def _boxes(self, row: dict[str, str]) -> tuple[Box, ...] | None:
         if self.boxes is None:
             return None
         texts = [row[f"box{i}"] for i in range(4)]
-        if not any(texts):
+        if all(map(is_missing, texts)):
             return ()
-        return (to_corners([float(text) for text in texts], self.box_format),)
+        sides = [float(text) for text in texts]
+        if not all(map(math.isfinite, sides)):
+            raise ValueError(f"Expected four numbers of a box, or none at all, but got {texts}.")
+        return (to_corners(sides, self.box_format),)

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.decode import IMAGE_SUFFIXES
-from optcam_pl.data.index import existing_folder, list_files, load_json, store_json, subfolders, suffix
+from optcam_pl.data.index import (
+    existing_folder,
+    hidden,
+    holds_image,
+    list_files,
+    load_json,
+    store_json,
+    subfolders,
+    suffix,
+)
+from optcam_pl.data.names import ClassIndex, class_list
 from optcam_pl.data.sampling import seeded_order
 from optcam_pl.data.table import Entry
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 Split = Literal["train", "val", "test"]
 _SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = frozenset((*_SPLITS, "training", "valid", "validation", "dev", "testing", "eval"))
 
 
 class ImagePaths(ImageDataModule):
@@ -25,7 +37,8 @@ class ImagePaths(ImageDataModule):
 
     Args:
         paths: one of them or several. A file is read whatever its name ends in; in folders and patterns only files with
-            an image's ending count, and none whose name begins with a dot. An image that is named twice is taken once.
+            an image's ending count, and none whose name begins with a dot or that lies in a file manager's own folder.
+            An image that is named twice is taken once.
         **kwargs: of ImageDataModule.
 
     Raises:
@@ -39,7 +52,7 @@ class ImagePaths(ImageDataModule):
             raise ValueError("Expected `paths` to name at least one file or folder, but it is empty.")
         for path in self.paths:
             next(_expand(path), None)  # a wrong path is told at once
-        only = Path(self.paths[0]).expanduser().resolve()
+        only = expanded_path(self.paths[0]).resolve()
         self.name = only.name if len(self.paths) == 1 and only.is_dir() and only.name else "images"
 
     def looked_for(self) -> str:
@@ -58,7 +71,7 @@ class ImagePaths(ImageDataModule):
 
 def _expand(path: str) -> Iterator[Path]:
     """The image files of a file, a folder or a pattern. A name that exists is never taken for a pattern."""
-    name = Path(path).expanduser()
+    name = expanded_path(path)
     if name.is_dir():
         yield from (name / relative for relative in list_files(name))
     elif name.exists():
@@ -67,11 +80,13 @@ def _expand(path: str) -> Iterator[Path]:
         matches = sorted(glob.glob(str(name), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
             raise FileNotFoundError(f"There is no file or folder {path!r}, and as a pattern it matches nothing.")
-        for match in matches:
-            if Path(match).is_dir():
-                yield from _expand(match)
-            elif suffix(match) in IMAGE_SUFFIXES:
-                yield Path(match)
+        for match in map(Path, matches):
+            if any(hidden(part) for part in match.parts if part not in name.parts):
+                continue
+            if match.is_dir():
+                yield from (match / relative for relative in list_files(match))
+            elif suffix(match.name) in IMAGE_SUFFIXES:
+                yield match
 
 
 class ImageFolder(ImageDataModule):
@@ -87,8 +102,8 @@ class ImageFolder(ImageDataModule):
         classes: what the classes are and how they are numbered. "imagenet": ImageNet's 1000 classes, folders named by
             wnid or by class name, any number of them, so that 500 of the 1000 folders still have ImageNet's indices. A
             text file (one class a line) or a list: folders named by these. None: "imagenet" where every folder is named
-            by a wnid of ImageNet, otherwise the sorted names of the folders. Case, and underscores for spaces, only
-            matter where two classes differ in nothing else.
+            by a wnid of ImageNet, otherwise the sorted names of the folders that hold an image. Case, and underscores
+            and hyphens for spaces, only matter where two classes differ in nothing else.
         split: "train", "val" or "test", the part to explain and measure on; None for everything.
         split_seed: of the split that is drawn.
         allow_outside: whether symbolic links may lead out of `root`.
@@ -96,7 +111,8 @@ class ImageFolder(ImageDataModule):
 
     Raises:
         FileNotFoundError: there is no such folder or class list.
-        ValueError: (in `setup`) a folder belongs to no class, or two to one; the nearest names are listed.
+        ValueError: (in `setup`) a folder belongs to no class, or two to one, the nearest names are listed; or the class
+            folders lie deeper than in `root`, or `root` is one of them.
     """
 
     def __init__(
@@ -123,16 +139,31 @@ class ImageFolder(ImageDataModule):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes by index."""
         if self._classes is None:
-            folders = subfolders(self._folder("train" if self.split else None))
-            if "train" in folders and {"val", "test"} & set(folders):
-                raise ValueError(f"{str(self.root)!r} holds a split, {folders}: choose a part of it with `split`.")
+            folder = self._folder("train" if self.split else None)
+            # A class may lack images in one part of a split.
+            parts = [folder] if folder == self.root else [self._folder(split) for split in ("train", "val", "test")]
+            found = {name: any(map(holds_image, (part / name for part in parts))) for name in subfolders(folder)}
+            folders, others = [[name for name in found if found[name] is held] for held in (True, False)]
+            _check_level(folder, folders)
+            if others and folders:
+                warnings.warn(
+                    f"These folders in {str(folder)!r} hold no image and are no classes: {', '.join(others)}. If they "
+                    "are, list all classes as `classes`.",
+                    stacklevel=2,
+                )
             self._classes = "imagenet" if folders and set(folders) <= set(imagenet_wnids()) else tuple(folders)
         return imagenet_names() if self._classes == "imagenet" else tuple(self._classes)
 
     def looked_for(self) -> str:
         """Class folders and the endings of images."""
-        folder = str(self._folder(self.split))
-        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {folder!r}"
+        folder = self._folder(self.split)
+        advice = (
+            f", which holds images itself: if it is one class, give the folder above, {str(folder.absolute().parent)!r}"
+            "; if its images have no labels, use ImagePaths"
+            if holds_image(folder, directly=True)
+            else ""
+        )
+        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {str(folder)!r}{advice}"
 
     def entries(self) -> list[Entry]:
         """The images sorted by path, with their folder's class; ids begin at `root`."""
@@ -151,13 +182,30 @@ class ImageFolder(ImageDataModule):
         folder = self._folder(split)
         below = "" if folder == self.root else f"{split}/"
         names = self.class_names
-        target = match_folders(subfolders(folder), names, imagenet_wnids() if names == imagenet_names() else ())
-        files = (file for file in list_files(folder, outside=self.allow_outside) if "/" in file)
+        files = [file for file in list_files(folder, outside=self.allow_outside) if "/" in file]
+        filled = sorted({file.split("/", 1)[0] for file in files})
+        target = self._targets(folder, filled, names)
         entries = [Entry(f"{below}{file}", f"{folder}/{file}", target[file.split("/", 1)[0]]) for file in files]
         if split is None or below:
             return entries
         drawn = self._draw(entries)
         return [entry for entry in entries if drawn[entry.id] == split]
+
+    def _targets(self, folder: Path, filled: Sequence[str], names: tuple[str, ...]) -> Mapping[str, int]:
+        """Class index of each folder with images; folders without any that were to be classes are told."""
+        aliases = imagenet_wnids() if names == imagenet_names() else ()
+        try:
+            target = match_folders(filled, names, aliases)
+        except ValueError as fault:
+            raise ValueError(f"{fault}{_advice(folder, filled, ClassIndex(names, aliases))}") from None
+        known = ClassIndex(names, aliases)
+        empty = [name for name in subfolders(folder) if name not in target and known.knows(name)]
+        if empty:
+            warnings.warn(
+                f"These classes have no image in {str(folder)!r}, as their folders are empty: {', '.join(empty)}.",
+                stacklevel=2,
+            )
+        return target
 
     def _draw(self, entries: list[Entry]) -> Mapping[str, str]:
         """Split of every id: the stored one, or else a new one with an eighth of every class each for val and test."""
@@ -188,7 +236,7 @@ class ChestXRay(ImageFolder):
     """
 
     def __init__(self, root: str, *, split: Split = "test", **kwargs: Any) -> None:
-        inner = Path(root).expanduser() / "chest_xray"
+        inner = expanded_path(root) / "chest_xray"
         super().__init__(str(inner) if inner.is_dir() else root, ["NORMAL", "PNEUMONIA"], split=split, **kwargs)
         self.name = "chest_xray"
 
@@ -211,61 +259,36 @@ class Kvasir(ImageFolder):
     )
 
     def __init__(self, root: str, *, split: Split = "test", **kwargs: Any) -> None:
-        inner = Path(root).expanduser() / "kvasir-dataset-v2"
+        inner = expanded_path(root) / "kvasir-dataset-v2"
         super().__init__(str(inner) if inner.is_dir() else root, list(self.CLASSES), split=split, **kwargs)
         self.name = "kvasir"
 
 
-def class_list(classes: Sequence[str] | str | None) -> tuple[str, ...] | str | None:
-    """The classes of a list or of a text file, one a line; "imagenet" and None as they are."""
-    if classes is None or classes == "imagenet":
-        return None if classes is None else "imagenet"
-    if isinstance(classes, str):
-        file = Path(classes).expanduser()
-        if not file.is_file():
-            raise FileNotFoundError(f"Expected `classes` to be 'imagenet', a list or a text file; no file {classes!r}.")
-        classes = file.read_text(encoding="utf-8-sig").splitlines()
-    names = tuple(name.strip() for name in classes)
-    repeated = sorted({name for name in names if names.count(name) > 1 or not name})
-    if repeated or not names:
-        raise ValueError(f"Expected `classes` to be names, each once, but got {repeated or 'none'}.")
-    return names
+def _check_level(root: Path, folders: Sequence[str]) -> None:
+    """Raises ValueError where the folders with images are parts of a split, or their only one holds the classes."""
+    if ("train" in folders and {"val", "test"} & set(folders)) or (len(folders) > 1 and set(folders) <= _SPLIT_NAMES):
+        raise ValueError(
+            f"{str(root)!r} holds a split, {folders}: choose a part of it with `split`. (Its folders are to be named "
+            "train, val and test; otherwise give one of them as `root`.)"
+        )
+    if len(folders) == 1 and folders[0] not in imagenet_wnids():
+        only = root / folders[0]
+        inner = [] if holds_image(only, directly=True) else subfolders(only)
+        inner = [name for name in inner if holds_image(only / name)]
+        if len(inner) > 1:
+            raise ValueError(
+                f"Expected the class folders to lie in {str(root)!r}, but its only folder holds them: "
+                f"{', '.join(inner[:8])}{', ...' * (len(inner) > 8)}. Give {str(only)!r} as `root`; or, if "
+                f"{folders[0]!r} is the only class, `classes: [{folders[0]}]`."
+            )
 
 
-class ClassIndex:
-    """Finds the index of a class by its name.
-
-    Args:
-        names: the classes' names.
-        aliases: the classes' other names (wnids), in the same order.
-
-    Example:
-        >>> index = ClassIndex(imagenet_names(), imagenet_wnids())
-        >>> index("Great_White_Shark"), index("n01443537")
-        (2, 1)
-        >>> index("tensch")
-        Traceback (most recent call last):
-        ValueError: 'tensch' is none of the 1000 classes; the nearest are 'tench', ...
-    """
-
-    def __init__(self, names: Sequence[str], aliases: Sequence[str] = ()) -> None:
-        self.count = len(names)
-        self.exact = {name: number for some in (aliases, names) for number, name in enumerate(some)}
-        self.alike: dict[str, int | None] = {}
-        for name, number in self.exact.items():  # ImageNet has a Cardigan (a dog) and a cardigan: these must be exact
-            key = _key(name)
-            self.alike[key] = number if self.alike.get(key, number) == number else None
-
-    def __call__(self, name: str) -> int:
-        """The class's index. Raises ValueError, with the nearest names, where there is no such class."""
-        number = self.exact.get(name)
-        if number is None:
-            number = self.alike.get(_key(name))
-        if number is None:
-            close = get_close_matches(_key(name), self.alike, n=3, cutoff=0)
-            near = ", ".join(repr(known) for key in close for known in self.exact if _key(known) == key)
-            raise ValueError(f"{name!r} is none of the {self.count} classes; the nearest are {near}.")
-        return number
+def _advice(root: Path, folders: Sequence[str], index: ClassIndex) -> str:
+    """Where the class folders are, if they lie one level deeper than in `root`."""
+    for name in folders:
+        if not index.knows(name) and any(index.knows(inner) for inner in subfolders(root / name)):
+            return f" The classes are folders of {str(root / name)!r}: give it as `root`."
+    return ""
 
 
 def match_folders(folders: Sequence[str], names: Sequence[str], aliases: Sequence[str] = ()) -> Mapping[str, int]:
@@ -285,7 +308,3 @@ def match_folders(folders: Sequence[str], names: Sequence[str], aliases: Sequenc
             raise ValueError(f"The folder {folder!r} is the second one of the class {names[number]!r}.")
         target[folder] = number
     return target
-
-
-def _key(name: str) -> str:
-    return name.replace("_", " ").casefold()

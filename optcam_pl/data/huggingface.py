@@ -9,12 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.adapters import Argument
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
 from optcam_pl.data.decode import ImageReadError, read_image
 from optcam_pl.data.index import check_inside, existing_folder
+from optcam_pl.data.labels import LabelReader
 from optcam_pl.data.table import Box, Entry, Item, Reader
+from optcam_pl.data.text import class_names_of
 
 
 def _modules() -> Any:
@@ -24,6 +27,24 @@ def _modules() -> Any:
     except ImportError as error:
         raise ImportError('HuggingFaceDataset needs a package: pip install "optcam_pl[datasets]"') from error
     return datasets
+
+
+_PATHS = ("data_dir", "data_files", "cache_dir")
+
+
+def _expanded(paths: Any) -> Any:
+    """A path, or a list of paths or those by part, with ~ and variables expanded; addresses stay as they are."""
+    if isinstance(paths, str):
+        return paths if "://" in paths else str(expanded_path(paths))
+    if isinstance(paths, dict):
+        return {part: _expanded(path) for part, path in paths.items()}
+    return [_expanded(path) for path in paths] if isinstance(paths, (list, tuple)) else paths
+
+
+def _column(rows: Any, name: str) -> list[Any]:
+    """A column's cells, without the images beside them."""
+    cells: list[Any] = rows.select_columns([name])[:][name]
+    return cells
 
 
 class HuggingFaceReader:
@@ -115,7 +136,8 @@ class HuggingFaceDataset(ImageDataModule):
         val_split: the part to validate on while training.
         arguments: other arguments of ``load_dataset``, such as ``{data_dir: FOLDER}``, ``{name: CONFIGURATION}``.
         image: column of the image; None: the only one that has images.
-        label: column of the class; None: the only one with named classes, if there is one.
+        label: column of the class; None: the only one with named classes, if there is one. Of a column without named
+            classes, text that is numbers is read as numbers; nothing, -1, NaN and the like is no label.
         boxes: column of a list of boxes an image, such as "boxes" or "objects.bbox"; None: the dataset has no boxes.
         box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
         mask: column of the mask; None: the dataset has no masks.
@@ -150,7 +172,8 @@ class HuggingFaceDataset(ImageDataModule):
     ) -> None:
         super().__init__(**kwargs)
         _modules()
-        self.arguments = dict(arguments or {})
+        self.arguments = {key: _expanded(value) if key in _PATHS else value for key, value in (arguments or {}).items()}
+        path = str(expanded_path(path)) if expanded_path(path).is_dir() else path
         refused = sorted({"split", "streaming", "trust_remote_code"} & set(self.arguments))
         if refused:
             raise ValueError(f"Expected `arguments` to be of load_dataset, without {', '.join(refused)}.")
@@ -176,12 +199,13 @@ class HuggingFaceDataset(ImageDataModule):
         feature = rows.features[label]
         if hasattr(feature, "names"):
             return tuple(feature.names)
-        if feature.dtype not in ("string", "large_string"):
+        if getattr(feature, "dtype", None) not in ("string", "large_string"):
             return None
         if self._names is None:
             parts = [self._part(part) for part, split in self.splits.items() if split]
-            self._names = tuple(sorted({name for rows in parts for name in rows.unique(label) if name is not None}))
-        return self._names
+            labels = (pair for rows in parts for pair in enumerate(_column(rows, label)))
+            self._names = class_names_of(labels, f"the column {label!r} of {self.path!r}") or ()
+        return self._names or None
 
     def looked_for(self) -> str:
         """The dataset and its part."""
@@ -200,9 +224,13 @@ class HuggingFaceDataset(ImageDataModule):
     def _of(self, part: str) -> list[Entry]:
         rows = self._part(part)
         label, names = self.columns["label"], self.class_names
-        labels = [None] * len(rows) if label is None else rows.select_columns([label])[:][label]
-        index = {name: number for number, name in enumerate(names or ())}
-        targets = [-1 if name is None else index[name] if isinstance(name, str) else int(name) for name in labels]
+        labels = [None] * len(rows) if label is None else _column(rows, label)
+        read, targets = LabelReader(names or ()), []
+        for number, value in enumerate(labels):
+            try:
+                targets.append(value if type(value) is int and value >= -1 else read(value))
+            except (TypeError, ValueError) as fault:
+                raise ValueError(f"Row {number} of the column {label!r} of {self.path!r} is wrong: {fault}") from fault
         prefix = f"{part}/" if part else ""
         return [Entry(f"{prefix}{i:06}", str(i), target) for i, target in enumerate(targets)]
 
@@ -215,8 +243,7 @@ class HuggingFaceDataset(ImageDataModule):
     def source(self) -> dict[str, Any]:
         """The dataset, its part and its columns; no folders."""
         self._part("")  # its columns may not be known yet
-        paths = ("data_dir", "data_files", "cache_dir")
-        settings = {key: value for key, value in self.arguments.items() if key not in paths}
+        settings = {key: value for key, value in self.arguments.items() if key not in _PATHS}
         columns = self.columns | {"boxes": self.boxes, "foreground": self.foreground}
         return {"dataset": Path(self.path).name, "split": self.splits[""]} | settings | columns
 

@@ -11,10 +11,14 @@ from typing import Any, Literal
 
 from scipy.io import loadmat
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.boxes import Annotated, read_annotations
-from optcam_pl.data.folders import ClassIndex, ImageFolder
+from optcam_pl.data.folders import ImageFolder
 from optcam_pl.data.index import list_files, stem, subfolders
+from optcam_pl.data.labels import LabelReader
+from optcam_pl.data.names import ClassIndex
 from optcam_pl.data.table import Box, Entry
+from optcam_pl.data.text import decode_text
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 Label = tuple[int, "tuple[Box, ...] | None"]
@@ -36,6 +40,7 @@ class ImageNet(ImageFolder):
 
             - the development kit (folder or .tar.gz), or its ground-truth file with ``meta.mat`` beside it
             - a text or CSV file with a file's name and its class in each row: a wnid, a name or an index from 0.
+              -1, nan or nothing says that an image has none.
               Kaggle's ``LOC_val_solution.csv``, where the wnid is followed by a box, gives the boxes too.
         boxes: folder or tar(.gz) of the official XML annotations; images without one have no box.
         split: "val" or "train".
@@ -57,9 +62,9 @@ class ImageNet(ImageFolder):
     ) -> None:
         super().__init__(root, "imagenet", split=split, **kwargs)
         self.name = "imagenet"
-        self.box_source = Path(boxes).expanduser() if boxes else None
+        self.box_source = expanded_path(boxes) if boxes else None
         found = [labels] if labels else [str(self.root / name) for name in _LABELS if (self.root / name).exists()]
-        self.label_source = Path(found[0]).expanduser() if found else None
+        self.label_source = expanded_path(found[0]) if found else None
         for path in (self.label_source, self.box_source):
             if path and not path.exists():
                 raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
@@ -85,6 +90,8 @@ class ImageNet(ImageFolder):
             entries = [Entry(file, f"{folder}/{file}", target(file.split("/", 1)[0])) for file in files]
         else:
             files = list_files(folder, outside=self.allow_outside)
+            if not (self.label_source or self.box_source):
+                _check_level(folder, files)
             labelled = self._labels({stem(file) for file in files}, annotated)
             entries = [Entry(file, f"{folder}/{file}", *labelled[stem(file)]) for file in files]
         if not self.box_source:
@@ -100,12 +107,29 @@ class ImageNet(ImageFolder):
         else:
             index = ClassIndex(imagenet_names(), imagenet_wnids())
             named = {key: item.names[0] for key, item in annotated.items() if key in stems and item.names}
-            labels = {key: (index(name), None) for key, name in named.items()}
+            try:
+                labels = {key: (index(name), None) for key, name in named.items()}
+            except ValueError as fault:
+                raise ValueError(f"An object in the annotations {str(self.box_source)!r}: {fault}") from None
         missing = sorted(stems - labels.keys())
         if missing:
             where = f"in {str(self.label_source)!r}" if self.label_source else "(give `labels`)"
             raise ValueError(f"No label {where} for {len(missing)} of {len(stems)} images, such as {missing[0]!r}.")
         return labels
+
+
+def _check_level(root: Path, files: Sequence[str]) -> None:
+    """Raises ValueError where the folders by wnid lie deeper than in `root`."""
+    known = set(imagenet_wnids())
+    for file in files:
+        folders = file.split("/")[:-1]
+        depth = next((depth for depth, name in enumerate(folders) if name in known), 0)
+        if depth:
+            deeper = "/".join(folders[:depth])
+            raise ValueError(
+                f"Expected the folders by wnid to lie in {str(root)!r}, but they lie in {deeper!r} below it: give "
+                f"{f'{root}/{deeper}'!r} as `root`."
+            )
 
 
 def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
@@ -124,28 +148,37 @@ def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
         truth = source.read_bytes()
         beside = source.parent / "meta.mat"
         meta = beside.read_bytes() if beside.is_file() else b""
-    lines = truth.decode("utf-8-sig").splitlines()
+    lines = decode_text(truth, str(source)).splitlines()
     if lines and all(line.strip().isdigit() for line in lines):
         return _from_truth([int(line) for line in lines], meta, stems, source)
-    index = ClassIndex(imagenet_names(), imagenet_wnids())
-    return {name: _label(words, index) for name, words in _rows(lines) if name in stems}
+    read = LabelReader(imagenet_names(), imagenet_wnids())
+    labels: dict[str, Label] = {}
+    for number, name, words in _rows(lines):
+        if name not in stems:
+            continue
+        try:
+            label = _label(words, read)
+        except ValueError as fault:
+            raise ValueError(f"Row {number} of {str(source)!r} is wrong: {fault}") from fault
+        if labels.setdefault(name, label) != label:
+            raise ValueError(f"Row {number} of {str(source)!r} gives {name!r} another label than before.")
+    return labels
 
 
-def _rows(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Stem and the words of the label of every row of a file of two columns, set apart by a comma, a tab or a space."""
-    for row in csv.reader(line for line in lines if line.strip()):
-        first, *rest = row if len(row) > 1 else row[0].split(maxsplit=1)
-        yield stem(first.strip()), " ".join(rest).split()
+def _rows(lines: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, stem and the words of the label of every row; a comma, a tab or a space sets the two columns apart."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            row = next(csv.reader([line]))
+            first, *rest = row if len(row) > 1 else row[0].split(maxsplit=1) or [""]
+            yield number, stem(first.strip()), " ".join(rest).split()
 
 
-def _label(words: list[str], index: ClassIndex) -> Label:
-    if len(words) > 1 and len(words) % 5 == 0 and words[0] in index.exact:  # Kaggle: wnid x1 y1 x2 y2, repeated
+def _label(words: list[str], read: LabelReader) -> Label:
+    if len(words) > 1 and len(words) % 5 == 0 and words[0] in read.index.exact:  # Kaggle: wnid x1 y1 x2 y2, repeated
         corners = [[float(word) for word in words[at + 1 : at + 5]] for at in range(0, len(words), 5)]
-        return index(words[0]), tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in corners)
-    name = " ".join(words)
-    if name.isdigit() and int(name) < index.count:
-        return int(name), None
-    return index(name), None
+        return read(words[0]), tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in corners)
+    return read(" ".join(words)), None
 
 
 def _from_truth(numbers: list[int], meta: bytes, stems: set[str], source: Path) -> dict[str, Label]:

@@ -11,15 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from optcam_pl.checks import expanded_path
 from optcam_pl.data.decode import IMAGE_SUFFIXES
 
 _FOLDER = ".optcam_pl"
+# What file managers, network drives and archives put beside files, as thumbnails, bins and copies; all in lower case.
+_FOREIGN = frozenset(
+    {
+        *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found", "__pycache__"),
+        "system volume information",
+    }
+)
 
 
 def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside: bool = False) -> list[str]:
     """POSIX paths, relative to `root`, of the files below it with one of these endings, sorted by code point.
 
-    Names that begin with a dot are left out.
+    Names that `hidden` tells are left out.
 
     Args:
         root: the folder to search.
@@ -37,7 +45,7 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
         below, chain = stack.pop()
         with os.scandir(f"{real}{os.sep}{below}") as items:
             for item in items:
-                if item.name.startswith("."):
+                if hidden(item.name):
                     continue
                 target = f"{chain[-1]}{os.sep}{item.name}"
                 if item.is_symlink():
@@ -52,8 +60,31 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
 
 
 def subfolders(root: Path) -> list[str]:
-    """Sorted names of the folders in `root`, without those that begin with a dot."""
-    return sorted(item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith("."))
+    """Sorted names of the folders in `root`, without those that `hidden` tells."""
+    with os.scandir(root) as items:
+        return sorted(item.name for item in items if not hidden(item.name) and item.is_dir())
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is nobody's own: its name begins with a dot, or is one that file managers give.
+
+    Example:
+        >>> [hidden(name) for name in ("._photo.jpg", "__MACOSX", "@eaDir", "cats", "lost+found")]
+        [True, True, True, False, True]
+    """
+    return name.startswith(".") or name.casefold() in _FOREIGN
+
+
+def holds_image(folder: Path, *, directly: bool = False) -> bool:
+    """Whether there is an image in a folder, or only `directly` in it; searched no further than to the first one."""
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if directly or real in seen else [name for name in folders if not hidden(name)]
+        seen.add(real)
+        if any(suffix(name) in IMAGE_SUFFIXES and not hidden(name) for name in files):
+            return True
+    return False
 
 
 def suffix(name: str) -> str:
@@ -79,18 +110,22 @@ def stem(file: str) -> str:
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
-    """The path of a folder, with ~ expanded.
+    """The path of a folder, with ~ and variables expanded.
 
     Raises:
         FileNotFoundError: there is nothing there.
         NotADirectoryError: there is a file.
     """
-    folder = Path(path).expanduser()
+    folder = expanded_path(path)
     if not folder.exists():
-        raise FileNotFoundError(f"There is no folder {str(path)!r}.")
+        raise FileNotFoundError(f"There is no folder {str(path)!r}{_shown(path, folder)}.")
     if not folder.is_dir():
         raise NotADirectoryError(f"Expected {str(path)!r} to be a folder, but it is a file.")
     return folder
+
+
+def _shown(path: str | os.PathLike[str], folder: Path) -> str:
+    return "" if Path(path) == folder else f" ({str(folder)!r})"
 
 
 def check_inside(path: Path, root: Path, outside: bool) -> str:

@@ -111,6 +111,7 @@ class ImageTable(Dataset[Sample]):
         transform: torchvision v2 transform of the image with its boxes and mask, before the preprocessing. If it is
             random, it depends on `seed`, the epoch and the index, and neither draws from nor moves any other state.
         seed: of the transform.
+        class_map: the class that a label means, by label, -1 for none; None: the label itself.
 
     Example:
         >>> table = ImageTable([Entry("a.png", "/nowhere/a.png", 3)], Preprocessing((2, 2)), on_error="record")
@@ -129,6 +130,7 @@ class ImageTable(Dataset[Sample]):
         annotations: Sequence[Annotation] = (),
         transform: Callable[..., Any] | None = None,
         seed: int = 0,
+        class_map: Sequence[int] | None = None,
     ) -> None:
         self.entries = entries
         self.preprocessing = preprocessing
@@ -137,6 +139,7 @@ class ImageTable(Dataset[Sample]):
         self.annotations = tuple(annotations)
         self.transform = transform
         self.seed = seed
+        self.class_map = class_map
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -166,7 +169,8 @@ class ImageTable(Dataset[Sample]):
         """The sample of an item that was read, a black one without an item."""
         prepare = self.preprocessing
         image = prepare(item.image) if item else torch.zeros(3, *prepare.size)
-        target = entry.target if item is None or item.target is None else item.target
+        label = entry.target if item is None or item.target is None else item.target
+        target = label if label < 0 or self.class_map is None else self.class_map[label]
         sample = Sample(image=image, target=target, id=entry.id, index=index, error=error)
         if "boxes" in self.annotations:
             sample["boxes"] = prepare.boxes(item.boxes, item.image.size) if item else torch.zeros(0, 4)

@@ -182,10 +182,14 @@ class ClassificationTask(L.LightningModule):
         """Match data and network; for `fit`, thaw the network.
 
         Raises:
-            ValueError: the dataset has another number of classes than the network.
+            ValueError: the dataset has other classes than the network, or for `fit` another number of them.
         """
         classifier, names = self.classifier, self.data.class_names
-        if names is not None and len(names) != classifier.num_classes:
+        # ImageNet's names are those of a head that has not been fitted yet: unless the dataset has them, too, they go.
+        fresh = stage == "fit" and classifier.class_names in (None, imagenet_names())
+        known = len(names or ()) == classifier.num_classes or stage != "fit"
+        matched = known and self.data.match_classes(classifier.class_names, classifier.name, used=not fresh)
+        if names is not None and len(names) != classifier.num_classes and not matched:
             raise ValueError(
                 f"Expected {self.data.name} and {classifier.name} to have the same classes, but they have {len(names)} "
                 f"and {classifier.num_classes}. Set `num_classes` of the classifier to get a new head."
@@ -194,12 +198,13 @@ class ClassificationTask(L.LightningModule):
         self._run_dir = self.find_folder(self.trainer)
         self._images, self.cut_short = 0, ""
         if stage == "fit":
-            self._setup_fit(names)
+            if names is not None and fresh and not (matched and self.data.class_map):
+                classifier.class_names = names
+            self.data.match_classes(classifier.class_names, classifier.name)
+            self._setup_fit()
 
-    def _setup_fit(self, names: tuple[str, ...] | None) -> None:
+    def _setup_fit(self) -> None:
         self.data.training = True
-        if names is not None and self.classifier.class_names in (None, imagenet_names()):
-            self.classifier.class_names = names
         if self.class_weights == "balanced":
             self.weight = self._balanced()
         elif self.class_weights is not None:
@@ -233,7 +238,7 @@ class ClassificationTask(L.LightningModule):
 
     def _balanced(self) -> Tensor:
         """(C,) n / (C * n_c) of the training images."""
-        counts = Counter(entry.target for entry in self.data.training_entries("train"))
+        counts = Counter(self.data.network_class(entry.target) for entry in self.data.training_entries("train"))
         missing = [c for c in range(self.classifier.num_classes) if not counts[c]]
         if missing or counts[-1]:
             fault = (

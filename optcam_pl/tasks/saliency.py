@@ -223,6 +223,7 @@ class SaliencyTask(L.LightningModule):
                 "or leave `num_classes` open."
             )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+        self.data.match_classes(network.class_names, network.name, used=self.target == "label")
         self._check_annotations()
         self._run_dir = run_folder(self.trainer, self._given_dir)
         if stage == "fit":
