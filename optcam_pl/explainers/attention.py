@@ -114,8 +114,7 @@ class AttentionExplainer(Explainer):
     @staticmethod
     def readout(classifier: Classifier, image: Tensor, tokens: int, pools: Sequence[Tensor] = ()) -> Tensor:
         """(N,) weights, summing to 1, of the tokens that the head reads; (B,N) where `pools` (B,1,N) say it."""
-        weights, pool = find_readout(classifier, image, tokens)
-        return pools[pool].squeeze(1) if weights is None else weights.to(image)
+        return find_readout(classifier, image, tokens).of(pools, image)
 
 
 class RawAttention(AttentionExplainer):

@@ -31,13 +31,22 @@ class Readout(NamedTuple):
     """What the head reads.
 
     Attributes:
-        weights: (N,) float64, summing to 1; None where the network pools its tokens by attention, whose map of each
-            image says it.
-        pool: which of the pooling attentions of a pass that is, counted from 0; -1 where there are `weights`.
+        weights: (N,) float64, summing to 1. Where the network pools tokens by attention, 1 for those that it attends
+            to: how much of each is read, says the map of each image.
+        pool: which of the pooling attentions of a pass that is, counted from 0; None where there is none.
     """
 
-    weights: Tensor | None
-    pool: int = -1
+    weights: Tensor
+    pool: int | None = None
+
+    def of(self, pools: Sequence[Tensor], like: Tensor) -> Tensor:
+        """(N,), or (B,N) by a pass's pooling attentions `pools`, each (B,1,M); in the type of `like`."""
+        weights = self.weights.to(like)
+        if self.pool is None:
+            return weights
+        rows = weights.repeat(len(like), 1)
+        rows[:, weights > 0] = pools[self.pool].squeeze(1).to(like)
+        return rows
 
 
 def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
@@ -46,7 +55,7 @@ def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
     The gradient of the scores with respect to the tokens behind the last attention tells it:
 
     - one token gets all of it: that token (a class token);
-    - some tokens get the same: their mean;
+    - some tokens get the same, or multiples of the same: their mean, weighted so;
     - there are two or three such groups: each counts the same (class and distillation token of a distilled DeiT; class
       token and mean of the patches of DINOv2's classifier);
     - it comes through an attention with one query: attention pooling.
@@ -278,29 +287,43 @@ def _means(behind: _Gradients, direct: Sequence[Tensor]) -> Tensor:
         if not _any(left[i], float(direct[i].abs().max())):
             continue
         of_rows = list(_groups(left[i]))
-        groups += [_on_tokens(behind, direct, i, weights) for weights in of_rows]
-        if len(groups) > _MOST_GROUPS:
+        some = behind.sizes[i] < behind.tokens and len(of_rows) > 1
+        if some or len(groups) + len(of_rows) > _MOST_GROUPS:
             raise behind.refusal(
                 "gives its tokens gradients that differ from token to token, as where they are flattened, pooled by "
                 "their maximum, or weighted by something that depends on them"
             )
+        if len(of_rows) == 1:
+            of_rows = [_before(behind, direct, i, of_rows[0])]
+        groups += [_on_tokens(behind, direct, i, weights) for weights in of_rows]
         through = behind.of(behind.values[i], list(left[i].to(behind.values[i].dtype)))
         left = [rest - G if j <= i else rest for j, (rest, G) in enumerate(zip(left, through, strict=True))]
-    if len(groups) == 1:
-        groups = [_unequal(behind, direct, groups[0])]
     return torch.stack(groups).sum(0) / len(groups)
 
 
 def _groups(G: Tensor) -> Iterator[Tensor]:
-    """(P,M,D) -> for each set of tokens whose gradients are one and the same, (M,) weights that sum to 1."""
+    """(P,M,D) -> for each set of tokens whose gradients point the same way, (M,) weights that sum to 1."""
     rows = G.transpose(0, 1).flatten(1)
-    size = rows.abs().amax(1)
+    size = rows.norm(dim=1)
+    ways = rows / size.clamp(min=torch.finfo(rows.dtype).tiny).unsqueeze(1)
     left = size > _SLACK * size.max()
     while left.any():
-        first = rows[left][0]
-        same = left & ((rows - first).abs().amax(1) <= _SLACK * float(first.abs().max()))
-        yield same.double() / same.sum()
+        first = ways[left][0]
+        same = left & ((ways - first).abs().amax(1) <= _SLACK * float(first.abs().max()))
+        weights = size * same / size[same].sum()
+        even = same.double() / same.sum()
+        yield even if _equal(weights, even, float(even.max())) else weights
         left = left & ~same
+
+
+def _before(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Tensor) -> Tensor:
+    """The weights (M,) of the mean that is taken of the i-th tensor, with what its tokens were multiplied by before."""
+    for j in reversed([j for j in range(i) if behind.sizes[j] == behind.sizes[i] and _any(direct[j])]):
+        earlier = list(_groups(direct[j]))
+        if len(earlier) > 1 or not torch.equal(earlier[0] > 0, weights > 0):
+            break
+        weights = earlier[0]
+    return weights
 
 
 def _on_tokens(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Tensor) -> Tensor:
@@ -309,25 +332,13 @@ def _on_tokens(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Te
         return weights
     # Some of the tokens, read alike: which ones, say the tokens before them that get their gradient.
     source = [j for j in range(i) if behind.sizes[j] == behind.tokens and _any(direct[j])][-1:]
-    if source and bool((weights > 0).all()):
+    if source:
         way = direct[i][0].to(behind.values[i].dtype)
         reached = behind.of(behind.values[i], [way])[source[0]].abs().amax((0, 2))
         chosen = reached > _SLACK * reached.max()
         if int(chosen.sum()) == behind.sizes[i]:
-            return chosen.double() / chosen.sum()
+            return chosen.double().masked_scatter(chosen, weights)
     raise behind.refusal("reads some of its tokens in a way that cannot be traced back to them")
-
-
-def _unequal(behind: _Gradients, direct: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The same, or the weights of a mean of tokens that were multiplied by constants before it."""
-    for i in reversed([j for j, size in enumerate(behind.sizes) if size == behind.tokens and _any(direct[j])]):
-        rows = direct[i].transpose(0, 1).flatten(1)
-        size = rows.norm(dim=1)
-        if not _equal(rows * size.max(), size.unsqueeze(1) * rows[size.argmax()], float(size.max() ** 2)):
-            break
-        if not _equal(size / size.sum(), weights, 1 / len(weights)):
-            weights = size / size.sum()
-    return weights
 
 
 def _pooled(
@@ -339,14 +350,17 @@ def _pooled(
 ) -> Readout:
     """The readout of a network whose head reads a pooling attention, and nothing else."""
     (pool, (attention, out)), *others = used.items()
-    if others or attention.shape[-1] != behind.tokens:
-        raise behind.refusal("pools its tokens by attention more than once, or together with others")
+    if others:
+        raise behind.refusal("pools its tokens by attention more than once")
     toward = [gradients(scores, [out], behind.classifier, way)[0] for way in ways]
     through = behind.of(out, toward)
     for i, G in enumerate(direct):
         if behind.sizes[i] == behind.tokens and not _equal(through[i], G, float(G.abs().max())):
             raise behind.refusal("reads its tokens by an attention pooling and in another way too")
-    return Readout(None, pool)
+    reached = direct[behind.sizes.index(behind.tokens)].abs().amax((0, 2))  # a key for each, in their order
+    if int((reached > 0).sum()) != attention.shape[-1]:
+        raise behind.refusal("pools its tokens by an attention to others than them")
+    return Readout((reached > 0).double(), pool)
 
 
 def _images_first(value: Tensor, images: int) -> Tensor:

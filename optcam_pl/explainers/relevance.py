@@ -62,7 +62,7 @@ class AttentionTape(TorchFunctionMode):
         self._shapes: set[tuple[int, ...]] = set()
         self._open: dict[int, Tensor] = {}  # softmax outputs that have not been multiplied with values yet
         self._pooling: dict[int, Tensor] = {}  # the same of one query, which is that of a pooling head
-        self._tokens: set[int] = set()  # how many tokens the linear layers get
+        self._sizes: set[tuple[int, int]] = set()  # images and tokens, or the other way round, of the linear layers
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -87,7 +87,7 @@ class AttentionTape(TorchFunctionMode):
             self.pools.append(attention if self._keep is None else self._keep(attention))
         out = self.run(name, func, args, kwargs)
         if name == "linear" and out.ndim == 3:
-            self._tokens.add(out.shape[1])
+            self._sizes.add((out.shape[0], out.shape[1]))
         if name == "softmax" and out.ndim >= 4:
             waiting = self._open if out.shape[-2] > 1 else self._pooling
             waiting[id(out)] = out  # the dict holds the tensor, so its id stays its own
@@ -120,7 +120,7 @@ class AttentionTape(TorchFunctionMode):
             why = "calls no self-attention"
         elif len(self._shapes) > 1 or len(shape) != 4 or shape[0] != batch or shape[-1] != shape[-2]:
             why = "attends within windows, or at several resolutions"
-        elif shape[-1] not in self._tokens:
+        elif not {(batch, shape[-1]), (shape[-1], batch)} & self._sizes:
             why = "attends over channels, not over tokens"
         if why is not None:
             raise ValueError(
@@ -160,7 +160,10 @@ class RelevanceTape(AttentionTape):
         if rule is None:
             out = func(*args, **kwargs)
             if name not in _ROUTES and _requires_grad(out):
-                raise ValueError(f"There is no relevance rule for the operation {name!r}, which the network calls.")
+                raise ValueError(
+                    f"There is no relevance rule for the operation {name!r}, which the network calls. Take a method "
+                    "without relevance, such as AttentionRollout or GradCAM."
+                )
             return out
         with torch.no_grad():
             out = func(*args, **kwargs)
