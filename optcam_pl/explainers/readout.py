@@ -8,7 +8,7 @@ Shape letters: B images, H heads, N tokens, M some of them, D channels, P projec
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -116,9 +116,7 @@ def gradients(y: Tensor, of: Sequence[Tensor], classifier: Classifier, weight: T
     if not y.requires_grad or not all(value.requires_grad for value in of):
         raise no_gradient(classifier)
     try:
-        return list(
-            torch.autograd.grad(y, of, weight, retain_graph=True, allow_unused=True, materialize_grads=True)
-        )
+        return list(torch.autograd.grad(y, of, weight, retain_graph=True, allow_unused=True, materialize_grads=True))
     except CheckpointError as error:
         raise ValueError(
             f"{classifier.name} is under gradient checkpointing, which computes attention again, unseen, in the "
@@ -198,7 +196,8 @@ def _check_mixing(classifier: Classifier, noise: Tensor, tokens: int) -> None:
 
 class _Behind(AttentionTape):
     """Keeps what comes behind the last attention map: `tokens`, tensors of three dimensions; and `pooled`, pairs of a
-    pooling attention's map and what it puts out."""
+    pooling attention's map and what it puts out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -374,5 +373,3 @@ def _any(G: Tensor, scale: float = 0.0) -> bool:
 
 def _equal(a: Tensor, b: Tensor, scale: float) -> bool:
     return bool((a - b).abs().max() <= _SLACK * scale)
-
-
