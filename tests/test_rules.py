@@ -125,7 +125,7 @@ def test_a_module_that_is_called_twice():
             )
     network = Net(nn.ReLU())
     network.second = nn.Sequential(network.b, nn.ReLU())
-    with pytest.raises(ValueError, match=r"called once .*'b' and 'second\.0' are one Conv2d"):
+    with pytest.raises(ValueError, match=r"called once .*'b' and 'second\.0' of Net are one Conv2d"):
         CaptumExplainer("LRP")(classifier_of(network), image, 1)
     network = Net(nn.ReLU(), lambda x: network.b(x))
     with pytest.raises(ValueError, match=r"called once .*calls 'b' \(Conv2d\) again"):

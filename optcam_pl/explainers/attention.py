@@ -175,7 +175,8 @@ class TIBAV(AttentionExplainer):
 
     ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row: G the gradient of the class's logit with respect
     to the attention of a block, R the attention's relevance for it (see `RelevanceTape` for the rules). As in the
-    authors' program, and unlike in rollout, the rows are not normalised.
+    authors' program, and unlike in rollout, the rows are not normalised. A pooling attention, where the head has one,
+    gives the row that is read in the same way, ``mean_heads ReLU(G . R)`` of its own map.
 
     1. G: one pass forward and one backward, with the network's own gradients.
     2. R: another one, with relevance in their place.

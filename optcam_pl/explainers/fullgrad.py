@@ -82,8 +82,8 @@ def _check_complete(terms: Sequence[Tensor], logits: Tensor, classifier: Classif
         raise ValueError(
             f"Expected FullGrad's terms of a network of piecewise linear functions to add up to its logit "
             f"{float(logits[i]):.4g}, but those of {classifier.name} add up to {float(total[i]):.4g}: it adds "
-            "constants otherwise than by the bias of a layer of torch (linear, convolution, normalisation), which are not seen. "
-            "Take a method that needs no biases, such as GradCAM or OptiCAM."
+            "constants otherwise than by the bias of a layer of torch (linear, convolution, normalisation), which are "
+            "not seen. Take a method that needs no biases, such as GradCAM or OptiCAM."
         )
 
 

@@ -194,7 +194,7 @@ class Watch(TorchFunctionMode):
             raise ValueError(
                 f"Expected {self.method}'s attribution to add up to f(x) - f(x') = {float(y[i]):.4g}, as its rules "
                 f"promise, but it adds up to {float(found[i].sum()):.4g}: they do not hold for all that "
-                f"{self.classifier.name} computes (such as max pooling over windows that overlap). {_INSTEAD}"
+                f"{self.classifier.name} computes (Captum's of max pooling hold for some references only). {_INSTEAD}"
             )
 
 
@@ -214,8 +214,9 @@ def check_modules(method: str, classifier: Classifier) -> None:
     for name, module in classifier.network.named_modules(remove_duplicate=False):
         if type(module) in _WEIGHED and seen.setdefault(module, name) != name:
             raise ValueError(
-                f"Expected each module to be called once in a pass for {method}, whose rules keep what went through "
-                f"it, but in {classifier.name} {seen[module]!r} and {name!r} are one {type(module).__name__}. {_INSTEAD}"
+                f"Expected each module to be called once in a pass for {method}, whose rules keep what went "
+                f"through it, but {seen[module]!r} and {name!r} of {classifier.name} are one {type(module).__name__}. "
+                f"{_INSTEAD}"
             )
         if not any(True for _ in module.children()) and type(module) not in (*_WEIGHED, *_PASSED):
             known = ", ".join(kind.__name__ for kind in (*_WEIGHED, *_PASSED))
