@@ -14,8 +14,8 @@ from torch import Tensor
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.readout import check_uncompiled, find_readout, gradients
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
-from optcam_pl.layers import families
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
 
@@ -25,7 +25,7 @@ def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
 
     Args:
         maps: L times (B,N,N), A of each block, first block first.
-        readout: (N,) weights of the tokens that the head reads.
+        readout: (N,) or, for each image, (B,N) weights of the tokens that the head reads.
 
     Returns:
         (B,N) the share of each token of the first block.
@@ -34,7 +34,7 @@ def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
     >>> rollout([A, B], torch.tensor([1.0, 0.0]))
     tensor([[0.3750, 0.6250]])
     """
-    rows = readout.expand(maps[-1].shape[0], 1, -1)
+    rows = readout.unsqueeze(-2).expand(maps[-1].shape[0], 1, -1)
     for A in reversed(maps):  # from the left: a row times a matrix, never a matrix times a matrix
         rows = rows / (A.sum(-1).unsqueeze(1) + 1)
         rows = torch.bmm(rows, A) + rows
@@ -51,7 +51,7 @@ def accumulate(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
     >>> accumulate([A, B], torch.tensor([1.0, 0.0]))
     tensor([[0.5000, 2.5000]])
     """
-    own = readout.expand(maps[-1].shape[0], 1, -1)
+    own = readout.unsqueeze(-2).expand(maps[-1].shape[0], 1, -1)
     gained = torch.zeros_like(own)
     for A in reversed(maps):
         gained = torch.bmm(own, A) + torch.bmm(gained, A) + gained
@@ -70,11 +70,15 @@ class AttentionExplainer(Explainer):
     2. The tokens on their grid; class, distillation and register tokens are dropped.
     3. Upsampled to the image, then range-normalised.
 
-    A score is that of a token for those that the classification head reads: the class token; for a distilled DeiT the
-    mean of class and distillation token, as its head averages both; the mean of all patches where the head pools them.
+    A score is that of a token for those that the classification head reads, which is found by a pass of noise (see
+    `optcam_pl.explainers.readout.find_readout`), not by the network's name: the class token; the mean of class and
+    distillation token where the head averages both; the mean of all patches where the head pools them; half the class
+    token and half the patches where the head gets both. Where the tokens are pooled by an attention, its map says how
+    much of each is read, for each image by itself: it stands for one more block, whose only token is the query.
 
     Raises:
-        ValueError: the network has no attention over the tokens of a whole image (a CNN, a Swin transformer).
+        ValueError: the network has no attention over the tokens of a whole image (a CNN, a Swin transformer), mixes
+            its tokens in other ways too, is compiled, or reads its tokens in a way that cannot be told.
     """
 
     def __init__(self) -> None:
@@ -94,23 +98,23 @@ class AttentionExplainer(Explainer):
         return classifier.to_grid(scores.unsqueeze(2), (image.shape[2], image.shape[3]), "attention")
 
     @staticmethod
-    def attention(classifier: Classifier, image: Tensor, keep: Callable[[Tensor], Tensor] = fuse_heads) -> list[Tensor]:
-        """The attention of each block, heads fused: L times (B,N,N), from one pass without gradients."""
+    def attention(
+        classifier: Classifier, image: Tensor, keep: Callable[[Tensor], Tensor] = fuse_heads
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The attention of each block, heads fused, L times (B,N,N), and of pooling queries, each (B,1,N).
+
+        From one pass without gradients.
+        """
+        check_uncompiled(classifier, "Attention")
         with torch.no_grad(), AttentionTape(keep) as tape:
             classifier(image)
-        return [kept.to(image.dtype) for kept in tape.attention(image.shape[0], classifier.name)]
+        maps, pools = tape.attention(image.shape[0], classifier.name), tape.pools
+        return [kept.to(image.dtype) for kept in maps], [kept.to(image.dtype) for kept in pools]
 
     @staticmethod
-    def readout(classifier: Classifier, like: Tensor) -> Tensor:
-        """(N,) weights, summing to 1, of the tokens that the head reads; `like` is (B,N,N)."""
-        prefix, known = classifier.prefix_tokens, families(classifier.network)
-        weights = like.new_zeros(like.shape[-1])
-        pooled = known[0][0] == "timm" and getattr(classifier.network, "global_pool", "token") != "token"
-        if prefix == 0 or pooled:
-            weights[prefix:] = 1
-        else:
-            weights[: 2 if ("timm", "VisionTransformerDistilled") in known else 1] = 1
-        return weights / weights.sum()
+    def readout(classifier: Classifier, image: Tensor, tokens: int, pools: Sequence[Tensor] = ()) -> Tensor:
+        """(N,) weights, summing to 1, of the tokens that the head reads; (B,N) where `pools` (B,1,N) say it."""
+        return find_readout(classifier, image, tokens).of(pools, image)
 
 
 class RawAttention(AttentionExplainer):
@@ -129,11 +133,12 @@ class RawAttention(AttentionExplainer):
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """See the class."""
         del target
-        maps = self.attention(classifier, image)
+        maps, pools = self.attention(classifier, image)
         if not -len(maps) <= self.block < len(maps):
             raise ValueError(f"Expected `block` to be one of {classifier.name}'s {len(maps)}, but got {self.block}.")
         A = maps[self.block]
-        return torch.matmul(self.readout(classifier, A), A)
+        readout = self.readout(classifier, image, A.shape[-1], pools)
+        return torch.matmul(readout.unsqueeze(-2), A).squeeze(-2)
 
 
 class AttentionRollout(AttentionExplainer):
@@ -160,8 +165,9 @@ class AttentionRollout(AttentionExplainer):
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """See the class."""
         del target
-        maps = self.attention(classifier, image, lambda A: fuse_heads(A, self.head_fusion))
-        return rollout(_from_block(maps, self.start_block), self.readout(classifier, maps[-1]))
+        maps, pools = self.attention(classifier, image, lambda A: fuse_heads(A, self.head_fusion))
+        readout = self.readout(classifier, image, maps[-1].shape[-1], pools)
+        return rollout(_from_block(maps, self.start_block), readout)
 
 
 class TIBAV(AttentionExplainer):
@@ -169,7 +175,8 @@ class TIBAV(AttentionExplainer):
 
     ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row: G the gradient of the class's logit with respect
     to the attention of a block, R the attention's relevance for it (see `RelevanceTape` for the rules). As in the
-    authors' program, and unlike in rollout, the rows are not normalised.
+    authors' program, and unlike in rollout, the rows are not normalised. A pooling attention, where the head has one,
+    gives the row that is read in the same way, ``mean_heads ReLU(G . R)`` of its own map.
 
     1. G: one pass forward and one backward, with the network's own gradients.
     2. R: another one, with relevance in their place.
@@ -187,22 +194,30 @@ class TIBAV(AttentionExplainer):
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 and 2; see the class."""
+        check_uncompiled(classifier, self.title)
         image = image.detach().requires_grad_()
         with torch.autocast(image.device.type, enabled=False):
             G = _toward_attention(AttentionTape(), classifier, image, target)
             R = _toward_attention(RelevanceTape(), classifier, image, target)
-            maps = [(g * r).clamp(min=0).mean(1) for g, r in zip(G, R, strict=True)]
-            readout = self.readout(classifier, maps[-1])
-            return accumulate(_from_block(maps, self.start_block), readout)
+            maps, pools = (
+                [(g * r).clamp(min=0).mean(1) for g, r in zip(*both, strict=True)] for both in zip(G, R, strict=True)
+            )
+            readout = self.readout(classifier, image.detach(), maps[-1].shape[-1], pools)
+            gained = accumulate(_from_block(maps, self.start_block), readout)
+            # What patches keep of themselves, where it is not the same for all of them.
+            return gained + (readout - readout.median(-1, keepdim=True).values)
 
 
-def _toward_attention(tape: AttentionTape, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
-    """The derivative of y_c at each block's attention, (B,H,N,N), by the tape's notion of a gradient."""
+def _toward_attention(
+    tape: AttentionTape, classifier: Classifier, image: Tensor, target: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The derivative of y_c at each block's attention (B,H,N,N) and at pooling queries', by the tape's notion of it."""
     with tape:
         logits = classifier(image)
     maps = tape.attention(image.shape[0], classifier.name)
     y_c = logits.gather(1, target.unsqueeze(1)).sum()
-    return list(torch.autograd.grad(y_c, maps))
+    found = gradients(y_c, [*maps, *tape.pools], classifier)
+    return found[: len(maps)], found[len(maps) :]
 
 
 def _check_start(start_block: int) -> int:

@@ -23,6 +23,7 @@ from torchvision.transforms.functional import gaussian_blur
 from optcam_pl.capture import tensor_of
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.layers import nearest
 from optcam_pl.saliency import Baseline, baseline_image, check_baseline
 from optcam_pl.threads import OwnHook, alone, process_wide
@@ -44,8 +45,6 @@ _BATCHED = {
     *("Saliency", "InputXGradient", "IntegratedGradients", "GuidedBackprop", "Deconvolution", "DeepLift", "LRP"),
     *("Occlusion", "FeatureAblation", "GuidedGradCam", "LayerGradCam", "LayerGradientXActivation", "LayerActivation"),
 }
-# What these change is the gradient of nn.ReLU, and of nothing else.
-_OF_RELU = {"GuidedBackprop", "Deconvolution", "GuidedGradCam"}
 _HOOKS_WARNING = "Setting (forward, )?backward hooks"
 # No explanation of a single image: they compare the images of a batch, or explain a neuron.
 _REFUSED = ("FeaturePermutation", "LayerFeaturePermutation", "LimeBase", "Neuron")
@@ -85,8 +84,10 @@ class CaptumExplainer(Explainer):
 
     Raises:
         ImportError: Captum is not installed.
-        ValueError: no such attribution or argument; when called, guided backpropagation or deconvolution of a network
-            without a ReLU module, whose map would be the plain gradient's.
+        ValueError: no such attribution or argument; when called or checked, a method of rules for modules (guided
+            backpropagation, deconvolution, DeepLift, LRP) and a network that calls something else, or a module twice,
+            which would silently keep its plain gradient; a DeepLift that does not add up to ``f(x) - f(x')``.
+        TypeError: when called, LRP of a network with a module that it has no rule for.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class CaptumExplainer(Explainer):
         self._class = attribution_class(method)
         self._wrapper = None if wrapper is None else attribution_class(wrapper)
         self._takes = self._check_arguments()
+        self._told: set[str] = set()  # what was warned of, once
 
     @property
     def title(self) -> str:
@@ -143,6 +145,10 @@ class CaptumExplainer(Explainer):
                     f"Expected `wrapper` to be an attribution around another one, such as NoiseTunnel, and `method` to "
                     f"be one by itself, but got {kind.__name__} as `{'wrapper' if wraps else 'method'}`."
                 )
+        if self.output != "logit" and self._class.__name__ in FAMILIES:
+            raise ValueError(
+                f"Expected `output` to be 'logit' for {self.method}, whose rules end at the network's output."
+            )
         takes = _parameters(self._class.attribute) | (_parameters(self._wrapper.attribute) if self._wrapper else set())
         for key, given, known in (
             ("method_args", self.method_args, _parameters(self._class.__init__)),
@@ -175,19 +181,16 @@ class CaptumExplainer(Explainer):
         return smooth(a, self.smoothing)
 
     def check(self, classifier: Classifier) -> None:
-        """See `Explainer.check`; without the attribution."""
+        """See `Explainer.check`; without the attribution, unless it has rules, which are seen in it alone."""
         if self._layers(classifier):
             self.check_layers(classifier)
+        if self._class.__name__ in FAMILIES:
+            super().check(classifier)
         if self.segments is not None:
             superpixels(torch.zeros(3, 2, 2), self.segments, 1)
 
     def _layers(self, classifier: Classifier) -> dict[str, nn.Module]:
         """The layer of a layer attribution; none for the others."""
-        if self._class.__name__ in _OF_RELU and not any(isinstance(m, nn.ReLU) for m in classifier.modules()):
-            raise ValueError(
-                f"Expected a network with ReLU modules for {self.method}, which changes their gradient alone, but "
-                f"{classifier.name} has none: its map would be the plain gradient's, which is the method Saliency."
-            )
         layers = self.layers(classifier) if "layer" in _parameters(self._class.__init__) else {}
         if len(layers) > 1:
             raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
@@ -204,17 +207,47 @@ class CaptumExplainer(Explainer):
         image = image.detach().clone().requires_grad_(issubclass(self._class, _captum().GradientAttribution))
         model = classifier if self.output == "logit" else classifier.probabilities
         arguments = {"target": target, **self.call_args(classifier, image)}
-        with nullcontext() if self._sees_batch() else seeded(self.seed, image.device):
+
+        def attribute() -> Tensor:
             method = self._class(model, *layers.values(), **self.constructor_args())
             method = method if self._wrapper is None else self._wrapper(method)
-            out = method.attribute(image, **{name: value for name, value in arguments.items() if name in self._takes})
-        attribution = tensor_of(out)
+            given = {name: value for name, value in arguments.items() if name in self._takes}
+            return tensor_of(method.attribute(image, **given))
+
+        with nullcontext() if self._sees_batch() else seeded(self.seed, image.device):
+            if self._class.__name__ in FAMILIES:
+                attribution = self._by_rules(attribute, classifier, target, next(iter(layers.values()), None))
+            else:
+                attribution = attribute()
         if not issubclass(self._class, _captum().LayerAttribution):
             return attribution
         name = next(iter(layers))
         if attribution.ndim == 3 and attribution.shape[1] == 1:  # Captum takes the first of the axes for channels
             raise ValueError(f"Expected {self.method} on a layer with maps (B,K,h,w), but {name!r} has tokens.")
         return classifier.to_grid(attribution, (image.shape[2], image.shape[3]), name)
+
+    def _by_rules(
+        self, attribute: Callable[[], Tensor], classifier: Classifier, target: Tensor, layer: nn.Module | None
+    ) -> Tensor:
+        """The attribution, of which it is seen whether its rules hold for what the network calls."""
+        watch = Watch(self._class.__name__, classifier, None if self._class.__name__ == "GuidedGradCam" else layer)
+        check_modules(watch.method, classifier)
+        try:
+            with watch.watching():
+                attribution = attribute()
+        except Exception as error:  # what Captum raises where a rule does not apply
+            if (why := watch.violation()) is not None:
+                raise ValueError(why) from error
+            raise
+        if (why := watch.violation()) is not None:
+            raise ValueError(why)
+        if (note := watch.unchanged()) is not None and note not in self._told:
+            self._told.add(note)
+            warnings.warn(note, stacklevel=2)
+        if self._wrapper is None and self.method_args.get("multiply_by_inputs", True):
+            watch.check_complete(attribution, target)
+        # The relevance of a normalised pixel, which Captum divides by the standard deviation on its way to the pixel.
+        return attribution * classifier.std.to(attribution).view(3, 1, 1) if watch.method == "LRP" else attribution
 
     def constructor_args(self) -> dict[str, Any]:
         """The further arguments of the method's constructor."""

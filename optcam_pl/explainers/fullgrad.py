@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.readout import check_uncompiled
+from optcam_pl.explainers.rules import LINEAR, MOVING, PRODUCTS
 from optcam_pl.saliency import normalize, upsample
 
 
@@ -21,7 +23,8 @@ class FullGrad(Explainer):
     x is the input after mean/std and G_x the logit's gradient there; z_l is the output of a layer with the bias b_l,
     ``G_l = d y_c / d z_l``; for a batch normalisation b_l is what its statistics and its bias add together. ``psi`` is
     absolute value, range normalisation over all of an image's channels together, bilinear upsampling. Of a ReLU
-    network the terms add up to the logit; with other activations they are as well defined, but leave a rest.
+    network the terms add up to the logit; with other activations they are as well defined, but leave a rest. Where
+    there is a rest though only piecewise linear functions were seen, there are biases that were not: refused.
 
     The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalisation),
     whatever module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's grid, such
@@ -30,7 +33,8 @@ class FullGrad(Explainer):
     method.
 
     Raises:
-        ValueError: when called with a network that has no bias on a grid.
+        ValueError: when called with a network that has no bias on a grid, or adds constants in a way that is not seen
+            (by hand, or under `torch.compile`).
     """
 
     def __init__(self) -> None:
@@ -49,15 +53,38 @@ class FullGrad(Explainer):
     @staticmethod
     def terms(classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The parts of the logit: ``G_x . x`` (B,3,H,W), and ``G_l . b_l`` (B,...) for each layer with a bias."""
+        check_uncompiled(classifier, "FullGrad")
         pixels = image.detach().requires_grad_()
         with _Biases() as seen:
-            y_c = classifier(pixels).gather(1, target.unsqueeze(1)).sum()
+            logits = classifier(pixels).gather(1, target.unsqueeze(1)).squeeze(1)
+        y_c = logits.sum()
         outputs = [output for output, _ in seen.found]
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
         first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
         # (x - mean)/std . d y/d((x - mean)/std): the standard deviation falls out.
         of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
-        return of_input, [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
+        of_biases = [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
+        if seen.piecewise_linear:
+            _check_complete([of_input, *of_biases], logits.detach(), classifier)
+        return of_input, of_biases
+
+
+def _check_complete(terms: Sequence[Tensor], logits: Tensor, classifier: Classifier) -> None:
+    """Of a network without any other nonlinear function than ReLU and its like: that the terms add up to the logit."""
+    B = len(logits)
+    terms = [term for term in terms if len(term) == B]
+    total = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
+    size = torch.stack([term.abs().flatten(1).sum(1) for term in terms]).sum(0)
+    rest = (logits - total).abs()
+    wrong = rest > _COMPLETE * logits.abs() + _ROUNDING * size
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"Expected FullGrad's terms of a network of piecewise linear functions to add up to its logit "
+            f"{float(logits[i]):.4g}, but those of {classifier.name} add up to {float(total[i]):.4g}: it adds "
+            "constants otherwise than by the bias of a layer of torch (linear, convolution, normalisation), which are "
+            "not seen. Take a method that needs no biases, such as GradCAM or OptiCAM."
+        )
 
 
 def _psi(term: Tensor) -> Tensor:
@@ -82,6 +109,7 @@ class _Biases(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Tensor, Tensor]] = []
+        self.piecewise_linear = True  # as far as was seen
 
     def __torch_function__(
         self,
@@ -91,6 +119,8 @@ class _Biases(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.requires_grad and not _is_piecewise_linear(func, args):
+            self.piecewise_linear = False
         if func not in _ARGUMENTS or not output.requires_grad:
             return output
         bias = _bias(dict(zip(_ARGUMENTS[func], args, strict=False)) | (kwargs or {}))
@@ -101,6 +131,21 @@ class _Biases(TorchFunctionMode):
             (output, bias.detach() if channels_last else bias.detach().view(-1, *[1] * (output.ndim - 2)))
         )
         return output.clone()  # a later layer may work in place on what it gets
+
+
+_COMPLETE = 0.02  # of the logit: how far from it the terms may be by rounding
+_ROUNDING = 1e-4  # of the sum of the terms' magnitudes
+_KINKED = {"relu", "clamp", "clamp_min", "leaky_relu", "prelu", "abs", "max", "amax", "maximum", "max_pool2d"}
+_KINKED |= {"max_pool2d_with_indices", "adaptive_max_pool2d"}
+
+
+def _is_piecewise_linear(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether a function is one, without a constant of its own; what is not known is none."""
+    name = func.__name__
+    name = name.strip("_") if name.startswith("__") else name.removesuffix("_")
+    if name in PRODUCTS:
+        return sum(isinstance(value, Tensor) and value.requires_grad for value in args) < 2
+    return name in LINEAR | MOVING | _KINKED
 
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {

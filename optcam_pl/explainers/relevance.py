@@ -39,6 +39,8 @@ _BY_CONSTANT = {"sub", "div", "truediv"}
 class AttentionTape(TorchFunctionMode):
     """Keeps the softmax attention maps of everything that runs while it is open, in `maps`, first block first.
 
+    Those of a pooling attention, which has one query (B,H,1,N), are kept apart, in `pools`.
+
     Fused attention and torch's multi-head attention are computed step by step instead, so that the map exists. What
     the network puts out stays the same to rounding.
 
@@ -55,10 +57,12 @@ class AttentionTape(TorchFunctionMode):
     def __init__(self, keep: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.maps: list[Tensor] = []
+        self.pools: list[Tensor] = []
         self._keep = keep
         self._shapes: set[tuple[int, ...]] = set()
         self._open: dict[int, Tensor] = {}  # softmax outputs that have not been multiplied with values yet
-        self._tokens: set[int] = set()  # how many tokens the linear layers get
+        self._pooling: dict[int, Tensor] = {}  # the same of one query, which is that of a pooling head
+        self._sizes: set[tuple[int, int]] = set()  # images and tokens, or the other way round, of the linear layers
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -77,15 +81,25 @@ class AttentionTape(TorchFunctionMode):
             attention = self._open.pop(first)
             self._shapes.add(tuple(attention.shape))
             self.maps.append(attention if self._keep is None else self._keep(attention))
+            args = (self.mix(attention), *args[1:])
+        if name == "matmul" and first in self._pooling:
+            attention = self._pooling.pop(first)
+            self.pools.append(attention if self._keep is None else self._keep(attention))
         out = self.run(name, func, args, kwargs)
         if name == "linear" and out.ndim == 3:
-            self._tokens.add(out.shape[1])
-        if name == "softmax" and out.ndim >= 4 and out.shape[-2] > 1:  # one row is the query of a pooling head
-            self._open[id(out)] = out  # the dict holds the tensor, so its id stays its own
-        elif name in _KEEPS_MAP and first in self._open:
-            del self._open[first]
-            self._open[id(out)] = out
+            self._sizes.add((out.shape[0], out.shape[1]))
+        if name == "softmax" and out.ndim >= 4:
+            waiting = self._open if out.shape[-2] > 1 else self._pooling
+            waiting[id(out)] = out  # the dict holds the tensor, so its id stays its own
+        for waiting in (self._open, self._pooling):
+            if name in _KEEPS_MAP and first in waiting:
+                del waiting[first]
+                waiting[id(out)] = out
         return out
+
+    def mix(self, attention: Tensor) -> Tensor:
+        """What values are multiplied with: the attention map (B,H,N,N), unless a subclass says otherwise."""
+        return attention
 
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """One operation; a subclass may replace how its gradient goes."""
@@ -106,7 +120,7 @@ class AttentionTape(TorchFunctionMode):
             why = "calls no self-attention"
         elif len(self._shapes) > 1 or len(shape) != 4 or shape[0] != batch or shape[-1] != shape[-2]:
             why = "attends within windows, or at several resolutions"
-        elif shape[-1] not in self._tokens:
+        elif not {(batch, shape[-1]), (shape[-1], batch)} & self._sizes:
             why = "attends over channels, not over tokens"
         if why is not None:
             raise ValueError(
@@ -146,7 +160,10 @@ class RelevanceTape(AttentionTape):
         if rule is None:
             out = func(*args, **kwargs)
             if name not in _ROUTES and _requires_grad(out):
-                raise ValueError(f"There is no relevance rule for the operation {name!r}, which the network calls.")
+                raise ValueError(
+                    f"There is no relevance rule for the operation {name!r}, which the network calls. Take a method "
+                    "without relevance, such as AttentionRollout or GradCAM."
+                )
             return out
         with torch.no_grad():
             out = func(*args, **kwargs)
@@ -320,14 +337,27 @@ def _multi_head(
     out_bias: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`F.multi_head_attention_forward` as vision transformers call it, in steps: (N,B,D) -> (N,B,D)."""
+    """`F.multi_head_attention_forward` as vision transformers call it, in steps: (N,B,D) -> (N,B,D).
+
+    The query may be one vector that pools the tokens: (1,B,D) -> (1,B,D).
+    """
     del width, dropout_p  # dropout does nothing in eval mode
     masked = any(options.get(name) is not None for name in ("attn_mask", "key_padding_mask", "static_k", "static_v"))
     extended = add_zero or bias_k is not None or bias_v is not None
-    if masked or extended or in_weight is None or not query is key is value:
-        raise ValueError("Expected nn.MultiheadAttention to be plain self-attention: no mask, no added keys.")
+    pools = key is value and query.shape[0] == 1
+    if masked or extended or in_weight is None or not (query is key is value or pools):
+        raise ValueError(
+            "Expected nn.MultiheadAttention to be plain self-attention, or to pool by one query: no mask, no added "
+            "keys, no other tokens to attend to."
+        )
     # (N,B,3D) -> three times (B,H,N,d)
-    parts = F.linear(query, in_weight, in_bias).chunk(3, dim=-1)
+    if query is key:
+        parts = F.linear(query, in_weight, in_bias).chunk(3, dim=-1)
+    else:
+        D = query.shape[-1]
+        of_query, of_rest = (None, None) if in_bias is None else (in_bias[:D], in_bias[D:])
+        of_keys = F.linear(key, in_weight[D:], of_rest).chunk(2, dim=-1)
+        parts = (F.linear(query, in_weight[:D], of_query), *of_keys)
     q, k, v = (part.reshape(*part.shape[:2], heads, -1).permute(1, 2, 0, 3) for part in parts)
     out = F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
     return F.linear(out, out_weight, out_bias), None
