@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -33,6 +34,7 @@ from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
 from optcam_pl.messages import plain
+from optcam_pl.network_error import NetworkError
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
 from optcam_pl.report import load_run, report_command, summarise, table
 from optcam_pl.report_tables import printable
@@ -419,7 +421,7 @@ def main(args: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return run(sys.argv[1:])
-    except (ValueError, TypeError, ImportError, OSError, RecordError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RecordError, NetworkError, MisconfigurationException) as error:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:

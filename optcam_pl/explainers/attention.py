@@ -16,6 +16,7 @@ from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
 from optcam_pl.layers import families
+from optcam_pl.network_error import backward_errors
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
 
@@ -202,7 +203,8 @@ def _toward_attention(tape: AttentionTape, classifier: Classifier, image: Tensor
         logits = classifier(image)
     maps = tape.attention(image.shape[0], classifier.name)
     y_c = logits.gather(1, target.unsqueeze(1)).sum()
-    return list(torch.autograd.grad(y_c, maps))
+    with backward_errors(classifier):
+        return list(torch.autograd.grad(y_c, maps))
 
 
 def _check_start(start_block: int) -> int:

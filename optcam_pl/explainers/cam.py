@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.chunks import check_number, check_positive
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import combine, upsample
 
 
@@ -211,7 +212,8 @@ class GradientCAM(FeatureCAM):
             y_c = classifier(image).gather(1, target.unsqueeze(1)).sum()
             names = list(self.layers(classifier))
             activations = [record[name] for name in names]
-        gradients = torch.autograd.grad(y_c, activations)
+        with backward_errors(classifier, names):
+            gradients = torch.autograd.grad(y_c, activations)
         size = (image.shape[2], image.shape[3])
         return [
             (

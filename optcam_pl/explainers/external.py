@@ -24,6 +24,7 @@ from optcam_pl.capture import tensor_of
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.layers import nearest
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import Baseline, baseline_image, check_baseline
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]
@@ -174,6 +175,7 @@ class CaptumExplainer(Explainer):
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`; without the attribution."""
+        self.check_network(classifier)
         if self._layers(classifier):
             self.check_layers(classifier)
         if self.segments is not None:
@@ -201,7 +203,8 @@ class CaptumExplainer(Explainer):
         with seeded(self.seed, image.device):
             method = self._class(model, *layers.values(), **self.constructor_args())
             method = method if self._wrapper is None else self._wrapper(method)
-            out = method.attribute(image, **{name: value for name, value in arguments.items() if name in self._takes})
+            with backward_errors(classifier, list(layers)):
+                out = method.attribute(image, **{key: value for key, value in arguments.items() if key in self._takes})
         attribution = tensor_of(out)
         if not issubclass(self._class, _captum().LayerAttribution):
             return attribution

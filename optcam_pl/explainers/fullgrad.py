@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import normalize, upsample
 
 
@@ -54,7 +55,8 @@ class FullGrad(Explainer):
             y_c = classifier(pixels).gather(1, target.unsqueeze(1)).sum()
         outputs = [output for output, _ in seen.found]
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
-        first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
+        with backward_errors(classifier):
+            first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
         # (x - mean)/std . d y/d((x - mean)/std): the standard deviation falls out.
         of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
         return of_input, [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]

@@ -190,6 +190,7 @@ class SaliencyTask(L.LightningModule):
                 "or leave `num_classes` open."
             )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+        network.check_function(self.data.preprocessing.size)
         self._check_annotations()
         self._run_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit":
