@@ -245,8 +245,10 @@ class Classifier(nn.Module):
                 raise
             raise forward_error(error, self.name, self.network, image) from error
         logits = _logits_of(output, self.name)
-        if logits.ndim != 2 or logits.shape[0] != image.shape[0]:
+        if logits.ndim != 2:
             raise ValueError(_misshapen(self.name, tuple(logits.shape), image.shape[0]))
+        if logits.is_inference() and not torch.is_inference_mode_enabled():
+            logits = logits.clone()  # what autograd may go on with
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     @property
@@ -472,8 +474,6 @@ def _misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
         return f"{found}. If it scores each place, average over them: torch.nn.Sequential(network, {mean})."
     if shape == (images,):
         return f"{found}. If that is one logit z an image, let it return two, (B, 2): [0, z]."
-    if len(shape) == 2:
-        return f"{found}: the first dimension has to be the images'."
     return f"{found}."
 
 

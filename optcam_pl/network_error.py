@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from optcam_pl.classifier import Classifier
 
 _OWN = __name__.partition(".")[0]
-_WITHOUT_GRADIENT = "a method that needs none (ScoreCAM, EigenCAM, RISE)"
 # What an error's text says -> what to do about it.
 _HINTS = {
     "Inference tensors cannot": "Its weights were made inside torch.inference_mode, where autograd cannot use them: "
@@ -96,9 +95,8 @@ def backward_errors(classifier: Classifier, names: Sequence[str] = ()) -> Iterat
     except (torch.OutOfMemoryError, NetworkError):
         raise
     except RuntimeError as error:
-        stopped = "does not require grad" in str(error)
-        if stopped or "not have been used in the graph" in str(error):
-            raise ValueError(_without_gradient(classifier.name, names, stopped)) from error
+        if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+            raise ValueError(_without_gradient(classifier.name, names)) from error
         raise NetworkError(
             f"{classifier.name} raised {type(error).__name__} in its backward pass: {error}{_ended(error)}"
             f"{hint(error, classifier.network)}"
@@ -112,20 +110,16 @@ def check_differentiable(scores: Tensor, classifier: Classifier) -> None:
         ValueError: the scores do not depend on the image in a way that autograd knows.
     """
     if not scores.requires_grad:
-        raise ValueError(_without_gradient(classifier.name, (), everything=True))
+        raise ValueError(_without_gradient(classifier.name, ()))
 
 
-def _without_gradient(name: str, layers: Sequence[str], everything: bool) -> str:
+def _without_gradient(name: str, layers: Sequence[str]) -> str:
     where = f"the layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "the image"
-    found = (
-        "Its forward runs under torch.no_grad or inference_mode, detaches a tensor, or has quantized layers, which have"
-        " no gradient"
-        if everything
-        else "Its scores do not depend on what is recorded there, or it is detached behind that layer"
-    )
     return (
-        f"Expected the scores of {name} to have a gradient at {where}, but there is none. {found}. Take this out, "
-        f"choose another layer, or use {_WITHOUT_GRADIENT}."
+        f"Expected the scores of {name} to have a gradient at {where}, but there is none. Its forward runs under "
+        "torch.no_grad or inference_mode, detaches a tensor, has quantized layers, which have no gradient, or makes "
+        "its scores of something else. Take this out, choose another `layer`, or use a method that needs no gradient "
+        "(ScoreCAM, EigenCAM, RISE)."
     )
 
 

@@ -94,9 +94,15 @@ def _look(classifier: Classifier, size: tuple[int, int]) -> _Outputs:
     first = noise(classifier, 1, size)
     images = torch.cat([first, torch.zeros_like(first), (2 * first - 1) * _LOUD])
     try:
-        return _Outputs(*classifier(images))
+        logits = classifier(images)
     except NetworkError:  # a network that takes single images, or checks its pixels
         return _Outputs(*(_row(classifier, image.unsqueeze(0)) for image in images))
+    if len(logits) != len(images):
+        raise ValueError(
+            f"Expected {classifier.name} to return logits (B, C), but for {len(images)} images it returns the shape "
+            f"{tuple(logits.shape)}: the first dimension has to be the images'."
+        )
+    return _Outputs(*logits)
 
 
 def _row(classifier: Classifier, image: Tensor) -> Tensor | None:
@@ -143,11 +149,12 @@ def _probabilities(classifier: Classifier, rows: Tensor, size: tuple[int, int]) 
         kind = "sigmoid"
     else:
         return []
+    found = "its outputs lie in [0, 1]" + (" and sum to 1" if kind == "softmax" else "")
     return [
         Fault(
-            f"Expected {classifier.name} to put out logits, but it puts out probabilities: its outputs lie in [0, 1]"
-            + (" and sum to 1" if kind == "softmax" else "")
-            + f" for every image. Their softmax would be taken once more. Hand in the network without its last {kind}."
+            f"Expected {classifier.name} to put out logits, but it puts out probabilities: {found} for every image. Their "
+            f"softmax would be taken once more. Hand in the network without its last {kind}. (`trust_network` takes "
+            "them for logits all the same.)"
         )
     ]
 
@@ -243,8 +250,8 @@ def _random(classifier: Classifier, images: Tensor) -> Fault:
 def _batched(classifier: Classifier, images: Tensor) -> Fault:
     where = _culprit(classifier, images[:1], images)
     return Fault(
-        f"Expected {classifier.name}'s scores of an image to be its own, but they are others alone than beside another "
-        f"image. {where} Batch norm without running statistics (track_running_stats=False) does so, for one. "
+        f"Expected {classifier.name}'s scores of an image to be its own, but alone they are not what they are beside "
+        f"another image. {where} Batch norm without running statistics (track_running_stats=False) does so, for one. "
         "`trust_network` goes on all the same, with maps that depend on the batch."
     )
 

@@ -215,7 +215,9 @@ class Explainer(nn.Module, ABC):
     def grids(record: Record, classifier: Classifier, image: Tensor) -> list[Tensor]:
         """The recorded activations as [(B,K,h,w)] in the image's dtype, tokens laid on their grid."""
         size = (image.shape[2], image.shape[3])
-        return [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+        grids = [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+        # What a network has made in an inference mode of its own cannot be saved for a backward pass.
+        return [grid.clone() if grid.is_inference() else grid for grid in grids]
 
     @staticmethod
     def finish(raw: Tensor, image: Tensor, target: Tensor, how: Normalizer = "range") -> Explanation:
