@@ -152,9 +152,9 @@ def _probabilities(classifier: Classifier, rows: Tensor, size: tuple[int, int]) 
     found = "its outputs lie in [0, 1]" + (" and sum to 1" if kind == "softmax" else "")
     return [
         Fault(
-            f"Expected {classifier.name} to put out logits, but it puts out probabilities: {found} for every image. Their "
-            f"softmax would be taken once more. Hand in the network without its last {kind}. (`trust_network` takes "
-            "them for logits all the same.)"
+            f"Expected {classifier.name} to put out logits, but it puts out probabilities: {found} for every image. "
+            f"Their softmax would be taken once more. Hand in the network without its last {kind}. (`trust_network` "
+            "takes them for logits all the same.)"
         )
     ]
 

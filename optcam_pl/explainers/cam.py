@@ -118,8 +118,9 @@ def _class_weights(head: nn.Module, pooled: Tensor, logits: Tensor) -> Tensor | 
         return None
     weight = head.weight.flatten(1)
     found = nn.functional.linear(pooled.to(weight), weight, head.bias).to(logits)
-    # To half of the digits that the logits have: their sums run in another order.
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
+    # To half of the digits that both have: their sums run in another order.
+    coarsest = max(torch.finfo(value.dtype).eps for value in (logits, pooled, weight))
+    tolerance = coarsest**0.5 * float(logits.abs().max())
     return weight if torch.allclose(found, logits, rtol=0, atol=tolerance) else None
 
 
