@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from optcam_pl import layers
+from optcam_pl import layers, suitability
+from optcam_pl.image_advice import conversion, reshaping
 from optcam_pl.imagenet import imagenet_names
-from optcam_pl.layers import Layout
+from optcam_pl.layers import Layout, nearest
+from optcam_pl.network_error import NetworkError, forward_error, hint, is_own
 from optcam_pl.threads import passing
 from optcam_pl.weights import Network, load_network, read_settings
 
@@ -52,6 +54,8 @@ class Classifier(nn.Module):
             random head, with a warning.
         class_names: one a class. None: the source's; ImageNet's, if it has none and the network has 1000 classes.
         layout: how a layer's activations lie in memory; see `to_grid`. None: "auto".
+        trust_network: go on where `check_outputs` or `check_function` finds fault, with a warning in the place of the
+            error; it is printed with the results.
 
     The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
     not saved with the weights (0 and 1 where nothing is normalised), `input_size` as (H,W), `interpolation`,
@@ -91,8 +95,11 @@ class Classifier(nn.Module):
         num_classes: int | None = None,
         class_names: list[str] | None = None,
         layout: Layout | None = None,
+        trust_network: bool = False,
     ) -> None:
         super().__init__()
+        self.trust_network = trust_network
+        self._checked: frozenset[str] = frozenset()
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
         # jsonargparse hands a nested `null` of the command line on as the text "None".
@@ -198,37 +205,59 @@ class Classifier(nn.Module):
         try:
             with torch.inference_mode(False), torch.no_grad():
                 return self(layers.zeros_for(self.network, self.input_size))  # type: ignore[no-any-return]
-        except Exception as error:  # whatever a network of somebody else's raises
-            raise RuntimeError(
+        except NetworkError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            advice = hint(cause, self.network) or " If it wants images of another size, give `input_size`."
+            raise NetworkError(
                 f"{self.name} fails on a black image of {self.input_size[0]} x {self.input_size[1]} pixels"
-                f" ({type(error).__name__}: {error}). If it wants images of another size, give `input_size`."
-            ) from error
+                f" ({type(cause).__name__}: {cause}).{advice}"
+            ) from cause
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of images.
 
         Args:
-            image: (B,3,H,W) floating-point pixels in [0,1], not normalised.
+            image: (B,3,H,W) floating-point pixels in [0,1], not normalised. The network gets them in its own dtype.
 
         Returns:
-            (B,C). Of a network that puts out more than a tensor: its `logits`, else the first of its outputs.
+            (B,C), in float32 or float64. Of a network that puts out more than a tensor: its `logits`, else the first of
+            its outputs.
 
         Raises:
             TypeError: the image is no floating-point tensor.
-            ValueError: the image or the network's output has another shape.
+            ValueError: the image or the network's output has another shape, or it is open which output is meant.
+            NetworkError: whatever the network itself raises.
         """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"Expected images as floating-point tensors in [0, 1], but got {kind}.")
+            raise TypeError(f"Expected images as floating-point tensors in [0, 1], but got {kind}.{conversion(image)}")
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"Expected images of shape (B, 3, H, W), but got {tuple(image.shape)}.")
+            raise ValueError(
+                f"Expected images of shape (B, 3, H, W), but got {tuple(image.shape)}.{reshaping(tuple(image.shape))}"
+            )
         if self._normalises:
             mean, std = (value.to(image.dtype).view(3, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
-        logits = _logits_of(self._pass(image))
+        image = image.to(self.network_dtype or image.dtype)
+        try:
+            output = self._pass(image)
+        except torch.OutOfMemoryError:  # who cuts passes into chunks knows what to do
+            raise
+        except Exception as error:  # whatever a network of somebody else's raises
+            if is_own(error):
+                raise
+            raise forward_error(error, self.name, self.network, image) from error
+        logits = _logits_of(output, self.name)
         if logits.ndim != 2:
-            raise ValueError(f"Expected {self.name} to return logits (B, C), but got the shape {tuple(logits.shape)}.")
-        return logits
+            raise ValueError(_misshapen(self.name, tuple(logits.shape), image.shape[0]))
+        if logits.is_inference() and not torch.is_inference_mode_enabled():
+            logits = logits.clone()  # what autograd may go on with
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """The floating-point type of the network's first weights; None if it has none."""
+        return next((value.dtype for value in self.network.parameters() if value.is_floating_point()), None)
 
     def _pass(self, image: Tensor) -> Any:
         """What the network puts out; waits while another thread has it alone."""
@@ -238,9 +267,57 @@ class Classifier(nn.Module):
             return self.network(image)
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Softmax of the logits, (B,C), in float32, or float64 where the logits are."""
+        """Softmax of the logits, (B,C), in float32, or float64 where the logits are.
+
+        Raises:
+            ValueError, NetworkError: as for `forward` and `check_outputs`.
+        """
         logits = self(image)
-        return torch.softmax(logits, 1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        self.check_outputs((image.shape[2], image.shape[3]))
+        return torch.softmax(logits, 1)
+
+    def check_outputs(self, size: tuple[int, int] | None = None) -> None:
+        """Look once at what the network puts out for made-up images: whether it is logits.
+
+        Probabilities, log-probabilities, a single logit, values that are not finite, and constant ones are noticed.
+        The first explanation and the first probabilities ask; later calls cost nothing.
+
+        Args:
+            size: (H,W) of the images; None is `input_size`.
+
+        Raises:
+            ValueError: results would be wrong; the words say what to do.
+        """
+        self._check("outputs", suitability.output_faults, size)
+
+    def check_function(self, size: tuple[int, int] | None = None) -> None:
+        """Make sure, once, that the network's answer to an image depends on the image alone: to be asked before a run.
+
+        Randomness, dependence on the batch, and state that each pass changes are noticed, besides `check_outputs`.
+
+        Args:
+            size: (H,W) of the images; None is `input_size`.
+
+        Raises:
+            ValueError: it does not; the module is named where it can be known.
+            NetworkError: the network fails on images of this size.
+        """
+        self.check_outputs(size)
+        self._check("function", suitability.function_faults, size)
+
+    def _check(
+        self,
+        what: str,
+        faults: Callable[[Classifier, tuple[int, int]], list[suitability.Fault]],
+        size: tuple[int, int] | None,
+    ) -> None:
+        if what in self._checked:
+            return
+        for fault in faults(self, size or self.input_size):
+            if fault.fatal and not self.trust_network:
+                raise ValueError(fault.text)
+            warnings.warn(fault.text, stacklevel=4)
+        self._checked |= {what}
 
     def layer(self, name: str) -> nn.Module:
         """A layer by its dotted name; `layer4.-1` and `layer4[-1]` count from the end.
@@ -270,6 +347,23 @@ class Classifier(nn.Module):
             raise ValueError(f"Expected a class from 0 to {self.num_classes - 1}, but got {index}.")
         return str(index) if self.class_names is None else self.class_names[index]
 
+    def class_index(self, name: str) -> int:
+        """The number of a class by its name.
+
+        Raises:
+            ValueError: no class is called so, or several are, or no names are known.
+        """
+        if self.class_names is None:
+            raise ValueError(
+                f"Expected a class's number, as {self.name} has no `class_names`, but got the name {name!r}."
+            )
+        found = [index for index, known in enumerate(self.class_names) if known == name]
+        if not found:
+            raise ValueError(f"Unknown class {name!r}. The nearest are: {nearest(name, self.class_names)}.")
+        if len(found) > 1:
+            raise ValueError(f"Expected the number of a class, as the classes {found} are all called {name!r}.")
+        return found[0]
+
     def weight_hash(self) -> str:
         """SHA-256 over name, type, shape and bytes of everything in the network's state dict, as 64 hex digits.
 
@@ -295,6 +389,7 @@ class Classifier(nn.Module):
             "mean": [round(value, 7) for value in self.mean.tolist()],
             "std": [round(value, 7) for value in self.std.tolist()],
             "input_size": list(self.input_size),
+            **({"trust_network": True} if self.trust_network else {}),
         }
 
     def settings(self) -> dict[str, Any]:
@@ -349,13 +444,14 @@ class Classifier(nn.Module):
         return {**self.__dict__, "_hash": None}
 
 
-def _logits_of(output: Any) -> Tensor:
+def _logits_of(output: Any, name: str) -> Tensor:
     """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
     if not isinstance(output, Tensor):
         if isinstance(output, Mapping):
-            output = output.get("logits", next(iter(output.values()), None))
+            output = output["logits"] if "logits" in output else _first(list(output.values()), name)
         elif isinstance(output, (tuple, list)):
-            output = output[0] if output else None
+            named = getattr(output, "_fields", ())
+            output = output[named.index("logits")] if "logits" in named else _first(output, name)
         else:
             output = getattr(output, "logits", None)
     if not isinstance(output, Tensor):
@@ -363,6 +459,33 @@ def _logits_of(output: Any) -> Tensor:
             "Expected the network to return logits: a tensor, or an object, mapping or tuple that has them."
         )
     return output
+
+
+def _first(outputs: Sequence[Any], name: str) -> Any:
+    """The first of several outputs, unless another one might be the logits just as well."""
+    shapes = [tuple(value.shape) for value in outputs if isinstance(value, Tensor) and value.ndim == 2]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"Expected {name} to return its logits, but it returns several tensors with two dimensions, of the shapes "
+            f"{', '.join(map(str, shapes))}: which are the logits? Let it return them alone, or as `logits` of a "
+            "mapping."
+        )
+    return outputs[0] if outputs else None
+
+
+def _misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
+    """What is wrong with the shape of the logits of so many images."""
+    found = (
+        f"Expected {name} to return logits (B, C), but got the shape {shape} for {images} image{'s' * (images != 1)}"
+    )
+    if len(shape) == 4 and shape[0] == images:
+        if shape[2] == shape[3] == 1:
+            return f"{found}. Take the places away: torch.nn.Sequential(network, torch.nn.Flatten())."
+        mean = "torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()"
+        return f"{found}. If it scores each place, average over them: torch.nn.Sequential(network, {mean})."
+    if shape == (images,):
+        return f"{found}. If that is one logit z an image, let it return two, (B, 2): [0, z]."
+    return f"{found}."
 
 
 def _stated_classes(network: nn.Module, name: str) -> int:

@@ -36,6 +36,7 @@ from optcam_pl.compare import compare_command
 from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
 from optcam_pl.messages import plain
+from optcam_pl.network_error import NetworkError
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
 from optcam_pl.report import report_command
 from optcam_pl.report_tables import Summary, printable, table
@@ -497,7 +498,7 @@ def main(args: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return run(sys.argv[1:])
-    except (ValueError, TypeError, ImportError, OSError, RecordError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, OSError, RecordError, NetworkError, MisconfigurationException) as error:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:

@@ -21,6 +21,7 @@ from optcam_pl.callbacks import overlay_folder
 from optcam_pl.checks import expanded_path
 from optcam_pl.explainers import Explainer
 from optcam_pl.layers import nearest
+from optcam_pl.network_error import NetworkError
 from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
 from optcam_pl.tasks import SaliencyTask
 from optcam_pl.tasks.folders import check_no_others
@@ -120,7 +121,9 @@ def compare_command(argv: Sequence[str], start: Start) -> int:
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
     # What is wrong for every method is no reason to skip one.
-    start([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True)
+    model = start([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True).model
+    if isinstance(model, SaliencyTask):
+        model.explainer.check(model.classifier)
     methods = [method for method in methods if _usable(method, start, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
@@ -229,7 +232,7 @@ def _usable(method: Method, start: Start, words: Sequence[str], datasets: Sequen
         model = start([*words, f"--model.explainer={method.given}"], dry=True).model
         if isinstance(model, SaliencyTask):
             model.explainer.check(model.classifier)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise
         outcome.skipped[method.name] = str(error)

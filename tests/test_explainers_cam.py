@@ -288,7 +288,8 @@ def test_a_map_without_information_is_zero_and_degenerate(explainer):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     nn.init.zeros_(network[0].weight)
     nn.init.zeros_(network[0].bias)
-    explanation = explainer(Classifier(network, target_layer="1", input_size=8), torch.rand(2, 3, 8, 8), 1)
+    with pytest.warns(UserWarning, match="the same scores for noise, a black image and another one"):
+        explanation = explainer(Classifier(network, target_layer="1", input_size=8), torch.rand(2, 3, 8, 8), 1)
     assert explanation.degenerate.all()
     assert not explanation.saliency.any()
 

@@ -151,6 +151,7 @@ def test_an_error_in_the_middle_of_the_network_leaves_nothing_behind(name: str, 
         inner.norm = nn.Sequential(inner.norm, fuse)
     classifier.eval()  # the parts that are new
     assert classifier.num_classes == 5  # counted now, by a pass of its own
+    classifier.check_outputs((16, 16))  # once, too
     image = torch.rand(2, 3, 16, 16)
     fuse.passes = 0
     expected = explainer(classifier, image, 1).saliency
@@ -234,6 +235,7 @@ def test_guided_backpropagation_without_a_relu_is_refused_as_it_would_be_the_gra
 
 def test_check_takes_no_pass_a_sample() -> None:
     classifier = tiny_cnn()
+    classifier.check_function()  # once, whatever the number of methods
     passes: list[int] = []
     classifier.register_forward_hook(lambda *_: passes.append(1))
     for name in ("RISE", "ScoreCAM", "AblationCAM", "OptiCAM", "ExtremalPerturbation", "MeaningfulPerturbation"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from optcam_pl.capture import Record, capture, own_grad_mode
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.chunks import check_number
+from optcam_pl.image_advice import conversion, out_of_range, reshaping
 from optcam_pl.saliency import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
+
+Target: TypeAlias = "Tensor | int | str | Sequence[str] | None"
 
 _PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 _VIEWS = [(mirrored, brightness) for mirrored in (False, True) for brightness in (1.0, 0.9, 1.1)]
@@ -71,6 +75,7 @@ class Explainer(nn.Module, ABC):
 
     def __init__(self, layer: str | list[str] | None = None, baseline: Baseline = "black") -> None:
         super().__init__()
+        _check_layer(layer)
         self.layer = layer
         self.baseline: Baseline = baseline
         self.augment = False
@@ -85,20 +90,22 @@ class Explainer(nn.Module, ABC):
     def selectivity(self, alpha: float) -> None:
         self._selectivity = check_number("selectivity", alpha, strict=True)
 
-    def forward(self, classifier: Classifier, image: Tensor, target: Tensor | int | None = None) -> Explanation:
+    def forward(self, classifier: Classifier, image: Tensor, target: Target = None) -> Explanation:
         """Explain why `classifier` gives the images their classes.
 
         Args:
             classifier: the frozen network.
             image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalised.
-            target: (B,) int64 or one number, the class to explain; None is the predicted class.
+            target: the class to explain: (B,) int64, one number, or a name of the classifier's `class_names`; None is
+                the predicted class.
 
         Returns:
             An `Explanation` without any graph attached.
 
         Raises:
-            TypeError: the image is no floating tensor, the target not integral.
-            ValueError: a shape, pixel or class that cannot be, or the network is in training mode.
+            TypeError: the image is no floating tensor, the target not integral, the classifier a bare network.
+            ValueError: a shape, pixel or class that cannot be, the network is in training mode or puts out no logits.
+            NetworkError: what the network itself raises.
         """
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
@@ -136,20 +143,31 @@ class Explainer(nn.Module, ABC):
             TypeError: likewise.
             ImportError: a package is missing.
         """
+        self.check_network(classifier)
         with own_grad_mode():
             self.explain(classifier, *self.prepare(classifier, _noise(classifier), 0))
 
+    @staticmethod
+    def check_network(classifier: Classifier) -> None:
+        """Of `check`, what all methods need: a frozen network that puts out logits and is a function of the image."""
+        _check_classifier(classifier)
+        classifier.check_frozen()
+        classifier.check_function()
+
     def check_layers(self, classifier: Classifier) -> None:
-        """Of `check`, what needs one pass: whether the layers are called, and have grids."""
+        """Of `check`, what needs no method: whether the layers are called, and have grids."""
+        self.check_network(classifier)
         image = _noise(classifier)
         with torch.no_grad(), self.recording(classifier) as record:
             classifier(image)
             self.grids(record, classifier, image)
 
-    def prepare(self, classifier: Classifier, image: Tensor, target: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    def prepare(self, classifier: Classifier, image: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
+        _check_classifier(classifier)
         self.check_image(image)
         classifier.check_frozen()
+        classifier.check_outputs((image.shape[2], image.shape[3]))
         image = image.detach().clone()  # a clone made out here is no inference tensor, so autograd may save it
         image = image if image.dtype == torch.float64 else image.float()
         if target is None:
@@ -197,7 +215,9 @@ class Explainer(nn.Module, ABC):
     def grids(record: Record, classifier: Classifier, image: Tensor) -> list[Tensor]:
         """The recorded activations as [(B,K,h,w)] in the image's dtype, tokens laid on their grid."""
         size = (image.shape[2], image.shape[3])
-        return [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+        grids = [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+        # What a network has made in an inference mode of its own cannot be saved for a backward pass.
+        return [grid.clone() if grid.is_inference() else grid for grid in grids]
 
     @staticmethod
     def finish(raw: Tensor, image: Tensor, target: Tensor, how: Normalizer = "range") -> Explanation:
@@ -210,21 +230,28 @@ class Explainer(nn.Module, ABC):
         """(B,3,H,W), floating, finite, in [0,1]."""
         if not isinstance(image, Tensor) or not image.is_floating_point():
             what = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(f"Expected `image` to be a floating tensor with pixels in [0, 1], but got {what}.")
+            raise TypeError(
+                f"Expected `image` to be a floating tensor with pixels in [0, 1], but got {what}." + conversion(image)
+            )
         if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
-            raise ValueError(f"Expected `image` to have shape (B,3,H,W), but got {tuple(image.shape)}.")
+            shape = tuple(image.shape)
+            raise ValueError(f"Expected `image` to have shape (B,3,H,W), but got {shape}.{reshaping(shape)}")
         low, high = finite_range(image)
         if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
             if math.isnan(low):
                 raise ValueError("Expected `image` to have finite pixels in [0, 1], but got NaN.")
             raise ValueError(
                 f"Expected `image` to have pixels in [0, 1], before mean/std normalisation (the classifier does that "
-                f"itself), but got values from {low:.4g} to {high:.4g}."
+                f"itself), but got values from {low:.4g} to {high:.4g}.{out_of_range(low, high)}"
             )
 
     @staticmethod
-    def check_target(target: Tensor | int, image: Tensor, classifier: Classifier) -> Tensor:
+    def check_target(target: Tensor | int | str | Sequence[str], image: Tensor, classifier: Classifier) -> Tensor:
         """(B,) int64 with 0 <= target < C."""
+        if isinstance(target, str):
+            target = classifier.class_index(target)
+        elif isinstance(target, (list, tuple)) and any(isinstance(name, str) for name in target):
+            target = torch.tensor([classifier.class_index(name) for name in target])
         given = torch.as_tensor(target, device=image.device)
         if given.is_floating_point() or given.dtype == torch.bool:
             raise TypeError(f"Expected `target` to hold class indices (int64), but got {given.dtype}.")
@@ -237,6 +264,27 @@ class Explainer(nn.Module, ABC):
         if wrong.numel():
             raise ValueError(f"Expected `target` to be in 0..{classes - 1}, but got {wrong.tolist()}.")
         return given.to(torch.int64).clone()
+
+
+def _check_classifier(classifier: Classifier) -> None:
+    if not isinstance(classifier, Classifier):
+        raise TypeError(
+            f"Expected `classifier` to be an optcam_pl.Classifier, but got {type(classifier).__name__}"
+            + (
+                ": wrap the network, Classifier(network, mean=..., std=...), with mean and std as it was trained with."
+                if isinstance(classifier, nn.Module)
+                else "."
+            )
+        )
+
+
+def _check_layer(layer: object) -> None:
+    names = layer if isinstance(layer, (list, tuple)) else [layer]
+    if module := next((name for name in names if isinstance(name, nn.Module)), None):
+        raise TypeError(
+            f"Expected `layer` to be a layer's dotted name, as network.named_modules() lists it ('layer4.1'), but got "
+            f"the module {type(module).__name__} itself."
+        )
 
 
 def _noise(classifier: Classifier) -> Tensor:

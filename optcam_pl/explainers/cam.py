@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.chunks import check_number, check_positive
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import combine, upsample
 
 
@@ -117,8 +118,9 @@ def _class_weights(head: nn.Module, pooled: Tensor, logits: Tensor) -> Tensor | 
         return None
     weight = head.weight.flatten(1)
     found = nn.functional.linear(pooled.to(weight), weight, head.bias).to(logits)
-    # To half of the digits that the logits have: their sums run in another order.
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(logits.abs().max())
+    # To half of the digits that both have: their sums run in another order.
+    coarsest = max(torch.finfo(value.dtype).eps for value in (logits, pooled, weight))
+    tolerance = coarsest**0.5 * float(logits.abs().max())
     return weight if torch.allclose(found, logits, rtol=0, atol=tolerance) else None
 
 
@@ -211,7 +213,8 @@ class GradientCAM(FeatureCAM):
             y_c = classifier(image).gather(1, target.unsqueeze(1)).sum()
             names = list(self.layers(classifier))
             activations = [record[name] for name in names]
-        gradients = torch.autograd.grad(y_c, activations)
+        with backward_errors(classifier, names):
+            gradients = torch.autograd.grad(y_c, activations)
         size = (image.shape[2], image.shape[3])
         return [
             (

@@ -25,6 +25,7 @@ from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.layers import nearest
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import Baseline, baseline_image, check_baseline
 from optcam_pl.threads import OwnHook, alone, process_wide
 
@@ -182,6 +183,7 @@ class CaptumExplainer(Explainer):
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`; without the attribution, unless it has rules, which are seen in it alone."""
+        self.check_network(classifier)
         if self._layers(classifier):
             self.check_layers(classifier)
         if self._class.__name__ in FAMILIES:
@@ -212,7 +214,8 @@ class CaptumExplainer(Explainer):
             method = self._class(model, *layers.values(), **self.constructor_args())
             method = method if self._wrapper is None else self._wrapper(method)
             given = {name: value for name, value in arguments.items() if name in self._takes}
-            return tensor_of(method.attribute(image, **given))
+            with backward_errors(classifier, list(layers)):
+                return tensor_of(method.attribute(image, **given))
 
         with nullcontext() if self._sees_batch() else seeded(self.seed, image.device):
             if self._class.__name__ in FAMILIES:

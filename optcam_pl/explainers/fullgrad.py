@@ -14,6 +14,7 @@ from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled
 from optcam_pl.explainers.rules import LINEAR, MOVING, PRODUCTS
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import normalize, upsample
 
 
@@ -60,7 +61,8 @@ class FullGrad(Explainer):
         y_c = logits.sum()
         outputs = [output for output, _ in seen.found]
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
-        first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
+        with backward_errors(classifier):
+            first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
         # (x - mean)/std . d y/d((x - mean)/std): the standard deviation falls out.
         of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
         of_biases = [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]

@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 from optcam_pl.capture import own_grad_mode
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import (
     Baseline,
     Normalizer,
@@ -278,7 +279,8 @@ class OptiCAM(Explainer):
             moves = active.tolist()
             if not any(moves):
                 break
-            self._set_gradients(F, u, moves)
+            with backward_errors(classifier):
+                self._set_gradients(F, u, moves)
             optimizer.step()
         with torch.no_grad():
             # Where all have stopped early their last value is repeated: a curve always has T + 1 points.

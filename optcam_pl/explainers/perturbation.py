@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.chunks import Chunks, check_number, check_positive
+from optcam_pl.network_error import backward_errors, check_differentiable
 from optcam_pl.saliency import Baseline, check_baseline, mask_image, upsample
 
 Game: TypeAlias = Literal["preserve", "delete", "dual"]
@@ -61,7 +62,8 @@ class RISE(Explainer):
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
     def check(self, classifier: Classifier) -> None:
-        """Any network will do."""
+        """Any network that is a function will do."""
+        self.check_network(classifier)
 
     def draw(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels down and right."""
@@ -137,7 +139,8 @@ class MaskOptimizer(Explainer):
         """The raw map (B,1,H,W), and what was maximised (T+1,B)."""
 
     def check(self, classifier: Classifier) -> None:
-        """Any network will do."""
+        """Any network that is a function will do."""
+        self.check_network(classifier)
 
     def passes(self) -> int:
         """Masked images of one image in one pass."""
@@ -227,10 +230,12 @@ class MeaningfulPerturbation(MaskOptimizer):
             move = torch.randint(self.jitter + 1, (2,), generator=generator).tolist()
             moved, under = (torch.roll(pixels, move, (2, 3)) for pixels in (image, blurred))
             p = classifier.probabilities(mask_image(moved, upsample(m, size), under)).gather(1, target.unsqueeze(1))
+            check_differentiable(p, classifier)
             loss = p.squeeze(1).to(m.dtype) + self._regularizer(m)
             trace.append(-loss.detach())
             if t < self.max_iter:
-                (m.grad,) = torch.autograd.grad(loss.sum(), [m])
+                with backward_errors(classifier):
+                    (m.grad,) = torch.autograd.grad(loss.sum(), [m])
                 optimizer.step()
                 m.detach().clamp_(0, 1)
         return upsample(1 - m.detach(), size), torch.stack(trace)
@@ -333,7 +338,9 @@ class ExtremalPerturbation(MaskOptimizer):
                 penalty = 300 * 1.0035**t * distance.square().mean(1)
             trace.append((reward.detach(), penalty.detach()))
             if t < self.max_iter:
-                (m.grad,) = torch.autograd.grad((penalty - reward).sum(), [m])
+                check_differentiable(reward, classifier)
+                with backward_errors(classifier):
+                    (m.grad,) = torch.autograd.grad((penalty - reward).sum(), [m])
                 optimizer.step()
                 m.detach().clamp_(0, 1)
         shape = (len(image), len(self.areas))

@@ -224,6 +224,7 @@ class SaliencyTask(L.LightningModule):
             )
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
         self.data.match_classes(network.class_names, network.name, used=self.target == "label")
+        network.check_function(self.data.preprocessing.size)
         self._check_annotations()
         self._run_dir = run_folder(self.trainer, self._given_dir)
         if stage == "fit":

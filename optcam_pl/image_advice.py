@@ -1,0 +1,67 @@
+"""How what users hand in as images becomes what is expected: advice for error messages, as sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+_TO_TENSOR = "torchvision.transforms.functional.to_tensor(image.convert('RGB')).unsqueeze(0)"
+
+
+def conversion(image: object) -> str:
+    """How an object that is no floating-point tensor becomes one; empty where nothing is known. Begins with a space.
+
+    Example:
+        >>> conversion("cat.jpg")
+        " Open the file with PIL.Image.open and convert it: torchvision.transforms.functional.to_tensor(image.convert('RGB')).unsqueeze(0)."
+    """  # noqa: E501
+    if isinstance(image, Tensor):
+        return " Convert it: image.float() / 255." if not image.is_floating_point() else ""
+    if isinstance(image, np.ndarray):
+        scaled = ".float() / 255" if image.dtype == np.uint8 else ".float()"
+        moved, one = (".permute(2, 0, 1)", ".unsqueeze(0)") if image.ndim == 3 else (".permute(0, 3, 1, 2)", "")
+        channels_last = image.ndim >= 3 and image.shape[-1] in (3, 4)
+        return f" Convert it: torch.from_numpy(image){moved * channels_last}{one}{scaled}."
+    if isinstance(image, (str, Path)):
+        return f" Open the file with PIL.Image.open and convert it: {_TO_TENSOR}."
+    if isinstance(image, (list, tuple)):
+        return " Stack the images: torch.stack(images)." if image and isinstance(image[0], Tensor) else ""
+    if any(cls.__module__.startswith("PIL.") for cls in type(image).__mro__):
+        return f" Convert it: {_TO_TENSOR}."
+    return ""
+
+
+def reshaping(shape: tuple[int, ...]) -> str:
+    """How a tensor of another shape becomes (B,3,H,W); empty where nothing is known. Begins with a space.
+
+    Example:
+        >>> reshaping((3, 8, 8)), reshaping((2, 8, 8, 3))
+        (' The batch dimension is missing: image.unsqueeze(0).', ' Put the channels first: image.permute(0, 3, 1, 2).')
+    """
+    if len(shape) == 3 and shape[0] == 3:
+        return " The batch dimension is missing: image.unsqueeze(0)."
+    if len(shape) == 3 and shape[2] == 3:
+        return " Put the channels first, and a batch dimension before them: image.permute(2, 0, 1).unsqueeze(0)."
+    if len(shape) == 4 and shape[3] == 3:
+        return " Put the channels first: image.permute(0, 3, 1, 2)."
+    if len(shape) == 4 and shape[1] == 1:
+        return " A gray image becomes one of three channels by image.expand(-1, 3, -1, -1)."
+    if len(shape) == 4 and shape[1] == 4:
+        return " Leave the fourth channel out: image[:, :3]."
+    return ""
+
+
+def out_of_range(low: float, high: float) -> str:
+    """What pixels outside of [0,1] probably are; empty where nothing is known. Begins with a space.
+
+    Example:
+        >>> out_of_range(0.0, 255.0), out_of_range(-2.1, 2.6)
+        (' Divide pixels of 0 to 255 by 255.', ' They seem to be normalized already: hand in the pixels before that.')
+    """
+    if low >= 0 and 1 < high <= 255:
+        return " Divide pixels of 0 to 255 by 255."
+    if -10 < low < 0 < high < 10:
+        return " They seem to be normalized already: hand in the pixels before that."
+    return ""

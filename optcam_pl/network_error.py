@@ -1,0 +1,128 @@
+"""Errors that a network raises by itself, told as such: what was being done, what it said, what may help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from optcam_pl.classifier import Classifier
+
+_OWN = __name__.partition(".")[0]
+# What an error's text says -> what to do about it.
+_HINTS = {
+    "Inference tensors cannot": "Its weights were made inside torch.inference_mode, where autograd cannot use them: "
+    "build the network outside of it.",
+    "doesn't match model": "If it wants images of another size, give `input_size`, and images of that size.",
+    "use_reentrant": "Switch its gradient checkpointing off (gradient_checkpointing_disable() of transformers, "
+    "set_grad_checkpointing(False) of timm): maps need gradients of inner layers, which it does not keep.",
+    "same dtype": "Its parts have different dtypes: convert it as a whole, with network.float().",
+    "same type": "Its parts have different dtypes or devices: convert it as a whole, with network.float() or .to().",
+}
+
+
+class NetworkError(RuntimeError):
+    """What the network that is explained raised by itself; its own exception is the `__cause__`."""
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether an exception was raised by code of this package: a hook's, say, that ran inside of the network."""
+    last: TracebackType | None = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, NetworkError) or raised_in.partition(".")[0] == _OWN
+
+
+def forward_error(error: Exception, name: str, network: nn.Module, image: Tensor) -> NetworkError:
+    """What is raised in the place of an error of the network's forward pass.
+
+    Args:
+        error: the network's own.
+        name: of the network.
+        network: it is asked for the channels that it wants.
+        image: (B,3,H,W) what it was given.
+    """
+    count, height, width = image.shape[0], image.shape[2], image.shape[3]
+    what = f"{count} image{'s' * (count != 1)} of {height} x {width}"
+    return NetworkError(
+        f"{name} raised {type(error).__name__} while it computed scores of {what}: {error}{_ended(error)}"
+        f"{hint(error, network)}"
+    )
+
+
+def hint(error: Exception, network: nn.Module) -> str:
+    """What may help, as a sentence with a space before it; empty where nothing is known."""
+    wanted = input_channels(network)
+    if wanted not in (None, 3) and "channel" in str(error):
+        return (
+            f" The network wants images of {wanted} channel{'s' * (wanted != 1)}, but is given RGB images of 3: put a "
+            f"layer in front of it that makes {wanted} of 3, torch.nn.Sequential(torch.nn.Conv2d(3, {wanted}, 1), "
+            "network), say, with weights of your choice."
+        )
+    return next((f" {advice}" for text, advice in _HINTS.items() if text in str(error)), "")
+
+
+def input_channels(network: nn.Module) -> int | None:
+    """Channels that the network's first convolution takes; None if it has none.
+
+    Example:
+        >>> input_channels(nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1)))
+        4
+    """
+    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+@contextmanager
+def backward_errors(classifier: Classifier, names: Sequence[str] = ()) -> Iterator[None]:
+    """Around a backward pass through the network, whose errors are told in words.
+
+    Args:
+        classifier: the network.
+        names: the layers that a gradient is taken at; none for the image's.
+
+    Raises:
+        ValueError: no gradient reaches them.
+        NetworkError: the network's backward pass fails otherwise.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, NetworkError):
+        raise
+    except RuntimeError as error:
+        if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+            raise ValueError(_without_gradient(classifier.name, names)) from error
+        raise NetworkError(
+            f"{classifier.name} raised {type(error).__name__} in its backward pass: {error}{_ended(error)}"
+            f"{hint(error, classifier.network)}"
+        ) from error
+
+
+def check_differentiable(scores: Tensor, classifier: Classifier) -> None:
+    """For sums with a term of their own gradient, which would hide that the scores have none.
+
+    Raises:
+        ValueError: the scores do not depend on the image in a way that autograd knows.
+    """
+    if not scores.requires_grad:
+        raise ValueError(_without_gradient(classifier.name, ()))
+
+
+def _without_gradient(name: str, layers: Sequence[str]) -> str:
+    where = f"the layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "the image"
+    return (
+        f"Expected the scores of {name} to have a gradient at {where}, but there is none. Its forward runs under "
+        "torch.no_grad or inference_mode, detaches a tensor, has quantized layers, which have no gradient, or makes "
+        "its scores of something else. Take this out, choose another `layer`, or use a method that needs no gradient "
+        "(ScoreCAM, EigenCAM, RISE)."
+    )
+
+
+def _ended(error: Exception) -> str:
+    """A full stop where the message has none."""
+    return "" if str(error).rstrip().endswith((".", "!", "?")) else "."

@@ -1,0 +1,382 @@
+"""Whether a network is what explanations need: it puts out logits, and it is a function of the image.
+
+Two looks at a network, both with made-up images: `output_faults` costs one pass of three images and is taken once, at
+the first explanation; `function_faults` costs some more and is taken before a run.
+
+Shape letters: B images, C classes, H x W image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl.capture import own_grad_mode
+from optcam_pl.network_error import NetworkError
+
+if TYPE_CHECKING:
+    from optcam_pl.classifier import Classifier
+
+_LOUD = 100.0  # pixels of the loud image reach from -100 to 100: what is squashed stays in [0,1] there, too
+_SUM_SLACK = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # how far a sum of probabilities may be from 1
+_SIGMOIDS = ("SigmoidBackward", "HardsigmoidBackward")
+# What may stand between a sigmoid and the output without changing a value.
+_RESHAPES = ("View", "Reshape", "Squeeze", "Unsqueeze", "Cat", "Stack", "Clone", "ToCopy", "Transpose", "T", "Alias")
+_TWO_LOGITS = "torch.nn.Sequential(network, torch.nn.ConstantPad1d((1, 0), 0.0))"
+
+
+class Fault(NamedTuple):
+    """What is wrong with a network.
+
+    Attributes:
+        text: what was found, and what to do.
+        fatal: whether results would be wrong; else it is worth a warning.
+    """
+
+    text: str
+    fatal: bool = True
+
+
+class _Outputs(NamedTuple):
+    """Logits (C,) of one image each; None for an image that the network does not take by itself."""
+
+    noise: Tensor | None
+    black: Tensor | None
+    loud: Tensor | None
+
+    def known(self) -> Tensor:
+        """(n,C) of those that are finite."""
+        rows = [row for row in self if row is not None and bool(torch.isfinite(row).all())]
+        return torch.stack(rows) if rows else torch.empty(0, 0)
+
+
+def noise(classifier: Classifier, count: int, size: tuple[int, int]) -> Tensor:
+    """Images (count,3,H,W) of random pixels in [0,1], always the same; of the classifier's dtype and on its device."""
+    pixels = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0))
+    return pixels.to(classifier.mean)
+
+
+# What comes out -------------------------------------------------------------------------------------------------------
+
+
+def output_faults(classifier: Classifier, size: tuple[int, int]) -> list[Fault]:
+    """Look at what the network puts out for one image of noise, a black one, and one far outside of [0,1].
+
+    A network that fails on these images is not judged: the user's own images show what it raises.
+
+    Args:
+        classifier: the network.
+        size: (H,W) of the images.
+
+    Returns:
+        What is wrong: probabilities instead of logits, a single logit, values that are not finite, the same values for
+        every image.
+    """
+    with own_grad_mode(), torch.no_grad():
+        outputs = _look(classifier, size)
+    rows = outputs.known()
+    found = _not_finite(classifier.name, outputs)
+    if not len(rows):
+        return found
+    if rows.shape[1] == 1:
+        return [*found, _one_logit(classifier, rows, size)]
+    found += _constant(classifier.name, rows)
+    return found + (_probabilities(classifier, rows, size) or _log_probabilities(classifier, rows))
+
+
+def _look(classifier: Classifier, size: tuple[int, int]) -> _Outputs:
+    first = noise(classifier, 1, size)
+    images = torch.cat([first, torch.zeros_like(first), (2 * first - 1) * _LOUD])
+    try:
+        logits = classifier(images)
+    except NetworkError:  # a network that takes single images, or checks its pixels
+        return _Outputs(*(_row(classifier, image.unsqueeze(0)) for image in images))
+    if len(logits) != len(images):
+        raise ValueError(
+            f"Expected {classifier.name} to return logits (B, C), but for {len(images)} images it returns the shape "
+            f"{tuple(logits.shape)}: the first dimension has to be the images'."
+        )
+    return _Outputs(*logits)
+
+
+def _row(classifier: Classifier, image: Tensor) -> Tensor | None:
+    try:
+        return classifier(image)[0]  # type: ignore[no-any-return]
+    except NetworkError:
+        return None
+
+
+def _not_finite(name: str, outputs: _Outputs) -> list[Fault]:
+    """NaN and +inf; -inf is what a class gets that is switched off, as long as another one is left."""
+
+    def broken(row: Tensor | None) -> bool:
+        return row is not None and not math.isfinite(float(row.max()))  # the largest of NaN and numbers is NaN
+
+    if broken(outputs.noise):
+        text = f"Expected {name} to put out finite logits, but for an image of noise it puts out NaN or infinity."
+        return [Fault(f"{text} Look at its weights, or run it in float32 (network.float()).")]
+    if broken(outputs.black):
+        text = f"{name} puts out NaN or infinity for a black image, which masks that keep nothing lead to."
+        return [Fault(f'{text} Choose another `baseline` ("mean", "blur") for what masks.', fatal=False)]
+    return []
+
+
+def _one_logit(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> Fault:
+    squashed = _within_0_1(rows) and _is_squashed(classifier, rows, size)
+    return Fault(
+        f"Expected the scores of at least two classes, but {classifier.name} puts out one number an image, whose "
+        "softmax is 1 always. "
+        + ("It ends in a sigmoid: hand in the network without it, and " if squashed else "If it is the logit z of a ")
+        + ("let it give" if squashed else "sigmoid, let the network give")
+        + f" two logits, [0, z], whose softmax has the same probability: Classifier({_TWO_LOGITS}, ...). Class 1 is "
+        "then what the number speaks for; names of layers (`target_layer`) get a 0. in front."
+    )
+
+
+def _probabilities(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> list[Fault]:
+    if len(rows) < 2 or not _within_0_1(rows):
+        return []
+    slack = _SUM_SLACK.get(_compute_dtype(classifier), 1e-3)
+    if bool(((rows.sum(1) - 1).abs() < slack).all()):
+        kind = "softmax"
+    elif _is_squashed(classifier, rows, size):
+        kind = "sigmoid"
+    else:
+        return []
+    found = "its outputs lie in [0, 1]" + (" and sum to 1" if kind == "softmax" else "")
+    return [
+        Fault(
+            f"Expected {classifier.name} to put out logits, but it puts out probabilities: {found} for every image. "
+            f"Their softmax would be taken once more. Hand in the network without its last {kind}. (`trust_network` "
+            "takes them for logits all the same.)"
+        )
+    ]
+
+
+def _within_0_1(rows: Tensor) -> bool:
+    return bool(((rows >= 0) & (rows <= 1)).all()) and bool((rows > 0).any())
+
+
+def _is_squashed(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> bool:
+    """Whether values in [0,1] come from a sigmoid: it stands in the graph, or the loud image has driven it to an end.
+
+    Logits may lie in [0,1] by chance, as those of a network that ends in a norm do for any image.
+    """
+    spread = bool((rows.amax(0) - rows.amin(0) > 0.5).any())
+    driven = len(rows) == 3 and bool(((rows[-1] < 1e-3) | (rows[-1] > 1 - 1e-3)).all())
+    return (spread and driven) or _graph_ends_in(classifier, size, _SIGMOIDS)
+
+
+def _graph_ends_in(classifier: Classifier, size: tuple[int, int], kinds: tuple[str, ...]) -> bool:
+    """Whether the last thing that the network computes is one of these autograd nodes; False without a graph."""
+    with own_grad_mode():
+        try:
+            node = classifier(noise(classifier, 1, size).requires_grad_()).grad_fn
+        except NetworkError:
+            return False
+    while node is not None and node.name().startswith(_RESHAPES):
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node is not None and node.name().startswith(kinds)
+
+
+def _log_probabilities(classifier: Classifier, rows: Tensor) -> list[Fault]:
+    slack = _SUM_SLACK.get(_compute_dtype(classifier), 1e-4)
+    if len(rows) < 2 or not bool((torch.logsumexp(rows, 1).abs() < slack).all()):
+        return []
+    return [
+        Fault(
+            f"{classifier.name} puts out log-probabilities, not logits. Probabilities are right, but methods that "
+            "explain a logit (Grad-CAM, Opti-CAM and others) explain the class's log-probability, which depends on the "
+            "other classes, too. For the logit hand in the network without its last log-softmax.",
+            fatal=False,
+        )
+    ]
+
+
+def _constant(name: str, rows: Tensor) -> list[Fault]:
+    if len(rows) < 2 or not bool((rows == rows[0]).all()):
+        return []
+    text = f"{name} puts out the same scores for noise, a black image and another one: there is nothing to explain"
+    return [Fault(f"{text} if it does so for photographs, too. Are its weights trained, and its head?", fatal=False)]
+
+
+# Whether it is a function ---------------------------------------------------------------------------------------------
+
+
+def function_faults(classifier: Classifier, size: tuple[int, int]) -> list[Fault]:
+    """Whether the network's answer to an image depends on nothing but the image.
+
+    Two images of noise are given twice, and the first of them alone. Differences up to rounding are no fault.
+
+    Args:
+        classifier: the network.
+        size: (H,W) of the images.
+
+    Raises:
+        NetworkError: it fails on these images.
+    """
+    images = noise(classifier, 2, size)
+    with own_grad_mode(), torch.no_grad():
+        try:
+            first = classifier(images)
+        except NetworkError:
+            classifier(images[:1])
+            return [Fault(f"{classifier.name} takes one image at a time only: give `batch_size` 1.", fatal=False)]
+        before = _state(classifier.network)
+        second, alone = classifier(images), classifier(images[:1])
+        changed = [name for name, kept in _state(classifier.network).items() if _differs(kept, before.get(name))]
+        if _apart(classifier, first, second, alone=False):
+            return [_random(classifier, images)]
+        if _apart(classifier, second[:1], alone, alone=True):
+            return [_batched(classifier, images)]
+    return [_stateful(classifier, changed)] if changed else []
+
+
+def _random(classifier: Classifier, images: Tensor) -> Fault:
+    where = _culprit(classifier, images, images)
+    return Fault(
+        f"Expected {classifier.name} to give the same scores for the same images, but two equal passes differ. {where} "
+        "Random layers have to be off in eval mode: F.dropout(x, training=self.training), say. `trust_network` goes on "
+        "all the same, with random maps."
+    )
+
+
+def _batched(classifier: Classifier, images: Tensor) -> Fault:
+    where = _culprit(classifier, images[:1], images)
+    return Fault(
+        f"Expected {classifier.name}'s scores of an image to be its own, but alone they are not what they are beside "
+        f"another image. {where} Batch norm without running statistics (track_running_stats=False) does so, for one. "
+        "`trust_network` goes on all the same, with maps that depend on the batch."
+    )
+
+
+def _stateful(classifier: Classifier, changed: list[str]) -> Fault:
+    module = changed[0].rpartition(".")[0]
+    return Fault(
+        f"Expected {classifier.name} to stay as it is, but each pass changes its state: {', '.join(changed[:3])}"
+        f"{', ...' if len(changed) > 3 else ''} (of {_named(classifier, module)}). A run could not be resumed or "
+        "compared, as its weights are not the same any more. Register what is only counted with persistent=False, or "
+        "switch it off in eval mode. `trust_network` goes on all the same."
+    )
+
+
+class _Saved(NamedTuple):
+    """One tensor of the state dict: where it lies, how often it was written to, and of a buffer a copy."""
+
+    written: tuple[int, int]
+    value: Tensor
+
+
+def _state(network: nn.Module) -> dict[str, _Saved]:
+    buffers = {name for name, _ in network.named_buffers()}
+    found = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and not value.is_inference():
+            kept = value.detach().clone() if name in buffers else value.detach()  # parameters are large
+            found[name] = _Saved((value.data_ptr(), value._version), kept)
+    return found
+
+
+def _differs(after: _Saved, before: _Saved | None) -> bool:
+    if before is None or after.written == before.written:
+        return False
+    return after.value is before.value or not torch.equal(after.value, before.value)
+
+
+def _apart(classifier: Classifier, ours: Tensor, theirs: Tensor, *, alone: bool) -> bool:
+    """Whether two answers differ by more than rounding, which depends on the number of images and on the device."""
+    ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
+    eps = torch.finfo(_compute_dtype(classifier)).eps
+    base = {False: (1e-5, 2e-3), True: (1e-3, 1e-2)}[alone][ours.is_cuda]  # a GPU may compute in TF32
+    tolerance = max(base, 16 * eps) * float(ours.max() - ours.min()) + 32 * eps * float(ours.abs().max())
+    return float((ours - theirs).abs().max()) > tolerance
+
+
+def _compute_dtype(classifier: Classifier) -> torch.dtype:
+    """What the network computes in."""
+    kind = classifier.mean.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return classifier.network_dtype or torch.float32
+
+
+# Where ----------------------------------------------------------------------------------------------------------------
+
+
+class _Call(NamedTuple):
+    """One call of a module: what went in, what came out, first tensors only."""
+
+    name: str
+    given: Tensor | None
+    made: Tensor
+
+
+def _culprit(classifier: Classifier, ours: Tensor, theirs: Tensor) -> str:
+    """The innermost module whose outputs differ between two passes although its inputs are the same, as a sentence."""
+    share = (len(ours), len(theirs))
+    for a, b in zip(_calls(classifier, ours), _calls(classifier, theirs), strict=False):
+        if a.name != b.name:
+            break
+        if not _equal(a.made, b.made, share) and (
+            a.given is None or b.given is None or _equal(a.given, b.given, share)
+        ):
+            return f"It comes from {_named(classifier, a.name)}."
+    return "Where it comes from could not be told."
+
+
+def _calls(classifier: Classifier, images: Tensor) -> list[_Call]:
+    calls: list[_Call] = []
+
+    def record(name: str, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        made = _first_tensor(output)
+        if made is not None:
+            calls.append(_Call(name, given.pop(), made.clone()))
+        else:
+            given.pop()
+
+    given: list[Tensor | None] = []
+
+    def begin(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        value = _first_tensor(args)
+        given.append(None if value is None else value.clone())
+
+    with _hooked(classifier.network, begin, record):
+        classifier(images)
+    return calls
+
+
+@contextmanager
+def _hooked(network: nn.Module, begin: Callable[..., None], end: Callable[..., None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            stack.callback(module.register_forward_pre_hook(begin).remove)
+            stack.callback(module.register_forward_hook(functools.partial(end, name)).remove)
+        yield
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, (tuple, list)):
+        return next((item for item in value if isinstance(item, Tensor)), None)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _equal(ours: Tensor, theirs: Tensor, share: tuple[int, int]) -> bool:
+    """Whether the first image's part of both is the same to a thousandth; what has no such part counts as equal."""
+    if not ours.is_floating_point() or not ours.ndim or ours.shape[0] % share[0] or theirs.shape[0] % share[1]:
+        return True
+    parts = ours[: ours.shape[0] // share[0]].double(), theirs[: theirs.shape[0] // share[1]].double()
+    if parts[0].shape != parts[1].shape or not parts[0].numel():
+        return True
+    span = float(parts[0].max() - parts[0].min())
+    return float((parts[0] - parts[1]).abs().max()) <= 1e-3 * span + 1e-6 * float(parts[0].abs().max())
+
+
+def _named(classifier: Classifier, name: str) -> str:
+    kind = type(classifier.network.get_submodule(name)).__name__
+    return f"module {name!r} ({kind})" if name else f"{kind}'s own forward, outside of its modules"
