@@ -85,6 +85,9 @@ def _hook(record: Record, name: str, cut: bool) -> Callable[[nn.Module, Any, Any
         if not value.requires_grad:
             # The first recorded layer: the graph begins here, so that no backward pass goes below it.
             value = value.detach().requires_grad_()
+        else:
+            # The layer may hand on what others got, too: the gradient of the view is that of its own output alone.
+            value = value.view_as(value)
         record[name] = value
         passed = value.clone()  # in-place layers after this one then work on a tensor that is not a leaf
         if isinstance(output, list):  # the network may go on to write into it

@@ -79,7 +79,8 @@ class Probe:
     @functools.cached_property
     def traced(self) -> dict[str, TracedLayer]:
         """Name -> layer, in the order in which the calls finish."""
-        return {layer.name: layer for layer in trace(self.network, lambda: self.scores(self.images))}
+        images = self.images  # found before the trace, as that takes a pass, too
+        return {layer.name: layer for layer in trace(self.network, lambda: self.scores(images))}
 
     def grid(self, name: str) -> tuple[int, int, int] | None:
         """(K,h,w) of what a traced layer puts out; None where it has no grid."""
