@@ -33,7 +33,7 @@ CLASSES = 10
 SMALL = 96  # pixels a side, for networks that take any size
 
 # One of each family at least, small ones.
-TIMM = """
+_SMALL_ONES = """
 bat_resnext26ts beit_base_patch16_224 beitv2_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny
 coat_mini coat_tiny coatnet_nano_rw_224 coatnet_pico_rw_224 coatnext_nano_rw_224 convformer_s18 convit_tiny
 convmixer_768_32 convnext_atto convnext_pico_ols convnext_zepto_rms convnextv2_atto cpubone_t0 crossvit_9_240
@@ -66,7 +66,8 @@ vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 vit_small_patch16_18x2_22
 vit_small_patch16_rope_224 vit_small_patch32_224 vit_small_resnet26d_224 vit_srelpos_small_patch16_224
 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vit_wee_patch16_reg1_gap_256 vitamin_small_224 volo_d1_224 vovnet39a
 wide_resnet50_2 xception41 xception41p xcit_nano_12_p16_224 xcit_nano_12_p8_224
-""".split()
+"""
+TIMM = _SMALL_ONES.split()
 
 _TOKENS: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3}
 _TOKENS |= {"intermediate_size": 32, "image_size": 64, "patch_size": 8}
@@ -244,7 +245,8 @@ def work(names: list[str], old_file: str | None) -> None:
     old = None
     if old_file:
         spec = importlib.util.spec_from_file_location("old_layers", old_file)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         old = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(old)
 

@@ -82,12 +82,9 @@ def _hook(record: Record, name: str, cut: bool) -> Callable[[nn.Module, Any, Any
             # A copy: a later layer may work in place on what this one put out.
             record[name] = value.detach().clone()
             return None
-        if not value.requires_grad:
-            # The first recorded layer: the graph begins here, so that no backward pass goes below it.
-            value = value.detach().requires_grad_()
-        else:
-            # The layer may hand on what others got, too: the gradient of the view is that of its own output alone.
-            value = value.view_as(value)
+        # At the first recorded layer the graph begins, so that no backward pass goes below it. A later one may hand on
+        # what others get, too: the gradient of the view is that of its own output alone.
+        value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         record[name] = value
         passed = value.clone()  # in-place layers after this one then work on a tensor that is not a leaf
         if isinstance(output, list):  # the network may go on to write into it

@@ -173,7 +173,7 @@ def choose(probe: Probe) -> str | None:
         reached = probe.reached(list(dict.fromkeys([*names, good[0]])))
         for name in names:
             if reached[name]:
-                return _before_projection(probe, name, good)
+                return _before_projection(probe, name)
         if not reached[good[0]]:
             break
     return order[0] if order else None
@@ -212,7 +212,8 @@ def _nearest_good(probe: Probe, name: str, gradient: bool) -> str | None:
     good = good[:_ROUND]
     default = None if not gradient or name == (chosen := choose(probe)) else chosen
     reached = probe.reached(good) if gradient and good else dict.fromkeys(good, True)
-    return next((other for other in good if reached[other]), default)
+    found = next((other for other in good if reached[other]), default)
+    return found and _before_projection(probe, found)
 
 
 def _is_candidate(probe: Probe, name: str) -> bool:
@@ -227,13 +228,15 @@ def _is_candidate(probe: Probe, name: str) -> bool:
 
 def _is_strided(grid: tuple[int, int], size: tuple[int, int]) -> bool:
     """Whether a grid is what a whole stride leaves of the image, but for what unpadded borders take away."""
-    return all(abs(side / max(round(side / cells), 1) - cells) <= _BORDER for cells, side in zip(grid, size, strict=True))
+    return all(
+        abs(side / max(round(side / cells), 1) - cells) <= _BORDER for cells, side in zip(grid, size, strict=True)
+    )
 
 
-def _before_projection(probe: Probe, name: str, good: list[str]) -> str:
+def _before_projection(probe: Probe, name: str) -> str:
     """The layer itself; for the projections of tokens inside a block, what they read: the features of the block."""
     source = probe.traced[name].source
-    return source if source in good else name
+    return source if source is not None and _is_candidate(probe, source) else name
 
 
 @contextmanager
@@ -273,5 +276,3 @@ def eager(network: nn.Module) -> nn.Module:
     if compiled:
         twin.__dict__["_compiled_call_impl"] = None
     return twin
-
-

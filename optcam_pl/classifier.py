@@ -27,9 +27,10 @@ class Classifier(nn.Module):
     """Any image classifier with its normalisation inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
-    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it. Of one that
-    torch.compile has compiled, in whole or in part, what it was made of is explained: a compiled network runs none of
-    the hooks that explainers put on its parts. Layers are named as in it, with or without `module.` and `_orig_mod.`.
+    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it. Of one
+    that torch.compile has compiled, in whole or in part, what it was made of is explained, uncompiled: a compiled
+    network runs none of the hooks that explainers put on its parts. Layers may be named with or without the wrappers'
+    `module.` and `_orig_mod.`.
 
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "transformers/google/vit-base-patch16-224" (a

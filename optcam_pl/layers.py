@@ -331,7 +331,9 @@ def to_grid(
         patches = activation[:, prefix:].transpose(1, 2)
         return patches.view(*patches.shape[:2], height, width)
     if activation.ndim == 4 and layout != "tokens":
-        if layout == "channels_last" or (layout == "auto" and _is_channels_last(activation.shape, image_size, network, layer)):
+        if layout == "channels_last" or (
+            layout == "auto" and _is_channels_last(activation.shape, image_size, network, layer)
+        ):
             return activation.permute(0, 3, 1, 2)
         if layout == "channels_first" or _fits(tuple(activation.shape[2:]), image_size, slack=3):
             return activation
