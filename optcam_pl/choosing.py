@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Probe:
     def images(self) -> Tensor:
         """Different images of noise, always the same ones: two, or one for a network that takes no more at a time."""
         like = zeros_for(self.network, (1, 1))
-        noise = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
+        with torch.inference_mode(False):
+            noise = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
         try:
             self.scores(noise)
         except Exception:  # whatever a network of somebody else's raises
@@ -109,7 +111,7 @@ class Probe:
         return None
 
     def reached(self, names: Sequence[str]) -> dict[str, bool]:
-        """Whether a gradient of the scores reaches more than one cell of each layer's grid: of one image at least."""
+        """Whether a gradient of the scores reaches each layer's grid: more than one cell where there are several."""
         modules = {name: self.network.get_submodule(name) for name in names}
         with own_grad_mode(), _evaluating(self.network), capture(modules, cut=True) as record:
             scores = self.run(self.images)
@@ -119,14 +121,14 @@ class Probe:
             if not scores.requires_grad or not found:
                 return dict.fromkeys(names, False)
             gradients = torch.autograd.grad((scores @ weights).sum(), [record[n] for n in found], allow_unused=True)
-        cells = dict(zip(found, map(self._cells, gradients, found), strict=True))
-        return {name: cells.get(name, 0) > 1 for name in names}
+        reached = dict(zip(found, map(self._reaches, gradients, found), strict=True))
+        return {name: reached.get(name, False) for name in names}
 
-    def _cells(self, gradient: Tensor | None, name: str) -> int:
+    def _reaches(self, gradient: Tensor | None, name: str) -> bool:
         if gradient is None:
-            return 0
-        grid = to_grid(gradient, self.size, self.layout, self.network, name)
-        return int((grid != 0).any(1).flatten(1).sum(1).max())
+            return False
+        cells = (to_grid(gradient, self.size, self.layout, self.network, name) != 0).any(1).flatten(1)
+        return int(cells.sum(1).max()) >= min(2, cells.shape[1])
 
 
 def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
@@ -139,17 +141,20 @@ def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
         run: called without arguments; has to run the network once.
     """
     calls: dict[str, list[tuple[tuple[int, ...], str | None]]] = {}
-    # The latest module that put out a tensor; the tensor is kept with it, as a freed one's id is given to another.
-    made: dict[int, tuple[str, Tensor]] = {}
+    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # a freed tensor's id may be another's
+
+    def maker(tensor: object) -> str | None:
+        name, made_by_it = made.get(id(tensor), ("", None))
+        return name if made_by_it is not None and made_by_it() is tensor else None
 
     def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
         output = output[0] if isinstance(output, (tuple, list)) and output else output
         if not isinstance(output, Tensor):
             return
-        source = made.get(id(args[0])) if isinstance(module, nn.Linear) and args else None
-        calls.setdefault(name, []).append((tuple(output.shape), None if source is None else source[0]))
-        if id(output) not in made:  # a container hands on what its last module made
-            made[id(output)] = (name, output)
+        source = maker(args[0]) if isinstance(module, nn.Linear) and args else None
+        calls.setdefault(name, []).append((tuple(output.shape), source))
+        if maker(output) is None:  # a container hands on what its last module made
+            made[id(output)] = (name, weakref.ref(output))
 
     with ExitStack() as stack:
         for name, module in network.named_modules():

@@ -17,7 +17,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from optcam_pl import Classifier
+from optcam_pl import Classifier, SaliencyTask
 from optcam_pl.capture import LayerError, LayerNotCalledError
 from optcam_pl.choosing import eager
 from optcam_pl.explainers import (
@@ -270,6 +270,12 @@ def test_a_named_layer_that_would_not_do_is_told_before_a_run(
             explainer.check(classifier)
     if gradient and "no gradient" in words:
         OptiCAM(layer).check(classifier)  # needs the features alone
+
+
+def test_an_unknown_layer_is_told_when_a_run_is_set_up() -> None:
+    task = SaliencyTask(Classifier(Busy(), input_size=32), GradCAM("feature"))
+    with pytest.raises(ValueError, match="Unknown layer 'feature' of Busy. The nearest are: 'features'"):
+        task.setup("test")
 
 
 def test_what_is_recorded_is_checked_in_every_call() -> None:
