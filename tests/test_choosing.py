@@ -17,7 +17,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from optcam_pl import Classifier, SaliencyTask
+from optcam_pl import Classifier
 from optcam_pl.capture import LayerError, LayerNotCalledError
 from optcam_pl.choosing import eager
 from optcam_pl.explainers import (
@@ -34,6 +34,7 @@ from optcam_pl.explainers import (
     ScoreCAM,
 )
 from optcam_pl.layers import heads, known_prefix, members
+from optcam_pl.tasks import SaliencyTask
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
