@@ -30,6 +30,8 @@ OUTPUT = Path(__file__).with_name("networks.md")
 BATCH = 12  # networks a process
 LIMIT = 120  # seconds a network
 CLASSES = 10
+LARGE = 384  # pixels a side; networks of a fixed size above it are made for `USUAL`
+USUAL = 224
 SMALL = 96  # pixels a side, for networks that take any size
 
 # One of each family at least, small ones.
@@ -170,9 +172,13 @@ def build(name: str) -> tuple[nn.Module, int]:
     if source == "timm":
         import timm
 
-        network = timm.create_model(kind, pretrained=False, num_classes=CLASSES)
+        config = timm.get_pretrained_cfg(kind)
+        side = (config.input_size if config else (3, 224, 224))[1]
+        large = config is not None and config.fixed_input_size and side > LARGE
+        options = {"img_size": USUAL} if large else {}
+        network = timm.create_model(kind, pretrained=False, num_classes=CLASSES, **options)
+        side = USUAL if large else side
         config = network.pretrained_cfg
-        side = config["input_size"][1]
         return randomize(network), side if config.get("fixed_input_size") else smallest(network, side)
     import transformers
 
@@ -264,8 +270,8 @@ def work(names: list[str], old_file: str | None) -> None:
         print(json.dumps(asdict(row)), flush=True)
 
 
-def sweep(names: list[str], old_file: str | None) -> Iterator[Row]:
-    """The rows of all networks, in order."""
+def sweep(names: list[str], old_file: str | None, log: Path | None) -> Iterator[Row]:
+    """The rows of the networks, in order; each is added to the log, if there is one."""
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
         command = [sys.executable, __file__, "--work", *batch, *(["--before", old_file] if old_file else [])]
@@ -274,6 +280,9 @@ def sweep(names: list[str], old_file: str | None) -> Iterator[Row]:
         for name in batch:
             row = rows.get(name) or Row(name, reason=f"its process ended with code {done.returncode}")
             print(row, file=sys.stderr, flush=True)
+            if log is not None:
+                with log.open("a") as file:
+                    file.write(f"{json.dumps(asdict(row))}\n")
             yield row
 
 
@@ -319,13 +328,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("output", nargs="?", type=Path, default=OUTPUT)
     parser.add_argument("--work", nargs="+", metavar="NETWORK", help="print the rows of these networks as JSON")
+    parser.add_argument("--rows", type=Path, help="file of finished rows, to go on with after an interruption")
     parser.add_argument("--before", metavar="LAYERS.PY", help="count what an earlier version of layers.py gets right")
     options = parser.parse_args()
     if options.work:
         work(options.work, options.before)
         return
     names = [*(f"timm/{name}" for name in TIMM), *(f"transformers/{name}" for name in TRANSFORMERS)]
-    rows = list(sweep(names, options.before))
+    lines = options.rows.read_text().splitlines() if options.rows and options.rows.exists() else []
+    known = {row["network"]: Row(**row) for row in map(json.loads, lines)}
+    known |= {row.network: row for row in sweep([n for n in names if n not in known], options.before, options.rows)}
+    rows = [known[name] for name in names]
     options.output.write_text(page(rows))
     if options.before:
         print(f"right before: {sum(r.before for r in rows)} bare, {sum(r.before_wrapped for r in rows)} wrapped")

@@ -143,7 +143,7 @@ def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
     waiting = deque([("", network)])
     while waiting:
         name, module = waiting.popleft()
-        if _is_family(type(module)):
+        if _is_family(type(module)):  # type: ignore[arg-type]  # a class that torch's stubs call unhashable
             found.append((name, module))
         else:
             waiting.extend((_join(name, key), child) for key, child in module._modules.items() if child is not None)
@@ -335,7 +335,7 @@ def to_grid(
             layout == "auto" and _is_channels_last(activation.shape, image_size, network, layer)
         ):
             return activation.permute(0, 3, 1, 2)
-        if layout == "channels_first" or _fits(tuple(activation.shape[2:]), image_size, slack=3):
+        if layout == "channels_first" or _fits((activation.shape[2], activation.shape[3]), image_size, slack=3):
             return activation
         raise ValueError(
             f"Expected {layer!r} to put out feature maps with the aspect ratio of the {image_size[0]} x {image_size[1]}"
