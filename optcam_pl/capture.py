@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,18 +12,57 @@ from torch import Tensor, nn
 from optcam_pl.threads import hook_output
 
 
-class LayerNotCalledError(RuntimeError):
+class LayerError(ValueError):
+    """What a layer put out cannot be explained."""
+
+
+class LayerNotCalledError(LayerError, RuntimeError):
     """A layer was to be recorded, but the network did not call it."""
 
 
 class Record(dict[str, Tensor]):
-    """Layer name -> what the layer put out in its last call; asking for one that was not called is an error."""
+    """Layer name -> what the layer put out in its last call; asking for one that was not called is an error.
+
+    Attributes:
+        names: the layers that were asked for.
+        calls: how often each was called.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.calls = dict.fromkeys(self.names, 0)
 
     def __missing__(self, name: str) -> Tensor:
         raise LayerNotCalledError(
-            f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show. (What a "
-            "network calls in threads of its own, as nn.DataParallel does on several GPUs, is not seen.)"
+            f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show. Name"
+            " another with `layer` or `target_layer`. (What a network calls in threads of its own, as nn.DataParallel"
+            " does on several GPUs, is not seen.)"
         )
+
+    def of_images(self, count: int) -> list[Tensor]:
+        """What every layer that was asked for put out in the one pass of `count` images, in the order of asking.
+
+        Raises:
+            LayerNotCalledError: one was not called.
+            LayerError: one was called several times, or the first dimension of what it put out is not that of the
+                images: windows, patches or tokens may lie there.
+        """
+        for name in self.names:
+            shape = tuple(self[name].shape)
+            if self.calls[name] != 1:
+                raise LayerError(
+                    f"Expected layer {name!r} to be called once in the network's forward pass, but it was called"
+                    f" {self.calls[name]} times, so it has no single activation. Name another with `layer` or"
+                    " `target_layer`."
+                )
+            if not shape or shape[0] != count:
+                raise LayerError(
+                    f"Expected layer {name!r} to put out one activation for each of {count} images, but got the shape"
+                    f" {shape}: windows, patches or tokens lie in its batch dimension. Name another with `layer` or"
+                    " `target_layer`."
+                )
+        return [self[name] for name in self.names]
 
 
 def tensor_of(output: object) -> Tensor:
@@ -41,16 +80,19 @@ def tensor_of(output: object) -> Tensor:
 def _hook(record: Record, name: str, cut: bool) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         value = tensor_of(output)
+        record.calls[name] += 1
         if not cut:
             # A copy: a later layer may work in place on what this one put out.
             record[name] = value.detach().clone()
             return None
-        if not value.requires_grad:
-            # The first recorded layer: the graph begins here, so that no backward pass goes below it.
-            value = value.detach().requires_grad_()
+        # At the first recorded layer the graph begins, so that no backward pass goes below it. A later one may hand on
+        # what others get, too: the gradient of the view is that of its own output alone.
+        value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         record[name] = value
         passed = value.clone()  # in-place layers after this one then work on a tensor that is not a leaf
-        return (passed, *output[1:]) if isinstance(output, (tuple, list)) else passed
+        if isinstance(output, list):  # the network may go on to write into it
+            return [passed, *output[1:]]
+        return (passed, *output[1:]) if isinstance(output, tuple) else passed
 
     return hook
 
@@ -75,7 +117,7 @@ def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[R
     >>> record["1"]
     tensor([0., 2.])
     """
-    record = Record()
+    record = Record(layers)
     with ExitStack() as stack:
         for name, module in layers.items():
             stack.callback(hook_output(module, _hook(record, name, cut)))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from optcam_pl import layers, suitability
+from optcam_pl import choosing, layers, suitability
 from optcam_pl.image_advice import conversion, reshaping
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.layers import Layout, nearest
@@ -30,7 +30,10 @@ class Classifier(nn.Module):
     """Any image classifier with its normalisation inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
-    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it.
+    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it. Of one
+    that torch.compile has compiled, in whole or in part, what it was made of is explained, uncompiled: a compiled
+    network runs none of the hooks that explainers put on its parts. Layers may be named with or without the wrappers'
+    `module.` and `_orig_mod.`.
 
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "transformers/google/vit-base-patch16-224" (a
@@ -43,7 +46,8 @@ class Classifier(nn.Module):
             like `module.`; every name and shape has to fit. Of a checkpoint of ClassificationTask, all that is left
             open below is as it was there, too.
         target_layer: the layer or layers to explain, by dotted name ("layer4.2", "layer4.-1"); None: the family's usual
-            one (the paper's where it names one), for an unknown module the last with a grid of features.
+            one (the paper's where it names one), also inside wrappers of any depth, for an unknown module the last with
+            a grid of features that a gradient of the logits reaches; see `target_layers`.
         mean: per channel, in [0,1]; subtracted from the pixels. None: the source's; for a module none (0).
         std: per channel; divides them. None: the source's; for a module none (1).
         input_size: H = W or (H,W) in pixels. None: the source's; for a module 224.
@@ -106,6 +110,7 @@ class Classifier(nn.Module):
         network = None if isinstance(network, str) and network == "None" else network
         weights = None if weights in ("random", "None") else weights
         stored = {} if weights in (None, "default") else read_settings(str(weights))
+        network = choosing.eager(network) if isinstance(network, nn.Module) else network
         network = _check_network(network, stored, weights)
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
@@ -157,8 +162,9 @@ class Classifier(nn.Module):
     def target_layers(self) -> tuple[str, ...]:
         """Full names of the layers to explain.
 
-        For an unknown module without a given layer it is looked for when it is first asked for, by one pass of a black
-        image: of the modules that are called once, the last that puts out a grid of features.
+        Where neither a layer is given nor the network's own class is in the table of families, it is looked for when it
+        is first asked for, by passes of two images of noise: what is known of a family inside, else the last module,
+        that is called once, puts out a grid of several cells for each image, and gets a gradient of the logits there.
 
         Raises:
             ValueError: the module has no such layer.
@@ -175,10 +181,29 @@ class Classifier(nn.Module):
     def _find_layers(self) -> tuple[str, ...]:
         found = self._layers  # what another thread does to the attribute meanwhile does not matter
         if found is None:
-            traced = layers.trace(self.network, self._explore)
-            name = layers.last_spatial(self.network, traced, self.input_size)
+            name = choosing.choose(self._probe())
             self._layers = found = () if name is None else (name,)
         return found
+
+    def check_layer(self, name: str, *, gradient: bool = False) -> None:
+        """Make sure that a layer can be explained, by one pass or two; a call of an explainer does not ask this.
+
+        Args:
+            name: dotted name.
+            gradient: whether the method needs a gradient of the logits there.
+
+        Raises:
+            ValueError: there is no such layer, it is not called exactly once in a pass, its batch dimension is not the
+                images', it has no grid, or no gradient reaches it. The message names the nearest layer that would do.
+            RuntimeError: the network fails on an image of its size.
+        """
+        choosing.check(self._probe(), layers.canonical_name(self.network, name), gradient=gradient)
+
+    def _probe(self) -> choosing.Probe:
+        probe = choosing.Probe(self, self.network, self.input_size, self.layout)
+        if len(probe.images) == 1:
+            self._explore()  # raises, in words, where the network fails on a single image, too
+        return probe
 
     @property
     def num_classes(self) -> int:
@@ -191,12 +216,12 @@ class Classifier(nn.Module):
     @property
     def prefix_tokens(self) -> int:
         """How many class, distillation and register tokens stand before the patches; 0 for a network without tokens."""
-        known = layers.known_prefix(self.network)
+        explained = () if self._layers is None else self._layers
+        known = layers.known_prefix(self.network, *explained[:1])
         if known is not None:
             return known
-        explained = self._find_layers()
-        traced = layers.trace(self.network, self._explore)
-        tokens = [shape[1] for name, shape in traced if name in explained and len(shape) == 3]
+        explained, traced = self._find_layers(), self._probe().traced
+        tokens = [shape[1] for name in explained if len(shape := traced[name].shape) == 3]
         grid = layers.token_grid(tokens[-1], self.input_size, None) if tokens else None
         return 0 if grid is None else grid[0]
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-
-from optcam_pl.threads import hook_output
 
 Layout: TypeAlias = Literal["auto", "channels_first", "channels_last", "tokens"]
 
@@ -63,13 +60,6 @@ _CHANNELS_LAST = {("torchvision", "SwinTransformer"), ("timm", "SwinTransformer"
 _MAX_PREFIX = 8  # class, distillation and register tokens together: DINOv2 with registers has 5
 
 
-class TracedLayer(NamedTuple):
-    """What one module put out in a traced pass."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
 def families(network: nn.Module) -> list[tuple[str, str]]:
     """(source, class) of a network, most derived class first: how the tables of this module are asked."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(network).__mro__]
@@ -91,7 +81,8 @@ def canonical_name(network: nn.Module, name: str) -> str:
 
     Args:
         network: where the layer is.
-        name: `layer4.2.conv1`, `layer4.-1` or `layer4[-1]`.
+        name: `layer4.2.conv1`, `layer4.-1` or `layer4[-1]`. What DataParallel and torch.compile put before a name
+            (`module.`, `_orig_mod.`) may be there or not, whatever the network has.
 
     Raises:
         TypeError: the name is no string.
@@ -106,38 +97,121 @@ def canonical_name(network: nn.Module, name: str) -> str:
     parts: list[str] = []
     module = network
     for part in re.sub(r"\[(-?\d+)\]", r".\1", name).split("."):
-        # Not named_children(), which lists a module that stands in two places once.
-        children = {key: child for key, child in module._modules.items() if child is not None}
+        children = _children(module)
+        while list(children) == ["module"] and part not in children:  # a parallel wrapper that the name leaves out
+            parts.append("module")
+            module = children["module"]
+            children = _children(module)
+        if part in ("module", "_orig_mod") and part not in children:  # a wrapper that is gone
+            continue
         index = int(part) if re.fullmatch(r"-\d+", part) else 0
         resolved = list(children)[index] if -len(children) <= index < 0 else part
         if resolved not in children:
-            names = [known for known, _ in network.named_modules() if known]
-            raise ValueError(
-                f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {nearest(name, names)}."
-            )
+            raise _unknown(network, name)
         parts.append(resolved)
         module = children[resolved]
+    if not parts:
+        raise _unknown(network, name)
     return ".".join(parts)
 
 
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    """Not `named_children`, which lists a module that stands in two places once."""
+    return {key: child for key, child in module._modules.items() if child is not None}
+
+
+def _unknown(network: nn.Module, name: str) -> ValueError:
+    names = [known for known, _ in network.named_modules() if known]
+    # The name inside a wrapper is nearer than any that merely looks alike.
+    inner = [known for known in names if name and known.endswith(f".{name}")]
+    near = ", ".join(map(repr, inner[:5])) or nearest(name, names)
+    return ValueError(f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {near}.")
+
+
+def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The networks of known families in a module: itself, or the outermost in it, with their dotted names.
+
+    Whatever stands around them is a wrapper: a `Sequential` that normalizes first, DataParallel, a LightningModule, an
+    adapter, a module of one's own. The name of the module itself is "".
+
+    Example:
+        >>> from torchvision.models import AlexNet
+        >>> [name for name, _ in members(nn.Sequential(nn.Identity(), nn.DataParallel(AlexNet())))]
+        ['1.module']
+    """
+    found: list[tuple[str, nn.Module]] = []
+    waiting = deque([("", network)])
+    while waiting:
+        name, module = waiting.popleft()
+        if _is_family(type(module)):  # type: ignore[arg-type]  # a class that torch's stubs call unhashable
+            found.append((name, module))
+        else:
+            waiting.extend((_join(name, key), child) for key, child in module._modules.items() if child is not None)
+    return found
+
+
+def family_member(network: nn.Module, layer: str = "") -> nn.Module:
+    """The known network in `network` that a layer is part of; of several without a layer the first, of none `network`.
+
+    Example:
+        >>> from torchvision.models import AlexNet
+        >>> type(family_member(nn.Sequential(nn.Identity(), AlexNet()), "1.features.0")).__name__
+        'AlexNet'
+    """
+    found = members(network)
+    around = [module for name, module in found if not name or layer.startswith(f"{name}.")]
+    return (around or [module for _, module in found] or [network])[0]
+
+
+@functools.cache
+def _is_family(cls: type) -> bool:
+    """Whether a class is a whole network that timm, torchvision or transformers define, or is derived from one."""
+    for base in cls.__mro__:
+        source = base.__module__.partition(".")[0]
+        if base.__name__.startswith("TimmWrapper"):  # transformers' way of holding a network of timm
+            return False
+        if (source, base.__name__) in DEFAULT_LAYERS or (source, base.__name__) == ("transformers", "PreTrainedModel"):
+            return True
+        if base.__module__.startswith("timm.models.") and "get_classifier" in vars(base):
+            return True
+    return False
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
 def family_layer(network: nn.Module) -> str | None:
-    """The default layer by the network's family, else by timm's `feature_info`; None where neither knows."""
-    candidates = [DEFAULT_LAYERS[family] for family in families(network) if family in DEFAULT_LAYERS]
-    if any(source == "timm" for source, _ in families(network)):
-        info: Any = getattr(network, "feature_info", None)
-        candidates += [info[-1]["module"]] if info else []
-    if any(source == "transformers" for source, _ in families(network)):
-        # Where the blocks are differs between its versions; what a block's first norm is called does not.
-        norms = [name for name, _ in network.named_modules() if name.endswith((".layernorm_before", ".norm1"))]
-        candidates += norms[-1:]
-    for candidate in candidates:
+    """The default layer of a network whose family is in the table; None for any other, and for what is wrapped."""
+    return next(iter(_named_layers(network, [DEFAULT_LAYERS.get(family, "") for family in families(network)])), None)
+
+
+def family_candidates(network: nn.Module) -> list[str]:
+    """Layers to try first: of each known network inside, the table's, timm's `feature_info`, a last block's norm."""
+    candidates: list[str] = []
+    for prefix, member in members(network):
+        sources = {source for source, _ in families(member)}
+        named = [DEFAULT_LAYERS.get(family, "") for family in families(member)]
+        info: Any = getattr(member, "feature_info", None) if "timm" in sources else None
+        named += [info[-1]["module"]] if info else []
+        if "transformers" in sources:
+            # Where the blocks are differs between its versions; what a block's first norm is called does not.
+            named += [name for name, _ in member.named_modules() if name.endswith((".layernorm_before", ".norm1"))][-1:]
+        candidates += [_join(prefix, name) for name in _named_layers(member, named)]
+    return candidates
+
+
+def _named_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those that the network has, in full; a variant of a family may be built otherwise, lists are never called."""
+    found: list[str] = []
+    for candidate in filter(None, names):
         try:
             name = canonical_name(network, candidate)
-        except ValueError:  # a variant of the family that is built otherwise: ask the next
+        except ValueError:
             continue
-        if not isinstance(network.get_submodule(name), (nn.ModuleList, nn.ModuleDict)):  # those are never called
-            return name
-    return None
+        if not isinstance(network.get_submodule(name), (nn.ModuleList, nn.ModuleDict)):
+            found.append(name)
+    return found
 
 
 def heads(network: nn.Module) -> tuple[nn.Module, ...]:
@@ -151,64 +225,32 @@ def heads(network: nn.Module) -> tuple[nn.Module, ...]:
         >>> [head.out_features for head in heads(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))]
         [2]
     """
-    if any(source == "timm" for source, _ in families(network)):
-        stated: Any = network
-        found = stated.get_classifier()
-        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
     last = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1:]
+    for name, member in members(network):
+        if any(source == "timm" for source, _ in families(member)):
+            stated: Any = member
+            found = stated.get_classifier()
+            found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+            if not name or set(last) & set(found):  # else the wrapper has a head of its own
+                return found
     if not last:
         raise ValueError(f"Found no head in {type(network).__name__}: it has no linear or convolutional layer.")
     return tuple(last)
 
 
-def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
-    """Run once and list the modules in the order in which they finish, with the shapes that they put out.
-
-    Modules that are called several times are left out (their name means no single activation), and so are those that
-    only hand on what they get. The hooks are gone on return, also after an exception; other
-    threads' passes are not listed.
+def known_prefix(network: nn.Module, layer: str = "") -> int | None:
+    """How many class, distillation and register tokens stand before the patches; None where the family is unknown.
 
     Args:
-        network: its modules are listed, by their names in it.
-        run: called without arguments; has to run the network once.
+        network: it, or the known network in it that `layer` is part of, is asked.
+        layer: dotted name in `network`.
     """
-    calls: dict[str, list[tuple[int, ...]]] = {}
-    order: list[str] = []
-
-    def record(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-        output = output[0] if isinstance(output, (tuple, list)) and output else output
-        if isinstance(output, Tensor):
-            order.append(name)
-            calls.setdefault(name, []).append(tuple(output.shape))
-
-    with ExitStack() as stack:
-        for name, module in network.named_modules():
-            if name and not isinstance(module, (nn.Identity, nn.Dropout)):
-                stack.callback(hook_output(module, functools.partial(record, name)))
-        run()
-    return [TracedLayer(name, calls[name][0]) for name in order if len(calls[name]) == 1]
-
-
-def last_spatial(network: nn.Module, traced: list[TracedLayer], image_size: tuple[int, int]) -> str | None:
-    """The name of the last module that put out a grid of more than one cell, or tokens that lie on one."""
-    for name, shape in reversed(traced):
-        grid: tuple[int, ...] = (1,)
-        if len(shape) == 4:
-            grid = shape[1:3] if _is_channels_last(shape, image_size, network) else shape[2:]
-        elif len(shape) == 3:
-            grid = (token_grid(shape[1], image_size, None) or (0, 1, 1))[1:]
-        if math.prod(grid) > 1:
-            return name
-    return None
-
-
-def known_prefix(network: nn.Module) -> int | None:
-    """How many class, distillation and register tokens stand before the patches; None where the family is unknown."""
-    for family in families(network):
+    member = family_member(network, layer)
+    for family in families(member):
         if family == ("torchvision", "VisionTransformer"):
             return 1
         if family[0] == "timm":
-            count = getattr(network, "num_prefix_tokens", None)  # timm's own attribute of every token network
+            count = getattr(member, "num_prefix_tokens", None)  # timm's own attribute of every token network
             return None if count is None else int(count)
     return None
 
@@ -279,7 +321,7 @@ def to_grid(
         ValueError: the activation has no grid, or is not what `layout` says.
     """
     if activation.ndim == 3 and layout in ("auto", "tokens"):
-        grid = token_grid(activation.shape[1], tuple(image_size), known_prefix(network))
+        grid = token_grid(activation.shape[1], tuple(image_size), known_prefix(network, layer))
         if grid is None:
             raise ValueError(
                 f"Expected the {activation.shape[1]} tokens of {layer!r} to be a grid shaped like the {image_size[0]} x"
@@ -289,20 +331,27 @@ def to_grid(
         patches = activation[:, prefix:].transpose(1, 2)
         return patches.view(*patches.shape[:2], height, width)
     if activation.ndim == 4 and layout != "tokens":
-        last = (
-            _is_channels_last(activation.shape, image_size, network) if layout == "auto" else layout == "channels_last"
+        if layout == "channels_last" or (
+            layout == "auto" and _is_channels_last(activation.shape, image_size, network, layer)
+        ):
+            return activation.permute(0, 3, 1, 2)
+        if layout == "channels_first" or _fits((activation.shape[2], activation.shape[3]), image_size, slack=3):
+            return activation
+        raise ValueError(
+            f"Expected {layer!r} to put out feature maps with the aspect ratio of the {image_size[0]} x {image_size[1]}"
+            f" image, (B,K,h,w) or (B,h,w,K), but got the shape {tuple(activation.shape)}, which may be heads x tokens."
+            ' Choose another layer, or give `layout="channels_first"` if the last two dimensions are h and w.'
         )
-        return activation.permute(0, 3, 1, 2) if last else activation
     raise ValueError(
         f"Expected {layer!r} to put out feature maps (B,K,h,w), (B,h,w,K) or tokens (B,N,D) with layout {layout!r}, but"
         f" got the shape {tuple(activation.shape)}. Choose a layer before the network pools its features."
     )
 
 
-def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network: nn.Module) -> bool:
+def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network: nn.Module, layer: str) -> bool:
     _, a, b, c = shape
     first, last = _fits((b, c), image_size), _fits((a, b), image_size)
-    return last and (not first or any(family in _CHANNELS_LAST for family in families(network)))
+    return last and (not first or any(f in _CHANNELS_LAST for f in families(family_member(network, layer))))
 
 
 def zeros_for(network: nn.Module, image_size: tuple[int, int]) -> Tensor:

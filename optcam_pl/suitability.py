@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optcam_pl.capture import own_grad_mode
 from optcam_pl.network_error import NetworkError
+from optcam_pl.threads import hook_input, hook_output
 
 if TYPE_CHECKING:
     from optcam_pl.classifier import Classifier
@@ -355,8 +356,8 @@ def _calls(classifier: Classifier, images: Tensor) -> list[_Call]:
 def _hooked(network: nn.Module, begin: Callable[..., None], end: Callable[..., None]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in network.named_modules():
-            stack.callback(module.register_forward_pre_hook(begin).remove)
-            stack.callback(module.register_forward_hook(functools.partial(end, name)).remove)
+            stack.callback(hook_input(module, begin))
+            stack.callback(hook_output(module, functools.partial(end, name)))
         yield
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +68,13 @@ class Explainer(nn.Module, ABC):
             task hands its own to the explainer, so that one run has one baseline.
 
     Attributes:
+        needs_gradient: whether a method reads the gradient of the logits at its layers.
         selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more. 1 at first.
         augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
             which multiplies the normalised image. False at first.
     """
+
+    needs_gradient: ClassVar[bool] = False
 
     def __init__(self, layer: str | list[str] | None = None, baseline: Baseline = "black") -> None:
         super().__init__()
@@ -155,12 +158,10 @@ class Explainer(nn.Module, ABC):
         classifier.check_function()
 
     def check_layers(self, classifier: Classifier) -> None:
-        """Of `check`, what needs no method: whether the layers are called, and have grids."""
+        """Of `check`, what needs no method: whether the layers are called once, and have a grid for each image."""
         self.check_network(classifier)
-        image = _noise(classifier)
-        with torch.no_grad(), self.recording(classifier) as record:
-            classifier(image)
-            self.grids(record, classifier, image)
+        for name in self.layers(classifier):
+            classifier.check_layer(name, gradient=self.needs_gradient)
 
     def prepare(self, classifier: Classifier, image: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
@@ -215,7 +216,8 @@ class Explainer(nn.Module, ABC):
     def grids(record: Record, classifier: Classifier, image: Tensor) -> list[Tensor]:
         """The recorded activations as [(B,K,h,w)] in the image's dtype, tokens laid on their grid."""
         size = (image.shape[2], image.shape[3])
-        grids = [classifier.to_grid(record[name], size, name).to(image.dtype) for name in record]
+        recorded = zip(record.names, record.of_images(len(image)), strict=True)
+        grids = [classifier.to_grid(activation, size, name).to(image.dtype) for name, activation in recorded]
         # What a network has made in an inference mode of its own cannot be saved for a backward pass.
         return [grid.clone() if grid.is_inference() else grid for grid in grids]
 

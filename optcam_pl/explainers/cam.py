@@ -51,6 +51,11 @@ class FeatureCAM(Explainer):
     def __init__(self, layer: str | list[str] | None = None) -> None:
         super().__init__(layer)
 
+    def check(self, classifier: Classifier) -> None:
+        """See `Explainer.check`."""
+        self.check_layers(classifier)
+        super().check(classifier)
+
     @abstractmethod
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
         """Step 1."""
@@ -199,6 +204,8 @@ class GradientCAM(FeatureCAM):
     at the (lowest) layer. The rest is `FeatureCAM`'s.
     """
 
+    needs_gradient = True
+
     @abstractmethod
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """The formula: (B,K,h,w), (B,K,h,w) -> (B,1,h,w), before the ReLU."""
@@ -211,8 +218,7 @@ class GradientCAM(FeatureCAM):
         """(A, G) of each layer, (B,K,h,w) in the image's dtype, without a graph."""
         with self.recording(classifier, cut=True) as record:
             y_c = classifier(image).gather(1, target.unsqueeze(1)).sum()
-            names = list(self.layers(classifier))
-            activations = [record[name] for name in names]
+            names, activations = record.names, record.of_images(len(image))
         with backward_errors(classifier, names):
             gradients = torch.autograd.grad(y_c, activations)
         size = (image.shape[2], image.shape[3])

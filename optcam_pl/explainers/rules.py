@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from optcam_pl.classifier import Classifier
+from optcam_pl.threads import OwnHook
 
 Family: TypeAlias = Literal["rescale", "relu", "lrp"]
 
@@ -80,8 +81,8 @@ class Watch(TorchFunctionMode):
             for full, module in self.classifier.named_modules():
                 name = full.removeprefix("network.")
                 before, after = functools.partial(self._enter, name), functools.partial(self._leave, name)
-                stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
-                stack.callback(module.register_forward_hook(after, prepend=True).remove)
+                stack.callback(module.register_forward_pre_hook(OwnHook(before), prepend=True).remove)
+                stack.callback(module.register_forward_hook(OwnHook(after), prepend=True).remove)
             with self:
                 yield self
 

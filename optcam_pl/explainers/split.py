@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.capture import LayerNotCalledError, tensor_of
+from optcam_pl.capture import LayerError, LayerNotCalledError, tensor_of
 from optcam_pl.classifier import Classifier
 from optcam_pl.threads import changing, hook_input, hook_output
 
@@ -67,6 +67,7 @@ class UpperPart:
 
     Raises:
         LayerNotCalledError: the network did not use the layer.
+        LayerError: the first dimension of what it puts out is not the images'.
     """
 
     def __init__(self, classifier: Classifier, layer: str, image: Tensor, *, partial: bool = True) -> None:
@@ -77,6 +78,11 @@ class UpperPart:
             raise LayerNotCalledError(f"Layer {layer!r} was not called in the network's forward pass.")
         self._tape = tape
         self.activation = tensor_of(tape.below[-1][1])
+        if self.activation.shape[:1] != (1,):
+            raise LayerError(
+                f"Expected layer {layer!r} to put out one activation for one image, but got the shape"
+                f" {tuple(self.activation.shape)}: windows, patches or tokens lie in its batch dimension."
+            )
         self.partial = partial and self._works()
 
     @torch.no_grad()

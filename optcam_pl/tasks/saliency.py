@@ -212,7 +212,7 @@ class SaliencyTask(L.LightningModule):
         """Match data and network, find the run's folder (its name comes from rank 0) and what there is to do.
 
         Raises:
-            ValueError: the network's head is new; or the data do not fit.
+            ValueError: the network's head is new; it lacks the explainer's layer; or the data do not fit.
         """
         self._run = None
         network = self.classifier
@@ -222,6 +222,8 @@ class SaliencyTask(L.LightningModule):
                 "classes. Fine-tune it (`optcam fit` with a ClassificationTask) and give its checkpoint as `weights`; "
                 "or leave `num_classes` open."
             )
+        if self.explainer.layer is not None:
+            self.explainer.layers(network)  # an unknown name is told now, not when the first image is explained
         self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
         self.data.match_classes(network.class_names, network.name, used=self.target == "label")
         network.check_function(self.data.preprocessing.size)

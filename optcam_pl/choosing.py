@@ -1,0 +1,284 @@
+"""Which layer of a network is explained where nobody names one, and what is wrong with one that somebody named.
+
+A layer can be explained if one pass calls it once, if it puts out a grid (or tokens that lie on one) of more than one
+cell for each image, and if a gradient of the scores reaches that grid: behind a transformer's last attention it reaches
+the class token alone, behind another task's decoder nothing at all.
+
+Shape letters: B images, C classes, K channels, h x w feature grid, H x W image, N tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl.capture import capture, own_grad_mode
+from optcam_pl.layers import Layout, family_candidates, nearest, to_grid, zeros_for
+from optcam_pl.threads import hook_output
+
+_ROUND = 16  # layers whose gradient is asked for in one pass: their activations are held at the same time
+_BORDER = 4  # cells
+_IMAGES = 2  # one alone would not show windows or patches in the batch dimension where there is one of them
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """What one module put out in a traced pass.
+
+    Attributes:
+        name: dotted, in the network.
+        shape: of its first call's output.
+        calls: how often it was called.
+        source: the module that put out its input, as it is; None where something else did.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    calls: int = 1
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A network that can be asked: the function of images to explain, and how its activations lie.
+
+    Attributes:
+        run: images (B,3,H,W) -> scores (B,C).
+        network: whose layers are meant.
+        size: (H,W).
+        layout: see `optcam_pl.layers.to_grid`.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    network: nn.Module
+    size: tuple[int, int]
+    layout: Layout = "auto"
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """Different images of noise, always the same ones: two, or one for a network that takes no more at a time."""
+        like = zeros_for(self.network, (1, 1))
+        with torch.inference_mode(False):
+            noise = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
+        try:
+            self.scores(noise)
+        except Exception:  # whatever a network of somebody else's raises
+            return noise[:1]
+        return noise
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(B,C), without a graph."""
+        with torch.inference_mode(False), torch.no_grad(), _evaluating(self.network):
+            return self.run(images)
+
+    @functools.cached_property
+    def traced(self) -> dict[str, TracedLayer]:
+        """Name -> layer, in the order in which the calls finish."""
+        images = self.images  # found before the trace, as that takes a pass, too
+        return {layer.name: layer for layer in trace(self.network, lambda: self.scores(images))}
+
+    def grid(self, name: str) -> tuple[int, int, int] | None:
+        """(K,h,w) of what a traced layer puts out; None where it has no grid."""
+        try:
+            shape = torch.empty(self.traced[name].shape, device="meta")
+            grid = to_grid(shape, self.size, self.layout, self.network, name).shape
+        except ValueError:
+            return None
+        return (grid[1], grid[2], grid[3])
+
+    def fault(self, name: str) -> str | None:
+        """Why a layer cannot be explained, as the end of a sentence that begins with its name; None if it can."""
+        layer = self.traced.get(name)
+        if layer is None:
+            return "was not called in the network's forward pass, or puts out no tensor"
+        if layer.calls > 1:
+            return f"was called {layer.calls} times in one forward pass, so it has no single activation"
+        if len(layer.shape) in (3, 4) and layer.shape[0] != len(self.images):
+            return (
+                f"puts out the shape {layer.shape} for {len(self.images)} images: its batch dimension is not the"
+                " images' (windows, patches or tokens lie there)"
+            )
+        grid = self.grid(name)
+        if grid is None:
+            return f"puts out the shape {layer.shape}, which is no grid of features for images of this size"
+        return None
+
+    def reached(self, names: Sequence[str]) -> dict[str, bool]:
+        """Whether a gradient of the scores reaches each layer's grid: more than one cell where there are several."""
+        modules = {name: self.network.get_submodule(name) for name in names}
+        with own_grad_mode(), _evaluating(self.network), capture(modules, cut=True) as record:
+            scores = self.run(self.images)
+            # All classes, with different weights: of probabilities the plain sum is 1, whatever the features are.
+            weights = torch.randn(scores.shape[1], generator=torch.Generator().manual_seed(0)).to(scores)
+            found = [name for name in names if name in record]
+            if not scores.requires_grad or not found:
+                return dict.fromkeys(names, False)
+            gradients = torch.autograd.grad((scores @ weights).sum(), [record[n] for n in found], allow_unused=True)
+        reached = dict(zip(found, map(self._reaches, gradients, found), strict=True))
+        return {name: reached.get(name, False) for name in names}
+
+    def _reaches(self, gradient: Tensor | None, name: str) -> bool:
+        if gradient is None:
+            return False
+        cells = (to_grid(gradient, self.size, self.layout, self.network, name) != 0).any(1).flatten(1)
+        return int(cells.sum(1).max()) >= min(2, cells.shape[1])
+
+
+def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
+    """Run once and list the modules in the order in which they finish, with the shapes that they put out.
+
+    Modules that put out no tensor are left out. The hooks are gone on return, also after an exception.
+
+    Args:
+        network: its modules are listed, by their names in it.
+        run: called without arguments; has to run the network once.
+    """
+    calls: dict[str, list[tuple[tuple[int, ...], str | None]]] = {}
+    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # a freed tensor's id may be another's
+
+    def maker(tensor: object) -> str | None:
+        name, made_by_it = made.get(id(tensor), ("", None))
+        return name if made_by_it is not None and made_by_it() is tensor else None
+
+    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, (tuple, list)) and output else output
+        if not isinstance(output, Tensor):
+            return
+        source = maker(args[0]) if isinstance(module, nn.Linear) and args else None
+        calls.setdefault(name, []).append((tuple(output.shape), source))
+        if maker(output) is None:  # a container hands on what its last module made
+            made[id(output)] = (name, weakref.ref(output))
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name:
+                stack.callback(hook_output(module, functools.partial(record, name)))
+        run()
+    return [TracedLayer(name, seen[0][0], len(seen), seen[0][1]) for name, seen in calls.items()]
+
+
+def choose(probe: Probe) -> str | None:
+    """The default layer of a network: the first candidate that a gradient reaches; None without any grid.
+
+    Candidates are what is known of the families inside, then all that have a grid, from the last backward. Where no
+    layer gets a gradient at all, because the network cuts its graph or its head is zero, the first candidate is taken.
+    """
+    good = [name for name in probe.traced if _is_candidate(probe, name)]
+    order = [name for name in family_candidates(probe.network) if name in good]
+    order += [name for name in reversed(good) if name not in order]
+    for start in range(0, len(order), _ROUND):
+        names = order[start : start + _ROUND]
+        reached = probe.reached(list(dict.fromkeys([*names, good[0]])))
+        for name in names:
+            if reached[name]:
+                return _before_projection(probe, name)
+        if not reached[good[0]]:
+            break
+    return order[0] if order else None
+
+
+def check(probe: Probe, name: str, *, gradient: bool) -> None:
+    """Make sure that a layer can be explained.
+
+    Args:
+        probe: of the network.
+        name: dotted name of the layer.
+        gradient: whether the method needs a gradient there.
+
+    Raises:
+        ValueError: it cannot; the message says why and names the nearest layer that can.
+    """
+    fault = probe.fault(name)
+    if fault is None and gradient and not probe.reached([name])[name]:
+        fault = "gets no gradient of a score on its grid (only a class token, or nothing, leads on to the scores)"
+    if fault is None:
+        return
+    better = _nearest_good(probe, name, gradient)
+    advice = f"Take {better!r} instead" if better else "No layer of this network would do"
+    raise ValueError(f"Layer {name!r} {fault}. {advice}.")
+
+
+def _nearest_good(probe: Probe, name: str, gradient: bool) -> str | None:
+    """Of the layers that can be explained one of the same block, else the one that finishes next to it."""
+    good = [other for other in probe.traced if other != name and _is_candidate(probe, other)]
+    position = {other: place for place, other in enumerate(probe.traced)}
+    if name in position:
+        good.sort(key=lambda other: abs(position[other] - position[name]))
+    elif good:
+        near = nearest(name, good, _ROUND)
+        good.sort(key=lambda other: repr(other) not in near)
+    good = good[:_ROUND]
+    default = None if not gradient or name == (chosen := choose(probe)) else chosen
+    reached = probe.reached(good) if gradient and good else dict.fromkeys(good, True)
+    found = next((other for other in good if reached[other]), default)
+    return found and _before_projection(probe, found)
+
+
+def _is_candidate(probe: Probe, name: str) -> bool:
+    """Whether a layer may be chosen: a grid of several cells and channels, made by a layer that computes something."""
+    module, layer = probe.network.get_submodule(name), probe.traced[name]
+    if isinstance(module, (nn.Identity, nn.Dropout)) or probe.fault(name) is not None:
+        return False
+    channels, h, w = probe.grid(name) or (0, 0, 0)
+    # Attention gates have one channel; attention maps (B,heads,N,N) are as fine as no feature grid is.
+    return channels > 1 and h * w > 1 and (len(layer.shape) == 3 or _is_strided((h, w), probe.size))
+
+
+def _is_strided(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a grid is what a whole stride leaves of the image, but for what unpadded borders take away."""
+    return all(
+        abs(side / max(round(side / cells), 1) - cells) <= _BORDER for cells, side in zip(grid, size, strict=True)
+    )
+
+
+def _before_projection(probe: Probe, name: str) -> str:
+    """The layer itself; for the projections of tokens inside a block, what they read: the features of the block."""
+    source = probe.traced[name].source
+    return source if source is not None and _is_candidate(probe, source) else name
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode for one pass, so that a network in training keeps its running means; the modes come back."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def eager(network: nn.Module) -> nn.Module:
+    """The network without torch.compile: itself where nothing in it is compiled.
+
+    Hooks on the parts of a compiled module are silently not called, and functions are not seen. What is compiled is
+    replaced by the module that it was made of; modules around it are copied, with the same parameters and parts, so
+    that the caller's stay compiled.
+
+    Example:
+        >>> inner = nn.Linear(2, 1)
+        >>> eager(torch.compile(inner)) is inner
+        True
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # before it is imported nothing has been compiled
+    if dynamo is not None and isinstance(network, dynamo.OptimizedModule):
+        return eager(network._orig_mod)
+    parts = {key: None if part is None else eager(part) for key, part in network._modules.items()}
+    compiled = network._compiled_call_impl is not None  # by `network.compile()`
+    if not compiled and all(part is network._modules[key] for key, part in parts.items()):
+        return network
+    twin = network.__new__(type(network))
+    twin.__dict__.update(network.__dict__, _modules=parts)
+    if compiled:
+        twin.__dict__["_compiled_call_impl"] = None
+    return twin
