@@ -34,7 +34,7 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.gallery import gallery_command
 from optcam_pl.messages import plain
 from optcam_pl.records import MANIFEST, RecordError, read_manifest
-from optcam_pl.report import load_run, report_command, summarise, table
+from optcam_pl.report import load_run, mostly_degenerate, report_command, summarise, table
 from optcam_pl.report_tables import printable
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
@@ -78,6 +78,7 @@ _IGNORED = (
     ".*module\\(s\\) in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
 )
 
 
@@ -309,6 +310,8 @@ class OptcamCLI(LightningCLI):
         if not isinstance(self.model, SaliencyTask):
             return
         run = load_run(run_dir)
+        if not run.manifest["metrics"] and (note := mostly_degenerate(run)):  # otherwise it stands below the table
+            print(f"optcam: {printable(note)}", file=sys.stderr)
         errors = [row for row in run.rows if row.status == "error"]
         if errors:
             self.exit_code = ERRORS_EXIT_CODE

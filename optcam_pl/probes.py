@@ -113,6 +113,7 @@ class Probes:
                 saliency=explanation.saliency[chosen],
                 target=explanation.target[chosen],
                 degenerate=explanation.degenerate[chosen],
+                reasons=tuple(explanation.reasons[i] for i in chosen) if explanation.reasons else (),
             ),
             chunk_size=self.chunk_size,
             seed=self.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.probes import Needs, Probes, merge_needs
 from optcam_pl.records import Row
-from optcam_pl.report import load_run, summarise
+from optcam_pl.report import NO_BOX, DegenerateWarning, Run, load_run, mostly_degenerate, summarise
 from optcam_pl.report_tables import as_dict
 from optcam_pl.saliency import Baseline, check_baseline
 from optcam_pl.storage import write_file
@@ -309,7 +310,7 @@ class SaliencyTask(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Close the rows."""
-        self.ledger.finish()
+        self._finish()
 
     def on_validation_epoch_end(self) -> None:
         """Close the rows and log what they say."""
@@ -321,7 +322,7 @@ class SaliencyTask(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Close the rows."""
-        self.ledger.finish()
+        self._finish()
 
     # One block -----------------------------------------------------------------------------------------------------
 
@@ -424,7 +425,7 @@ class SaliencyTask(L.LightningModule):
         """One row for each image of the dataset in the block."""
         predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
-        degenerate = probes.explanation.degenerate.tolist()
+        degenerate, reasons = probes.explanation.degenerate.tolist(), probes.explanation.reasons
         position = {i: n for n, i in enumerate(_real(batch))}
         rows = []
         for i, (image_id, index) in enumerate(_named(batch)):
@@ -437,9 +438,11 @@ class SaliencyTask(L.LightningModule):
                         predicted=-1, p=None, o=None, seconds=seconds)
                 )  # fmt: skip
                 continue
-            reason = "the map is constant or not finite" if degenerate[i] else ""
+            reason = ""
+            if degenerate[i]:
+                reason = (reasons[i] if reasons else "") or "the map is constant or not finite"
             if self.region != "map" and not len(batch["boxes"][i]):
-                reason = "the image has no box"
+                reason = NO_BOX
             rows.append(
                 Row(
                     index=index, id=image_id, status="degenerate" if reason else "ok", reason=reason,
@@ -477,12 +480,22 @@ class SaliencyTask(L.LightningModule):
         self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
         data.todo = self._ledger.plan.todo
 
-    def _end(self, stage: Stage) -> None:
-        """Wait until every process has written its rows; log and store the metrics, a function of all rows."""
+    def _finish(self) -> Run | None:
+        """Wait until every process has written its rows; on rank 0 the run, which warns where most maps say nothing."""
         self.ledger.finish()
+        if not self.trainer.is_global_zero:
+            return None
+        run = load_run(self.run_dir)
+        if note := mostly_degenerate(run):
+            warnings.warn(f"{self.explainer.title}: {note}", DegenerateWarning, stacklevel=2)
+        return run
+
+    def _end(self, stage: Stage) -> None:
+        """Log and store the metrics, a function of all rows."""
+        run = self._finish()
         values: dict[str, float] = {}
-        if self.trainer.is_global_zero:
-            summary = summarise(load_run(self.run_dir))
+        if run is not None:
+            summary = summarise(run)
             if not summary.statuses["missing"]:  # another shard's images
                 values = summary.values()
                 text = json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n"
