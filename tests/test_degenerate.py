@@ -316,7 +316,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NOTE = "7 of 7 maps are zero everywhere"
-REASON = "the layer's grid is 1 x 1 for images of 64 x 64 pixels"
+REASON = "the layer's grid is 1 x 1 for images of 32 x 32 pixels"
 tensorboard = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as in test_cli.py
 
 
@@ -336,7 +336,7 @@ def test_a_run_from_python_warns_once_at_its_end(photos: Path, recwarn: pytest.W
     assert {row.status for row in read_rows("run")} == {"degenerate"}
 
 
-ONE_CELL = "--model.classifier.target_layer=global_pool"
+ONE_CELL = "--model.classifier.input_size=32"
 
 
 @tensorboard
