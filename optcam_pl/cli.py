@@ -43,7 +43,7 @@ from optcam_pl.report_tables import Summary, printable, table
 from optcam_pl.sanity import sanity_command
 from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
 from optcam_pl.storage import probe_folder
-from optcam_pl.summary import Run, summarise
+from optcam_pl.summary import Run, mostly_degenerate, summarise
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 from optcam_pl.tasks.folders import check_no_others, missing_folders, remove_empty, run_folder
 from optcam_pl.tasks.ledger import Resume, Shard
@@ -85,6 +85,7 @@ _IGNORED = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*ended the run before its end.*",  # the command says it as its last words
+    ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
 )
 
 
@@ -359,12 +360,14 @@ class OptcamCLI(LightningCLI):
         if best:
             print(f"best:        {best}")
         if isinstance(self.model, SaliencyTask):
-            self._tell_errors(self.model.run)
+            self._tell_rows(self.model.run)
         if isinstance(self.model, SaliencyTask | ClassificationTask) and self.model.cut_short:
             self.exit_code = INCOMPLETE_EXIT_CODE
             print(f"optcam: {printable(self.model.cut_short)}", file=sys.stderr)
 
-    def _tell_errors(self, run: Run) -> None:
+    def _tell_rows(self, run: Run) -> None:
+        if not run.manifest["metrics"] and (note := mostly_degenerate(run)):  # otherwise it stands below the table
+            print(f"optcam: {printable(note)}", file=sys.stderr)
         errors = [row for row in run.rows if row.status == "error"]
         if errors:
             self.exit_code = ERRORS_EXIT_CODE

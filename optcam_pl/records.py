@@ -194,8 +194,8 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     """Read every row of a run; a folder without rows has none.
 
     The last line of a file may be cut short, as a crash leaves it: it is no row. An index may stand in several files if
-    the rows are equal but for their seconds (a block that was done again); the oldest is kept. Other lines that are no
-    rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
+    the rows are equal but for their seconds and the words of their reason (a block that was done again); the oldest is
+    kept. Other lines that are no rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
 
     Raises:
         RecordError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
@@ -218,7 +218,7 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
                     raise RecordError(f"Damaged row in {damaged[-1]}.") from error
                 continue
             first, where = rows.setdefault(row.index, (row, path))
-            if first is not row and replace(row, seconds=first.seconds) != first:
+            if first is not row and replace(row, seconds=first.seconds, reason=first.reason) != first:
                 raise RecordError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
     return Rows(tuple(rows[index][0] for index in sorted(rows)), tuple(damaged))
 

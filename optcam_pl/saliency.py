@@ -19,6 +19,7 @@ Baseline: TypeAlias = Literal["black", "mean", "blur"] | tuple[float, float, flo
 Normalizer: TypeAlias = Literal["range", "max", "sigmoid"]
 
 _BLUR_KERNEL, _BLUR_SIGMA = 11, 5.0
+_ROUNDING = 4  # in units of the format's eps; see _speaks
 
 
 def combine(weights: Tensor, features: Tensor) -> Tensor:
@@ -57,24 +58,66 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def degenerate(maps: Tensor) -> Tensor:
-    """Which maps say nothing: constant, or with a value that is not finite.
+def degenerate(maps: Tensor, how: Normalizer = "range") -> Tensor:
+    """Which maps say nothing: constant up to rounding, or with a value that is not finite.
+
+    To be asked of a map *before* it is upsampled: interpolation turns a constant into rounding noise. A map is constant
+    where its largest and smallest value differ by four units of rounding of its largest magnitude or less, so that
+    its scale does not matter. A spread below the smallest normal number counts as none.
 
     Args:
         maps: (B,K,H,W) or (B,H,W).
+        how: the normalizer that follows; to `max` a map without a positive value says nothing either.
 
     Returns:
         (B,) bool.
 
-    >>> degenerate(torch.tensor([[[[1.0, 2.0]]], [[[3.0, 3.0]]], [[[0.0, float("nan")]]]]))
-    tensor([False,  True,  True])
+    >>> degenerate(torch.tensor([[[[1.0, 2.0]]], [[[3.0, 3.0]]], [[[0.0, float("nan")]]], [[[1e6, 1e6 + 1]]]]))
+    tensor([False,  True,  True, False])
     """
-    flat = maps.flatten(1)
-    span = flat.amax(1) - flat.amin(1)
-    return ~(torch.isfinite(span) & (span > torch.finfo(flat.dtype).tiny))
+    flat = maps.detach().flatten(1)
+    return ~_speaks(flat.amin(1), flat.amax(1), how)
 
 
-def normalize(maps: Tensor, how: Normalizer = "range") -> Tensor:
+def _speaks(low: Tensor, high: Tensor, how: Normalizer) -> Tensor:
+    """Whether maps with these extremes say something."""
+    info = torch.finfo(low.dtype)
+    span = high - low
+    # Bilinear interpolation of a constant errs by up to 3.5 eps of it (tried on many sizes), the mean of six views by
+    # 2.5; hence 4. Neighboring numbers lie eps / 2 to eps apart, relatively: a signal of more than eight steps of
+    # the format is kept, however large its offset.
+    noise = _ROUNDING * info.eps * torch.maximum(low.abs(), high.abs())
+    speaks = torch.isfinite(span) & (span > noise) & (span > info.tiny)
+    return speaks & (high > info.tiny) if how == "max" else speaks
+
+
+def level(maps: Tensor, features: Tensor) -> Tensor:
+    """Take out of a combination of feature maps what rounding alone has put into it.
+
+    Where all feature maps of an image are constant, so is every weighted sum of them. Computed, it is not quite: the
+    sum runs over many channels that may cancel out, and its rounding differs from place to place.
+
+    Args:
+        maps: (B,1,h,w).
+        features: (B,K,h,w) of which `maps` is made.
+
+    Returns:
+        (B,1,h,w): `maps`; its first value everywhere where all features are constant.
+
+    >>> level(torch.tensor([[[[1e-8, 2e-8]]]]), torch.tensor([[[[3.0, 3.0]], [[-3.0, -3.0]]]]))
+    tensor([[[[1.0000e-08, 1.0000e-08]]]])
+    """
+    return torch.where(constant(features).view(-1, 1, 1, 1), maps[:, :, :1, :1], maps)
+
+
+def constant(features: Tensor) -> Tensor:
+    """(B,K,h,w) -> (B,): whether every channel of an image is finite and the same at all places, up to rounding."""
+    low, high = features.detach().flatten(2).aminmax(dim=2)
+    noise = _ROUNDING * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return (torch.isfinite(high - low) & (high - low <= noise)).all(1)
+
+
+def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = None) -> Tensor:
     """Bring each map into [0,1]: the n of PROTOCOL's ``s(x; u) = n(up(S(x; u)))``.
 
     ========  ==========================================
@@ -83,13 +126,14 @@ def normalize(maps: Tensor, how: Normalizer = "range") -> Tensor:
     sigmoid   1/(1 + exp(-A))
     ========  ==========================================
 
-    The extremes are those of the single map (of each channel of an image), never of the batch. A constant map, one
-    with a value that is not finite, and for `max` one without a positive value become zeros; gradients there are zero
-    as well, never NaN.
+    The extremes are those of the single map (of each channel of an image), never of the batch. A map that is constant
+    up to rounding (see `degenerate`), one with a value that is not finite, and for `max` one without a positive value
+    become zeros; gradients there are zero as well, never NaN.
 
     Args:
         maps: (B,K,H,W).
         how: the normaliser.
+        silent: bool, broadcasts to (B,K,1,1): maps that are known to say nothing, and become zeros as well.
 
     Returns:
         (B,K,H,W) in [0,1].
@@ -103,10 +147,9 @@ def normalize(maps: Tensor, how: Normalizer = "range") -> Tensor:
     """
     with torch.no_grad():
         low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-        tiny = torch.finfo(maps.dtype).tiny
-        valid = torch.isfinite(high - low) & (high - low > tiny)
-        if how == "max":
-            valid = valid & (high > tiny)
+        valid = _speaks(low, high, how)
+        if silent is not None:
+            valid = valid & ~silent
     # The invalid ones are taken out before anything else, so that no NaN can come back through a gradient.
     maps = torch.where(valid, maps, 0)
     if how == "sigmoid":

@@ -34,6 +34,12 @@ _Array = npt.NDArray[np.float64]
 OfMeans: TypeAlias = Callable[[Tensor], Tensor]
 
 SUMMARY = "summary.json"
+NO_BOX = "the image has no box"
+"""The reason in the row of an image whose scores are undefined, though its map may say something."""
+
+
+class DegenerateWarning(UserWarning):
+    """A run's maps say nothing for most of its images."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
         notes.append(f"errors ({len(errors)}), not counted: {_examples(errors)}")
     if odd := [f"{row.id} ({row.reason or 'no reason given'})" for row in run.rows if row.status == "degenerate"]:
         notes.append(f"degenerate ({len(odd)}): {_examples(odd)}")
+    if note := mostly_degenerate(run):
+        notes.append(note)
     for key, estimate in metrics.items():
         if estimate.undefined:
             notes.append(
@@ -162,6 +170,19 @@ def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
         if run.of_means(key) is None
     ]
     return notes
+
+
+def mostly_degenerate(run: Run) -> str:
+    """What is to be said of a run whose maps say nothing for more than half of its images; "" of the others."""
+    silent = [row.reason for row in run.usable if row.status == "degenerate" and row.reason != NO_BOX]
+    if 2 * len(silent) <= len(run.usable):
+        return ""
+    (reason, count), *_ = Counter(silent).most_common(1)
+    of_them = "" if count == len(silent) else f" ({count} of them)"
+    return (
+        f"{len(silent)} of {len(run.usable)} maps are zero everywhere and say nothing about the network. "
+        f"The likely reason{of_them}: {reason or 'none given'}"
+    )
 
 
 def _known(value: float) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
@@ -22,6 +23,9 @@ from optcam_pl.saliency import Baseline, Normalizer, baseline_image, degenerate,
 Target: TypeAlias = "Tensor | int | str | Sequence[str] | None"
 
 _PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
+Causes: TypeAlias = Sequence[tuple[str, Callable[[], Tensor]]]
+"""Why a map says nothing: the words, and which images they hold for (B,), asked only where a map does."""
+
 _VIEWS = [(mirrored, brightness) for mirrored in (False, True) for brightness in (1.0, 0.9, 1.1)]
 
 
@@ -32,9 +36,11 @@ class Explanation:
     Attributes:
         saliency: (B,1,H,W) in [0,1], finite, on the image's device.
         target: (B,) int64, the class that is explained.
-        degenerate: (B,) bool, the map was constant or not finite before normalisation and is zero now.
+        degenerate: (B,) bool, the map was constant (up to rounding) or not finite before it was upsampled and
+            normalized, and is zero now.
         weights: (B,K) what the map's feature maps are weighted with, where the method has one weight a channel.
         objective: (T+1,B) what an optimising explainer maximised: before the first step, ..., after the last.
+        reasons: why each map is degenerate, in words, and "" for the others; empty where none is, or none is known.
     """
 
     saliency: Tensor
@@ -42,6 +48,7 @@ class Explanation:
     degenerate: Tensor
     weights: Tensor | None = None
     objective: Tensor | None = None
+    reasons: tuple[str, ...] = ()
 
 
 class Explainer(nn.Module, ABC):
@@ -128,13 +135,20 @@ class Explainer(nn.Module, ABC):
             explanations.append(self.explain(classifier, view.clamp(0, 1), target))
         maps = [e.saliency.flip(3) if m else e.saliency for e, (m, _) in zip(explanations, _VIEWS, strict=True)]
         mean = torch.stack(maps).mean(0)
-        return replace(explanations[0], saliency=normalize(mean), degenerate=degenerate(mean))
+        silent = degenerate(mean)
+        reasons = why(silent, [(_CANCELED, lambda: _any_speaks(explanations)), *_known(explanations)])
+        return replace(explanations[0], saliency=normalize(mean), degenerate=silent, reasons=reasons)
 
     def select(self, explanation: Explanation) -> Explanation:
         """Step 5."""
         if self.selectivity == 1:
             return explanation
-        return replace(explanation, saliency=explanation.saliency**self.selectivity)
+        saliency = explanation.saliency**self.selectivity
+        # A map whose maximum is below 1 (of a sigmoid) may have become too small for any number.
+        lost = degenerate(saliency) & ~explanation.degenerate
+        causes: Causes = [(f"its power of {self.selectivity:g} is constant", lambda: lost), *_known([explanation])]
+        silent = explanation.degenerate | lost
+        return replace(explanation, saliency=saliency, degenerate=silent, reasons=why(silent, causes))
 
     def check(self, classifier: Classifier) -> None:
         """Whether the method can work on this network: to be asked before time is spent on a dataset.
@@ -222,10 +236,32 @@ class Explainer(nn.Module, ABC):
         return [grid.clone() if grid.is_inference() else grid for grid in grids]
 
     @staticmethod
-    def finish(raw: Tensor, image: Tensor, target: Tensor, how: Normalizer = "range") -> Explanation:
-        """Upsample a map (B,1,h,w) to the image, normalise it, say which were degenerate."""
-        full = upsample(raw.detach(), (image.shape[2], image.shape[3]))
-        return Explanation(normalize(full, how), target, degenerate(full))
+    def finish(
+        raw: Tensor,
+        image: Tensor,
+        target: Tensor,
+        how: Normalizer = "range",
+        *,
+        parts: Sequence[Tensor] | None = None,
+        causes: Causes = (),
+    ) -> Explanation:
+        """Upsample a map to the image, normalize it, say which maps are degenerate and why.
+
+        Args:
+            raw: (B,1,h,w).
+            image: (B,3,H,W).
+            target: (B,).
+            how: the normalizer.
+            parts: the maps (B,1,h,w), before upsampling, that `raw` is the sum of, where these are several; a map is
+                degenerate, too, where all of them are.
+            causes: what is known of why a map says nothing, besides what it shows itself; see `why`.
+        """
+        raw = raw.detach()
+        full = upsample(raw, (image.shape[2], image.shape[3]))
+        sources = [raw] if parts is None else parts
+        silent = degenerate(full, how) | torch.stack([degenerate(part) for part in sources]).all(0)
+        saliency = normalize(full, how, silent.view(-1, 1, 1, 1))
+        return Explanation(saliency, target, silent, reasons=why(silent, [*seen(raw, image, sources), *causes]))
 
     @staticmethod
     def check_image(image: Tensor) -> None:
@@ -287,6 +323,54 @@ def _check_layer(layer: object) -> None:
             f"Expected `layer` to be a layer's dotted name, as network.named_modules() lists it ('layer4.1'), but got "
             f"the module {type(module).__name__} itself."
         )
+
+
+def why(silent: Tensor, causes: Causes) -> tuple[str, ...]:
+    """The reason of each degenerate map, the first cause that holds for it; () where no map is degenerate.
+
+    >>> why(torch.tensor([True, False, True]), [("so", lambda: torch.tensor([True, True, False]))])
+    ('the map is constant: so', '', 'the map is constant')
+    """
+    if not bool(silent.any()):
+        return ()
+    reasons = ["the map is constant" if says_nothing else "" for says_nothing in silent.tolist()]
+    for words, holds in reversed(causes):
+        whole = words if words.startswith("the map") else f"the map is constant: {words}"
+        chosen = (holds() & silent).tolist()
+        reasons = [whole if this else reason for this, reason in zip(chosen, reasons, strict=True)]
+    return tuple(reasons)
+
+
+def seen(raw: Tensor, image: Tensor, parts: Sequence[Tensor]) -> Causes:
+    """What a map (B,1,h,w) itself and the maps that it is made of show of why it says nothing."""
+    single = all(part.shape[-2:] == (1, 1) for part in parts)
+    grid = f"the layer's grid is 1 x 1 for images of {image.shape[2]} x {image.shape[3]} pixels"
+    return [
+        ("the map is not finite", lambda: ~torch.isfinite(raw).flatten(1).all(1)),
+        (grid, lambda: torch.full((len(raw),), single, device=raw.device)),
+    ]
+
+
+_CANCELED = "the maps of the mirrored and brightened views cancel out"
+
+
+def _any_speaks(explanations: Sequence[Explanation]) -> Tensor:
+    """(B,): whether any view's map says something."""
+    return ~torch.stack([explanation.degenerate for explanation in explanations]).all(0)
+
+
+def _known(explanations: Sequence[Explanation]) -> Causes:
+    """The reasons that explanations already have, of the first of them foremost."""
+    causes: list[tuple[str, Callable[[], Tensor]]] = []
+    for explanation in explanations:
+        for words in dict.fromkeys(filter(None, explanation.reasons)):
+            causes.append((words, functools.partial(_has_reason, explanation, words)))
+    return causes
+
+
+def _has_reason(explanation: Explanation, words: str) -> Tensor:
+    """(B,): whose reason is this."""
+    return torch.tensor([reason == words for reason in explanation.reasons], device=explanation.degenerate.device)
 
 
 def _noise(classifier: Classifier) -> Tensor:

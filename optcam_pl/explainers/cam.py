@@ -8,16 +8,17 @@ range-normalised, once. pytorch-grad-cam normalises before and after upsampling;
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.classifier import Classifier
-from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.base import Causes, Explainer, Explanation
 from optcam_pl.explainers.chunks import check_number, check_positive
 from optcam_pl.network_error import backward_errors
-from optcam_pl.saliency import combine, upsample
+from optcam_pl.saliency import combine, constant, degenerate, level, upsample
 
 
 class FakeCAM(Explainer):
@@ -34,7 +35,46 @@ class FakeCAM(Explainer):
         del classifier
         saliency = torch.ones_like(image[:, :1])
         saliency[:, :, 0, 0] = 0
-        return Explanation(saliency, target, torch.zeros_like(target, dtype=torch.bool))
+        return Explanation(saliency, target, degenerate(saliency))
+
+
+class LayerMaps(list[Tensor]):
+    """Maps (B,1,h,w) before the ReLU, one a layer, with what they were made of: that tells why one says nothing.
+
+    Args:
+        maps: the maps.
+        features: (B,K,h,w) of each layer; none where they are not known.
+        gradients: likewise.
+    """
+
+    def __init__(
+        self, maps: Sequence[Tensor], features: Sequence[Tensor] = (), gradients: Sequence[Tensor] = ()
+    ) -> None:
+        super().__init__(maps)
+        self.features, self.gradients = features, gradients
+
+    def causes(self) -> Causes:
+        """Why a map says nothing, see `why`; the least special ones last."""
+        return [
+            ("no gradient of the class's score reaches the layer", self._without_gradient),
+            ("the layer's feature maps are constant", self._constant),
+            ("the ReLU removed everything, as no place speaks for the class", self._negative),
+        ]
+
+    def _without_gradient(self) -> Tensor:
+        return self._all(~G.flatten(1).any(1) for G in self.gradients)
+
+    def _constant(self) -> Tensor:
+        return self._all(map(constant, self.features))
+
+    def _negative(self) -> Tensor:
+        below = self._all((raw <= 0).flatten(1).all(1) for raw in self)
+        return below & ~self._all(map(degenerate, self))
+
+    def _all(self, of_layers: Iterable[Tensor]) -> Tensor:
+        """(B,): what holds for every layer; nothing does where none is known."""
+        found = list(of_layers)
+        return torch.stack(found).all(0) if found else torch.zeros_like(self[0][:, 0, 0, 0], dtype=torch.bool)
 
 
 class FeatureCAM(Explainer):
@@ -62,11 +102,12 @@ class FeatureCAM(Explainer):
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 4; see the class."""
-        maps = self.maps(classifier, image, target)
-        if self.relu:
-            maps = [raw.relu() for raw in maps]
+        raw = self.maps(classifier, image, target)
+        maps = [part.relu() for part in raw] if self.relu else raw
         size = (image.shape[2], image.shape[3])
-        return self.finish(maps[0] if len(maps) == 1 else self.fuse(maps, size), image, target)
+        whole = maps[0] if len(maps) == 1 else self.fuse(maps, size)
+        known = raw if isinstance(raw, LayerMaps) else LayerMaps(raw)
+        return self.finish(whole, image, target, parts=maps, causes=known.causes())
 
     def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Several layers' maps (B,1,h,w) as one (B,1,H,W)."""
@@ -107,7 +148,8 @@ class CAM(FeatureCAM):
             for head in classifier.network.modules():
                 weight = _class_weights(head, pooled[0], logits)
                 if weight is not None:
-                    return [combine(weight[target].to(image.dtype), features[0])]
+                    A = features[0]
+                    return LayerMaps([level(combine(weight[target].to(image.dtype), A), A)], [A])
         raise ValueError(
             f"CAM needs a network that averages the feature maps of one layer and ends in one linear layer, but "
             f"{classifier.name} does not compute its logits so from {', '.join(self.layers(classifier))}. Grad-CAM is "
@@ -147,7 +189,8 @@ class EigenCAM(FeatureCAM):
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
         """See the class."""
         del target
-        return [principal_map(A, self.center) for A in self.features(classifier, image)[0]]
+        features, _ = self.features(classifier, image)
+        return LayerMaps([principal_map(A, self.center) for A in features], features)
 
 
 def principal_map(features: Tensor, center: bool = False) -> Tensor:
@@ -171,7 +214,7 @@ def principal_map(features: Tensor, center: bool = False) -> Tensor:
     along = U[:, :, 0] * S[:, :1]
     largest = along.gather(1, along.abs().argmax(1, keepdim=True))
     along = torch.where(finite[:, 0], along * torch.where(largest < 0, -1, 1), torch.nan)
-    return along.view(features.shape[0], 1, *features.shape[2:])
+    return level(along.view(features.shape[0], 1, *features.shape[2:]), features)
 
 
 class RandomCAM(FeatureCAM):
@@ -194,7 +237,8 @@ class RandomCAM(FeatureCAM):
         generator = torch.Generator().manual_seed(self.seed)
         features, _ = self.features(classifier, image)
         drawn = [torch.rand(A.shape[1], generator=generator).to(A) * 2 - 1 for A in features]
-        return [combine(w.expand(A.shape[:2]), A) for w, A in zip(drawn, features, strict=True)]
+        maps = [level(combine(w.expand(A.shape[:2]), A), A) for w, A in zip(drawn, features, strict=True)]
+        return LayerMaps(maps, features)
 
 
 class GradientCAM(FeatureCAM):
@@ -212,7 +256,8 @@ class GradientCAM(FeatureCAM):
 
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
         """One raw map a layer."""
-        return [self.raw_map(A, G) for A, G in self.gradients(classifier, image, target)]
+        layers = self.gradients(classifier, image, target)
+        return LayerMaps([self.raw_map(A, G) for A, G in layers], [A for A, _ in layers], [G for _, G in layers])
 
     def gradients(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(A, G) of each layer, (B,K,h,w) in the image's dtype, without a graph."""
@@ -236,7 +281,7 @@ class GradCAM(GradientCAM):
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """The channel's weight is its mean gradient."""
-        return combine(G.mean((2, 3)), A)
+        return level(combine(G.mean((2, 3)), A), A)
 
 
 class GradCAMPlusPlus(GradientCAM):
@@ -250,7 +295,7 @@ class GradCAMPlusPlus(GradientCAM):
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """See the class."""
-        return combine(_plus_plus(A, G, G.square(), G.square() * G), A)
+        return level(combine(_plus_plus(A, G, G.square(), G.square() * G), A), A)
 
 
 def _plus_plus(A: Tensor, D1: Tensor, D2: Tensor, D3: Tensor) -> Tensor:
@@ -297,7 +342,8 @@ class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
             for total, (_, G) in zip(sums, self.gradients(classifier, image + noise, target), strict=True):
                 for power, derivative in enumerate(total, start=1):
                     derivative.add_(G**power / self.num_samples)
-        return [combine(_plus_plus(A, *D), A) for A, D in zip(features, sums, strict=True)]
+        maps = [level(combine(_plus_plus(A, *D), A), A) for A, D in zip(features, sums, strict=True)]
+        return LayerMaps(maps, features, [D[1] for D in sums])
 
 
 class XGradCAM(GradientCAM):
@@ -311,7 +357,7 @@ class XGradCAM(GradientCAM):
         """The channel's weight is its gradient, averaged where the channel is active."""
         total = A.sum((2, 3))
         weights = (A * G).sum((2, 3)) / torch.where(total == 0, 1, total)
-        return combine(torch.where(total == 0, 0, weights), A)
+        return level(combine(torch.where(total == 0, 0, weights), A), A)
 
 
 class LayerCAM(GradientCAM):
@@ -323,7 +369,8 @@ class LayerCAM(GradientCAM):
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """See the class."""
-        return (G.relu() * A).sum(1, keepdim=True)
+        products = G.relu() * A
+        return level(products.sum(1, keepdim=True), products)
 
     def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """The largest of the scaled maps."""
@@ -342,7 +389,8 @@ class HiResCAM(GradientCAM):
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
         """See the class."""
-        return (G * A).sum(1, keepdim=True)
+        products = G * A
+        return level(products.sum(1, keepdim=True), products)
 
 
 class EigenGradCAM(GradientCAM):

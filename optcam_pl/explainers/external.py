@@ -166,7 +166,9 @@ class CaptumExplainer(Explainer):
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
-        return self.finish(self.raw_map(classifier, image, target), image, target)
+        raw = self.raw_map(classifier, image, target)
+        zero = "the attribution is 0 everywhere" + (", or speaks against the class" if self.sign == "positive" else "")
+        return self.finish(raw, image, target, causes=[(zero, lambda: ~raw.flatten(1).any(1))])
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 to 4: (B,1,h,w) before upsampling and normalisation."""

@@ -48,8 +48,8 @@ class FullGrad(Explainer):
         grids = [grid for term in of_biases if (grid := _grid(term, classifier, image)) is not None]
         if not grids:
             raise ValueError(f"FullGrad needs layers with biases on a grid, but {classifier.name} has none.")
-        maps = [upsample(_psi(term.to(image.dtype)), size) for term in [of_input, *grids]]
-        return self.finish(torch.stack(maps).sum(0), image, target)
+        parts = [_psi(term.to(image.dtype)) for term in [of_input, *grids]]
+        return self.finish(torch.stack([upsample(part, size) for part in parts]).sum(0), image, target, parts=parts)
 
     @staticmethod
     def terms(classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:

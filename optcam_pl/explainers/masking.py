@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -9,9 +10,19 @@ from torch import Tensor
 
 from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.cam import LayerMaps
 from optcam_pl.explainers.chunks import Chunks, check_number, check_positive
 from optcam_pl.explainers.split import UpperPart
-from optcam_pl.saliency import Baseline, check_baseline, combine, mask_image, normalize, upsample
+from optcam_pl.saliency import (
+    Baseline,
+    check_baseline,
+    combine,
+    degenerate,
+    level,
+    mask_image,
+    normalize,
+    upsample,
+)
 
 Smoothing: TypeAlias = Literal["none", "noise", "integral"]
 _SAMPLES: dict[Smoothing, int] = {"none": 1, "noise": 35, "integral": 10}
@@ -48,8 +59,8 @@ class ChannelScoring(Explainer):
 
     def weighted(self, weights: Tensor, A: Tensor, image: Tensor, target: Tensor) -> Explanation:
         """The map of weights (B,K) and feature maps (B,K,h,w)."""
-        explanation = self.finish(combine(weights, A).relu(), image, target)
-        return Explanation(explanation.saliency, target, explanation.degenerate, weights)
+        raw = level(combine(weights, A), A)
+        return replace(self.finish(raw.relu(), image, target, causes=LayerMaps([raw], [A]).causes()), weights=weights)
 
 
 class ScoreCAM(ChannelScoring):
@@ -110,13 +121,15 @@ class ScoreCAM(ChannelScoring):
             classifier(image)
             A = self.grids(record, classifier, image)[0]
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
+        # Before upsampling, which makes noise of a constant: such a channel's mask is 0.
+        silent = degenerate(A.flatten(0, 1)).view(*A.shape[:2], 1, 1)
         chunks, generator = Chunks(self.chunk_size, len(image)), torch.Generator().manual_seed(self.seed)
         scores = torch.zeros_like(A[:, :, 0, 0])
         for sample in range(1, self.num_samples + 1):
             noise = self.std * torch.randn(size, generator=generator).to(image) if self.smooth == "noise" else None
 
             def score(part: slice, sample: int = sample, noise: Tensor | None = noise) -> Tensor:
-                masks = normalize(upsample(A[:, part], size))
+                masks = normalize(upsample(A[:, part], size), silent=silent[:, part])
                 if self.smooth == "integral":
                     masks = self.step(sample) * masks
                 return _masked_logits(classifier, image, masks if noise is None else masks + noise, reference, target)

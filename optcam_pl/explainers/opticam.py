@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeAlias, get_args
 
 import torch
@@ -11,13 +12,14 @@ from torch.optim import Adam, Optimizer
 
 from optcam_pl.capture import own_grad_mode
 from optcam_pl.classifier import Classifier
-from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.network_error import backward_errors
 from optcam_pl.saliency import (
     Baseline,
     Normalizer,
     check_baseline,
     combine,
+    constant,
     degenerate,
     mask_image,
     normalize,
@@ -216,8 +218,9 @@ class OptiCAM(Explainer):
                     f"Expected `weights` to have shape {(image.shape[0], channels)}, one for each channel of the "
                     f"layer, but got {tuple(weights.shape)}."
                 )
-            raw = self.raw_map(weights.to(features[0]), features, image)
-            return self.select(Explanation(normalize(raw, self.normalizer), target, degenerate(raw), weights))
+            silent = _silent_features(features)
+            found = self._explanation(weights.to(features[0]), features, image, target, silent)
+            return self.select(replace(found, weights=weights))
 
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
         """K, found by one forward pass over a black image of `size` (H,W)."""
@@ -263,11 +266,11 @@ class OptiCAM(Explainer):
         trace: list[Tensor] = []
         active = torch.ones_like(target, dtype=torch.bool)
         moves: list[bool] = []
-        reference = self.reference(classifier, image)
+        reference, silent = self.reference(classifier, image), _silent_features(features)
 
         def value() -> Tensor:
             weights = torch.softmax(torch.stack(list(u)), dim=1)
-            s = normalize(self.raw_map(weights, features, image), self.normalizer)
+            s = self._map(weights, features, image, silent)[0]
             return self._objective(classifier, image, s, reference, target, logit)
 
         for _ in range(self.max_iter):
@@ -287,16 +290,47 @@ class OptiCAM(Explainer):
             trace += [value()] if any(moves) else []
             trace += [trace[-1]] * (self.max_iter + 1 - len(trace))
             weights = torch.softmax(torch.stack(list(u)), dim=1)
-            raw = self.raw_map(weights, features, image)
+            found = self._explanation(weights, features, image, target, silent)
         for parameter in u:
             parameter.grad = None
-        saliency = normalize(raw, self.normalizer)
-        return Explanation(saliency, target, degenerate(raw), weights, torch.stack(trace))
+        return replace(found, objective=torch.stack(trace))
+
+    def _explanation(
+        self, weights: Tensor, features: Sequence[Tensor], image: Tensor, target: Tensor, silent: Tensor
+    ) -> Explanation:
+        """Step 5: the map of weights (B,K), and why it says nothing where it does."""
+        saliency, silent_layers, full = self._map(weights, features, image, silent)
+        says_nothing = silent_layers | degenerate(full, self.normalizer)
+        causes = [
+            *seen(full, image, features),
+            ("the layer's feature maps are constant", lambda: silent),
+            ("none of its values is positive, as `normalizer` max needs", lambda: ~degenerate(full)),
+        ]
+        return Explanation(saliency, target, says_nothing, weights, reasons=why(says_nothing, causes))
+
+    def _map(
+        self, weights: Tensor, features: Sequence[Tensor], image: Tensor, silent: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalized map (B,1,H,W), which is 0 where the layers say nothing (B,), and that before normalization."""
+        layers = self.layer_maps(weights, features)
+        # Before upsampling, which makes noise of a constant; `silent` are features whose sums may be noise already.
+        silent = silent | torch.stack([degenerate(part) for part in layers]).all(0)
+        full = self._upsampled(layers, image)
+        return normalize(full, self.normalizer, silent.view(-1, 1, 1, 1)), silent, full
 
     def raw_map(self, weights: Tensor, features: Sequence[Tensor], image: Tensor) -> Tensor:
         """``up(S(x; u))`` (B,1,H,W), before normalisation."""
-        size, parts = (image.shape[2], image.shape[3]), torch.split(weights, [A.shape[1] for A in features], dim=1)
-        maps = [upsample(combine(w, A), size) for w, A in zip(parts, features, strict=True)]
+        return self._upsampled(self.layer_maps(weights, features), image)
+
+    @staticmethod
+    def layer_maps(weights: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """Each layer's part of ``S(x; u)``, (B,1,h,w) before upsampling."""
+        parts = torch.split(weights, [A.shape[1] for A in features], dim=1)
+        return [combine(w, A) for w, A in zip(parts, features, strict=True)]
+
+    @staticmethod
+    def _upsampled(layers: Sequence[Tensor], image: Tensor) -> Tensor:
+        maps = [upsample(part, (image.shape[2], image.shape[3])) for part in layers]
         return maps[0] if len(maps) == 1 else torch.stack(maps).sum(0)
 
     def _objective(
@@ -320,6 +354,11 @@ class OptiCAM(Explainer):
         gradients = torch.autograd.grad(-F.sum(), list(u))
         for parameter, gradient, move in zip(u, gradients, moves, strict=True):
             parameter.grad = gradient if move else None
+
+
+def _silent_features(features: Sequence[Tensor]) -> Tensor:
+    """(B,): all feature maps of all layers are constant, and with them every combination of them."""
+    return torch.stack([constant(A) for A in features]).all(0)
 
 
 def _of_class(logits: Tensor, target: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from itertools import product
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -136,7 +137,7 @@ class MaskOptimizer(Explainer):
 
     @abstractmethod
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The raw map (B,1,H,W), and what was maximised (T+1,B)."""
+        """The raw map (B,1,h,w), and what was maximised (T+1,B)."""
 
     def check(self, classifier: Classifier) -> None:
         """Any network that is a function will do."""
@@ -156,7 +157,7 @@ class MaskOptimizer(Explainer):
         Chunks(self.chunk_size, self.passes()).each(some, len(image))
         explanation = self.finish(torch.cat([raw for raw, _ in done]), image, target)
         objective = torch.cat([values for _, values in done], dim=1)
-        return Explanation(explanation.saliency, target, explanation.degenerate, objective=objective)
+        return replace(explanation, objective=objective)
 
 
 def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class MeaningfulPerturbation(MaskOptimizer):
                     (m.grad,) = torch.autograd.grad(loss.sum(), [m])
                 optimizer.step()
                 m.detach().clamp_(0, 1)
-        return upsample(1 - m.detach(), size), torch.stack(trace)
+        return 1 - m.detach(), torch.stack(trace)
 
     def _regularizer(self, m: Tensor) -> Tensor:
         """(B,1,h,w) -> (B,): removed area and roughness."""

@@ -34,7 +34,16 @@ from optcam_pl.records import Row, check_metric_keys
 from optcam_pl.report_tables import as_dict
 from optcam_pl.saliency import Baseline, check_baseline
 from optcam_pl.storage import write_file
-from optcam_pl.summary import SUMMARY, Run, load_run, summarise, summary_to_store
+from optcam_pl.summary import (
+    NO_BOX,
+    SUMMARY,
+    DegenerateWarning,
+    Run,
+    load_run,
+    mostly_degenerate,
+    summarise,
+    summary_to_store,
+)
 from optcam_pl.tasks.blocks import in_order, readable
 from optcam_pl.tasks.folders import run_folder
 from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
@@ -353,7 +362,7 @@ class SaliencyTask(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Close the rows."""
-        self.ledger.finish()
+        self._finish()
 
     def on_validation_epoch_end(self) -> None:
         """Close the rows and log what they say."""
@@ -365,7 +374,7 @@ class SaliencyTask(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Close the rows."""
-        self.ledger.finish()
+        self._finish()
 
     # One block -----------------------------------------------------------------------------------------------------
 
@@ -470,12 +479,14 @@ class SaliencyTask(L.LightningModule):
         """One row for each image that could be read; `seconds` were spent on each."""
         predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
-        degenerate = probes.explanation.degenerate.tolist()
+        degenerate, reasons = probes.explanation.degenerate.tolist(), probes.explanation.reasons
         rows = []
         for i, index in enumerate(batch["index"].tolist()):
-            reason = "the map is constant or not finite" if degenerate[i] else ""
+            reason = ""
+            if degenerate[i]:
+                reason = (reasons[i] if reasons else "") or "the map is constant or not finite"
             if self._lacks_box(batch, i):
-                reason = "the image has no box"
+                reason = NO_BOX
             rows.append(
                 Row(
                     index=index, id=batch["id"][i], status="degenerate" if reason else "ok", reason=reason,
@@ -522,15 +533,25 @@ class SaliencyTask(L.LightningModule):
                 stacklevel=2,
             )
 
-    def _end(self, stage: Stage) -> None:
-        """Wait until every process has written its rows; log and store the metrics, a function of all rows."""
+    def _finish(self) -> Run | None:
+        """Wait until every process has written its rows; on rank 0 the run, which warns where most maps say nothing."""
         self.ledger.finish()
+        if not self.trainer.is_global_zero:
+            return None
+        run = self.run
+        if note := mostly_degenerate(run):
+            warnings.warn(f"{self.explainer.title}: {note}", DegenerateWarning, stacklevel=2)
+        return run
+
+    def _end(self, stage: Stage) -> None:
+        """Log and store the metrics, a function of all rows."""
+        run = self._finish()
         values: dict[str, float] = {}
-        if self.trainer.is_global_zero:
-            summary = summarise(self.run)
+        if run is not None:
+            summary = summarise(run)
             if not summary.statuses["missing"]:  # another shard's images
                 values = summary.values()
-                text = json.dumps(as_dict(summary_to_store(self.run, summary)), indent=2, allow_nan=False) + "\n"
+                text = json.dumps(as_dict(summary_to_store(run, summary)), indent=2, allow_nan=False) + "\n"
                 write_file(self.run_dir / SUMMARY, text)
         values = self.trainer.strategy.broadcast(values)
         # Every rank has the same values already: nothing to reduce.
