@@ -34,7 +34,7 @@ LARGE = 384  # pixels a side; networks of a fixed size above it are made for `US
 USUAL = 224
 SMALL = 96  # pixels a side, for networks that take any size
 
-# One of each family at least, small ones.
+# Small ones of every family but NASNet, PNASNet, MobileNetV5, DeepSeek's and Gemma's, which have large ones alone.
 _SMALL_ONES = """
 bat_resnext26ts beit_base_patch16_224 beitv2_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny
 coat_mini coat_tiny coatnet_nano_rw_224 coatnet_pico_rw_224 coatnext_nano_rw_224 convformer_s18 convit_tiny
@@ -212,12 +212,12 @@ def try_network(name: str, old: Any = None) -> Row:
     """Everything that the table says of a network."""
     network, side = build(name)
     row, classifier = Row(name, str(side)), Classifier(network, input_size=side)
-    if old is not None:
-        row.before = right(classifier, old_layer(old, classifier))
     try:
         row.layer = classifier.target_layers[0]
         _, h, w = Probe(classifier, network, (side, side)).grid(row.layer) or (0, 0, 0)
         row.grid, row.reached = f"{h} x {w}", right(classifier, row.layer)
+        if old is not None:
+            row.before = right(classifier, old_layer(old, classifier))
         wrapped = Classifier(nn.Sequential(Normalize(), network), input_size=side)
         if old is not None:
             row.before_wrapped = right(wrapped, old_layer(old, wrapped))
@@ -289,14 +289,15 @@ def sweep(names: list[str], old_file: str | None, log: Path | None) -> Iterator[
 HEAD = """# Networks: which layer is explained
 
 `Classifier(network)` chooses the layer whose feature maps are explained. This table tries that choice on {total}
-networks, {timm} of timm and {transformers} of transformers, at least one of each family that timm {version} has.
+networks, {timm} of timm {version} and {transformers} of transformers: small ones of every family, but for those of timm
+that have large networks alone (NASNet, PNASNet, MobileNetV5, the towers of DeepSeek and Gemma).
 `python docs/make_networks.py` makes this page. Of the {total}:
 
 - {reached} get a layer with a grid of more than one cell, whose batch dimension is the images', and which a gradient
   of the logits reaches;
 - {gradcam} give a Grad-CAM map that is not degenerate, and {opticam} run Opti-CAM;
 - {wrapped} get the same layer inside `Sequential(Normalize(), network)`;
-- {refused} are refused: the last column says why.
+- refused: {refused}, with the reason in the last column.
 
 The weights are random: noise is added to all biases, norms and scales, as a fresh network is nearly constant (layer
 scales of 1e-6, norms that are switched off, heads of zeros). Networks that take any size get images of a third of

@@ -62,28 +62,29 @@ class Probe:
     size: tuple[int, int]
     layout: Layout = "auto"
 
-    @functools.cached_property
+    @property
     def images(self) -> Tensor:
         """Different images of noise, always the same ones: two, or one for a network that takes no more at a time."""
-        like = zeros_for(self.network, (1, 1))
-        with torch.inference_mode(False):
-            noise = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
-        try:
-            self.scores(noise)
-        except Exception:  # whatever a network of somebody else's raises
-            return noise[:1]
-        return noise
+        return self._pass[0]
 
-    def scores(self, images: Tensor) -> Tensor:
-        """(B,C), without a graph."""
-        with torch.inference_mode(False), torch.no_grad(), _evaluating(self.network):
-            return self.run(images)
-
-    @functools.cached_property
+    @property
     def traced(self) -> dict[str, TracedLayer]:
         """Name -> layer, in the order in which the calls finish."""
-        images = self.images  # found before the trace, as that takes a pass, too
-        return {layer.name: layer for layer in trace(self.network, lambda: self.scores(images))}
+        return self._pass[1]
+
+    @functools.cached_property
+    def _pass(self) -> tuple[Tensor, dict[str, TracedLayer]]:
+        like = zeros_for(self.network, (1, 1))
+        with torch.inference_mode(False):
+            images = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
+        try:
+            return images, self._trace(images)
+        except Exception:  # whatever a network of somebody else's raises where it takes one image at a time
+            return images[:1], self._trace(images[:1])
+
+    def _trace(self, images: Tensor) -> dict[str, TracedLayer]:
+        with torch.inference_mode(False), torch.no_grad(), _evaluating(self.network):
+            return {layer.name: layer for layer in trace(self.network, lambda: self.run(images))}
 
     def grid(self, name: str) -> tuple[int, int, int] | None:
         """(K,h,w) of what a traced layer puts out; None where it has no grid."""

@@ -201,8 +201,11 @@ class Classifier(nn.Module):
 
     def _probe(self) -> choosing.Probe:
         probe = choosing.Probe(self, self.network, self.input_size, self.layout)
-        if len(probe.images) == 1:
-            self._explore()  # raises, in words, where the network fails on a single image, too
+        try:
+            _ = probe.traced
+        except Exception:  # whatever a network of somebody else's raises
+            self._explore()  # says in words that it fails on an image of this size, if it does
+            raise
         return probe
 
     @property

@@ -8,6 +8,7 @@ import gc
 import os
 import pickle
 import random
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ import torch
 import yaml
 from explainer_cases import leaves_no_trace, tiny_cnn, tiny_vit
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from optcam_pl import Classifier, GradCAM, explainers
 from optcam_pl.capture import LayerNotCalledError, capture
@@ -264,6 +266,21 @@ def test_hooks_of_many_threads_on_one_layer_have_numbers_of_their_own() -> None:
     assert not layer._forward_pre_hooks
 
 
+def test_a_hook_of_others_that_gets_a_number_twice_does_not_take_the_place_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, seen = nn.Identity(), []
+    monkeypatch.setattr(RemovableHandle, "next_id", RemovableHandle.next_id)
+    for _ in range(2):  # as when two threads read torch's counter before one of them has moved it on
+        number = RemovableHandle.next_id
+        undo = hook_output(layer, lambda *_: seen.append("ours"))
+        RemovableHandle.next_id = number
+        layer.register_forward_hook(lambda *_: seen.append("theirs"))
+    layer(torch.zeros(1))
+    assert seen == ["ours", "theirs"] * 2
+    undo()
+
+
 def test_putting_back_what_others_changed_leaves_other_threads_hooks_alone() -> None:
     layer = nn.Sequential(nn.Identity())[0]
     early: Callable[[], object] = elsewhere(lambda: hook_output(layer, print))
@@ -285,6 +302,22 @@ def test_putting_back_keeps_the_order_of_modules() -> None:
 
 
 # Who waits for whom --------------------------------------------------------------------------------------------------
+
+
+def test_borrowed_random_generators_have_one_user_at_a_time() -> None:
+    def drawn(seed: int) -> list[float]:
+        numbers = []
+        with seeded(seed, torch.device("cpu")):
+            for _ in range(5):
+                numbers += [float(torch.rand(1)), random.random(), np.random.rand()]  # noqa: NPY002
+                time.sleep(0.002)
+        return numbers
+
+    expected = [drawn(seed) for seed in range(THREADS)]
+    before = random_state()
+    with many_threads() as pool:
+        assert list(pool.map(drawn, range(THREADS))) == expected
+    assert random_state() == before
 
 
 class Slow:
@@ -446,6 +479,9 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_does_not_have() -> N
         while (status := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < until:
             time.sleep(0.01)
         slow.go_on.set()
+    if status[0] == 0:  # it waits for ever: not to be left behind
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status[1]) == 7
 
 
