@@ -25,8 +25,8 @@ from pytorch_grad_cam import AblationCAM as Peer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import AblationCAM
+from optcam_pl.network.classifier import Classifier
 
 SPEED, CORRELATION = 50.0, 0.999
 

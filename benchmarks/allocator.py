@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 from optcam_pl import Classifier
-from optcam_pl.allocator import keep_freed_memory
+from optcam_pl.network.allocator import keep_freed_memory
 
 PASSES = 12
 

@@ -22,13 +22,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from optcam_pl import Classifier, FakeCAM, records
+from optcam_pl import Classifier, FakeCAM
 from optcam_pl.callbacks import TensorBoardPanels
 from optcam_pl.data import Entry, ImageDataModule
-from optcam_pl.data.table import Item
-from optcam_pl.records import read_rows
+from optcam_pl.data.batch import Item
+from optcam_pl.runs import rows as records
+from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.run_folder import Ledger
 from optcam_pl.tasks import SaliencyTask
-from optcam_pl.tasks.ledger import Ledger
 
 BLOCK, SIDE = 8, 16
 

@@ -16,10 +16,10 @@ import torch
 import torchvision
 
 from optcam_pl import Classifier, GradCAM
-from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.data import Batch, ImageDataModule, ImagePaths, SamplePhotos
+from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
-from optcam_pl.probes import Probes
+from optcam_pl.network.allocator import keep_freed_memory
 
 IMAGES, STEPS, CHUNK, ROUNDS = 16, 224, 64, 1
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from optcam_pl.cli import OptcamCLI, main
+from optcam_pl.cli.lightning_cli import OptcamCLI, main
 from optcam_pl.metrics import METRICS
-from optcam_pl.report import load_run, summarise
-from optcam_pl.report_tables import Summary
+from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.tables import Summary
 
 OUTPUT = Path(__file__).with_name("bounding_box.md")
 RUNS = Path("logs", "bounding_box")

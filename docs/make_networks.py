@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from optcam_pl import Classifier, GradCAM, OptiCAM
-from optcam_pl.choosing import Probe
+from optcam_pl.network.choosing import Probe
 
 OUTPUT = Path(__file__).with_name("networks.md")
 BATCH = 12  # networks a process

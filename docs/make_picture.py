@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from optcam_pl import Classifier, GradCAM, GradCAMPlusPlus, OptiCAM
-from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.data import SamplePhotos
 from optcam_pl.figures import Picture, column, overlay, picture, row
+from optcam_pl.network.allocator import keep_freed_memory
 
 OUTPUT = Path(__file__).with_name("opticam.png")
 

@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import (
     Explainer,
     Explanation,
@@ -12,6 +11,7 @@ from optcam_pl.explainers import (
     OptiCAM,
     ScoreCAM,
 )
+from optcam_pl.network.classifier import Classifier
 
 __version__ = version("optcam_pl")
 

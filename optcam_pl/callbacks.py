@@ -22,13 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
-from optcam_pl.records import Row, write_file
-from optcam_pl.report_tables import table
-from optcam_pl.stopping import Stopped
-from optcam_pl.summary import summarise
+from optcam_pl.reports.summary import summarise
+from optcam_pl.reports.tables import table
+from optcam_pl.runs.rows import Row, write_file
+from optcam_pl.runs.run_folder import FileWriter
+from optcam_pl.runs.signals import Stopped
+from optcam_pl.runs.tensors import mean_curves
 from optcam_pl.tasks import BlockResult, SaliencyTask
-from optcam_pl.tasks.ledger import FileWriter
-from optcam_pl.tasks.stored import mean_curves
 
 _SUFFIX = {"maps": ".npz", "overlays": ".png"}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from optcam_pl.allocator import keep_freed_memory
+from optcam_pl.network.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
+from optcam_pl.network.classifier import Classifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 VIT_LAYER = "blocks.3.norm1"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from optcam_pl.records import read_rows
+from optcam_pl.runs.rows import read_rows
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
 PYTHON = [sys.executable, "-m", "optcam_pl"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from optcam_pl.capture import LayerNotCalledError, capture, own_grad_mode, tensor_of
+from optcam_pl.network.capture import LayerNotCalledError, capture, own_grad_mode, tensor_of
 
 
 def _hooks(network: nn.Module) -> int:

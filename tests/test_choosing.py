@@ -18,8 +18,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from optcam_pl import Classifier
-from optcam_pl.capture import LayerError, LayerNotCalledError
-from optcam_pl.choosing import eager
 from optcam_pl.explainers import (
     AblationCAM,
     AttentionRollout,
@@ -33,7 +31,9 @@ from optcam_pl.explainers import (
     RawAttention,
     ScoreCAM,
 )
-from optcam_pl.layers import heads, known_prefix, members
+from optcam_pl.network.capture import LayerError, LayerNotCalledError
+from optcam_pl.network.choosing import eager
+from optcam_pl.network.layers import heads, known_prefix, members
 from optcam_pl.tasks import SaliencyTask
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))

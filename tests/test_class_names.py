@@ -14,9 +14,9 @@ from torch import nn
 from optcam_pl import Classifier
 from optcam_pl.data import CSVImages, ImageFolder
 from optcam_pl.explainers import FakeCAM
-from optcam_pl.records import read_rows
+from optcam_pl.network.weights import SETTINGS, read_settings
+from optcam_pl.runs.rows import read_rows
 from optcam_pl.tasks import ClassificationTask, SaliencyTask
-from optcam_pl.weights import SETTINGS, read_settings
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 pytestmark = [

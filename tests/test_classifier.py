@@ -18,9 +18,9 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from optcam_pl.capture import capture
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import GradCAM
+from optcam_pl.network.capture import capture
+from optcam_pl.network.classifier import Classifier
 
 
 def small(width: int = 4, classes: int = 3) -> nn.Sequential:
@@ -255,7 +255,7 @@ def test_a_configuration_builds_it_but_names_no_code() -> None:
 
 
 def test_importing_it_imports_no_timm() -> None:
-    code = "import sys, optcam_pl.classifier; print({'timm'} & sys.modules.keys())"
+    code = "import sys, optcam_pl.network.classifier; print({'timm'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "set()"
 

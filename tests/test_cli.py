@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from optcam_pl.classifier import Classifier
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.metrics import METRICS
-from optcam_pl.records import read_rows
-from optcam_pl.report import load_run, summarise
-from optcam_pl.tasks.stored import mean_curves
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.tensors import mean_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from fault_cases import TINY, end, make_photos, rows_of, start, until, written
 
-from optcam_pl.records import read_rows
+from optcam_pl.runs.rows import read_rows
 
 TEXT = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text()
 SLURM, ARRAY, TORCHRUN = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optcam_pl import GradCAM, compare
-from optcam_pl.cli import main
-from optcam_pl.compare import choose, mean_over
+from optcam_pl import GradCAM
+from optcam_pl.cli import compare
+from optcam_pl.cli.compare import choose, mean_over
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.explainers import XGradCAM
-from optcam_pl.records import read_rows
-from optcam_pl.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.runs.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")

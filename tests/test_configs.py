@@ -16,11 +16,11 @@ import torch
 import yaml
 from data_cases import make_coco, make_cub, make_pets, make_tree, make_voc
 
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import ChestXRay, Kvasir
 from optcam_pl.imagenet import imagenet_wnids
-from optcam_pl.records import read_rows
-from optcam_pl.report import load_run
+from optcam_pl.reports.report import load_run
+from optcam_pl.runs.rows import read_rows
 from optcam_pl.tasks import ClassificationTask
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

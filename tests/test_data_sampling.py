@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optcam_pl.data import BlockSampler, ShuffleSampler
-from optcam_pl.data.sampling import choose, seeded_order
+from optcam_pl.data.blocks import choose, seeded_order
 
 
 @given(st.integers(0, 50), st.integers(1, 9), st.sampled_from([1, 2, 3, 7]), st.data())

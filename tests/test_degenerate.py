@@ -10,8 +10,7 @@ import torch
 from explainer_cases import tiny_cnn, tiny_vit
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.explainers import (
     CAM,
@@ -37,9 +36,10 @@ from optcam_pl.explainers import (
     SmoothGradCAMPlusPlus,
     XGradCAM,
 )
-from optcam_pl.records import read_rows
-from optcam_pl.saliency import degenerate, level, normalize
-from optcam_pl.summary import DegenerateWarning
+from optcam_pl.maps import degenerate, level, normalize
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.reports.summary import DegenerateWarning
+from optcam_pl.runs.rows import read_rows
 from optcam_pl.tasks import SaliencyTask
 
 TINY = str(Path(__file__).resolve().parent / "conf" / "tiny.yaml")

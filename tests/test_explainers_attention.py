@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from explainer_cases import MEAN, STD, VIT_LAYER, leaves_no_trace, stored_case, stored_values, tiny_cnn, tiny_vit
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import TIBAV, AttentionRollout, RawAttention
 from optcam_pl.explainers.attention import AttentionExplainer, accumulate, rollout
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape, add_rule, linear_rule, matmul_rule, mean_rule
+from optcam_pl.network.classifier import Classifier
 
 METHODS = [RawAttention(), AttentionRollout(), TIBAV()]
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}

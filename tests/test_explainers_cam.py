@@ -18,7 +18,6 @@ from explainer_cases import (
 )
 from torch import nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import (
     CAM,
     EigenCAM,
@@ -34,6 +33,7 @@ from optcam_pl.explainers import (
 )
 from optcam_pl.explainers import fullgrad as fullgrad_module
 from optcam_pl.explainers.base import Explainer
+from optcam_pl.network.classifier import Classifier
 
 CASES = [("cnn", "layer4"), ("cnn", "layer3"), ("vit", VIT_LAYER)]
 WEIGHTED = {"GradCAM": GradCAM, "XGradCAM": XGradCAM, "LayerCAM": LayerCAM, "HiResCAM": HiResCAM}

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from explainer_cases import VIT_LAYER, correlation, enlarged, leaves_no_trace, stored_case, stored_values, tiny_cnn
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import LIME, CallableExplainer, CaptumExplainer, Explainer, GradCAM, GradientSHAP
 from optcam_pl.explainers.external import attribution_class, seeded, smooth, superpixels, untouched
+from optcam_pl.network.classifier import Classifier
 
 captum = pytest.importorskip("captum.attr")
 CASES = [("cnn", "layer4"), ("vit", VIT_LAYER)]

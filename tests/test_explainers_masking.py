@@ -21,13 +21,13 @@ from explainer_cases import (
 )
 from torch import nn
 
-from optcam_pl.capture import LayerNotCalledError
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import AblationCAM, ScoreCAM
 from optcam_pl.explainers import masking as masking_module
-from optcam_pl.explainers.chunks import Chunks
+from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.masking import ablate
-from optcam_pl.explainers.split import UpperPart
+from optcam_pl.explainers.upper_part import UpperPart
+from optcam_pl.network.capture import LayerNotCalledError
+from optcam_pl.network.classifier import Classifier
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import torch
 from explainer_cases import MEAN, STD, correlation, stored_case, stored_values, tiny_cnn
 from torch import nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import RISE, ExtremalPerturbation, MeaningfulPerturbation
 from optcam_pl.explainers import perturbation as module
 from optcam_pl.explainers.perturbation import SmoothMaximum, gaussian_blur, rise_masks
+from optcam_pl.network.classifier import Classifier
 
 
 class _Corner(nn.Module):

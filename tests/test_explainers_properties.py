@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from optcam_pl import explainers
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import CallableExplainer, CaptumExplainer, Explainer, Explanation, GradCAM, OptiCAM
+from optcam_pl.network.classifier import Classifier
 
 # Settings with which a method takes no time, or that it cannot do without.
 QUICK: dict[str, dict[str, Any]] = {

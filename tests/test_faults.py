@@ -22,8 +22,8 @@ import torch
 from fault_cases import alive, children, command, end, finish, make_photos, rows_of, start, until, written
 from safetensors.torch import load
 
-from optcam_pl.records import read_rows
-from optcam_pl.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.runs.rows import read_rows
 
 pytestmark = [
     pytest.mark.faults,

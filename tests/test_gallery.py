@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from test_report import a_row, a_run
 
-from optcam_pl.gallery import gallery, gallery_command
-from optcam_pl.records import RecordError
+from optcam_pl.reports.page import gallery, gallery_command
+from optcam_pl.runs.rows import RecordError
 
 NASTY = '"><script>alert(1)</script>\n<img onerror=x>.png'
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from optcam_pl.capture import capture
-from optcam_pl.classifier import Classifier
 from optcam_pl.imagenet import imagenet_names
-from optcam_pl.layers import token_grid
+from optcam_pl.network.capture import capture
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import token_grid
 
 
 class Patches(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from optcam_pl.messages import plain
+from optcam_pl.cli.errors import plain
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes

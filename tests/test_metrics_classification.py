@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from optcam_pl.metrics import METRICS, AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
 from optcam_pl.metrics.functional import average_drop, average_drop_deletion, average_gain, average_increase
-from optcam_pl.published import published
+from optcam_pl.reports.published import published
 
 CLASSES = [AverageDrop, AverageGain, AverageIncrease]
 FUNCTIONS = [average_drop, average_gain, average_increase]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optcam_pl.metrics import ADCC, AverageGain, BoxAccuracy
-from optcam_pl.metrics.statistics import bootstrap_interval, holm, paired_difference
+from optcam_pl.reports.statistics import bootstrap_interval, holm, paired_difference
 
 
 def skewed(n, seed=0):

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from optcam_pl import compare
-from optcam_pl.classifier import Classifier
+from optcam_pl.cli import compare
 from optcam_pl.explainers import (
     CaptumExplainer,
     ExtremalPerturbation,
@@ -27,7 +26,8 @@ from optcam_pl.explainers import (
     OptiCAM,
     ScoreCAM,
 )
-from optcam_pl.network_error import NetworkError
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.errors import NetworkError
 
 IMAGE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

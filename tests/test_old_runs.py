@@ -13,11 +13,11 @@ import pytest
 import torch
 import torchvision
 
-from optcam_pl.classifier import Classifier
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import Shapes
 from optcam_pl.explainers import OptiCAM
-from optcam_pl.records import read_rows
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.runs.rows import read_rows
 
 OLD = Path(__file__).parent / "old"
 pytestmark = pytest.mark.filterwarnings(

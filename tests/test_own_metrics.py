@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from optcam_pl import records
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
+from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import METRICS, AverageDrop, ImageMetric
-from optcam_pl.metrics.statistics import bootstrap_interval
-from optcam_pl.probes import Probes
-from optcam_pl.records import RecordError, read_manifest, read_rows
-from optcam_pl.report import load_run, report, report_command, summarise
-from optcam_pl.verify import verify
+from optcam_pl.reports.report import load_run, report, report_command, summarise
+from optcam_pl.reports.statistics import bootstrap_interval
+from optcam_pl.reports.verify import verify
+from optcam_pl.runs import rows as records
+from optcam_pl.runs.rows import RecordError, read_manifest, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")

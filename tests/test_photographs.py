@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from optcam_pl import Classifier
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import ImageFolder, ImageReadError, read_image
-from optcam_pl.records import read_rows
+from optcam_pl.runs.rows import read_rows
 
 ROOT = Path(os.environ.get("OPTCAM_PHOTOS", Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_dev"))
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")

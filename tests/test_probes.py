@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from optcam_pl import Classifier, FakeCAM
 from optcam_pl.data import Batch
+from optcam_pl.evaluate.probes import Probes, check_needs
 from optcam_pl.explainers import Explainer, Explanation
+from optcam_pl.maps import blur
 from optcam_pl.metrics import METRICS, ImageMetric, Infidelity, Insertion, MaxSensitivity, Road, RoadMost
 from optcam_pl.metrics.functional import imputed_images, infidelity, pixel_rank, road_counts
-from optcam_pl.probes import Probes, check_needs
-from optcam_pl.saliency import blur
 
 B, SIDE = 3, 16
 

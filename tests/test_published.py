@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from optcam_pl.explainers import Explainer
-from optcam_pl.published import METHODS, beside_published, published
-from optcam_pl.report_tables import Estimate, Summary, table
+from optcam_pl.reports.published import METHODS, beside_published, published
+from optcam_pl.reports.tables import Estimate, Summary, table
 
 
 def a_summary(**changes) -> Summary:

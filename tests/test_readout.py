@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import TIBAV, AttentionRollout, FullGrad, RawAttention
 from optcam_pl.explainers.attention import AttentionExplainer
 from optcam_pl.explainers.readout import find_readout
 from optcam_pl.explainers.relevance import AttentionTape
+from optcam_pl.network.classifier import Classifier
 
 METHODS = [RawAttention(), AttentionRollout(), TIBAV()]
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optcam_pl import records
-from optcam_pl.records import (
+from optcam_pl.runs import rows as records
+from optcam_pl.runs.rows import (
     FingerprintMismatch,
     RecordError,
     RecordWriter,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from optcam_pl import report_tables
 from optcam_pl.metrics import METRICS
-from optcam_pl.metrics.statistics import bootstrap_interval, paired_difference
-from optcam_pl.records import RecordError, RecordWriter, Row, write_manifest
-from optcam_pl.report import find_runs, load_run, report, report_command, summarise, table
+from optcam_pl.reports import tables as report_tables
+from optcam_pl.reports.report import find_runs, load_run, report, report_command, summarise, table
+from optcam_pl.reports.statistics import bootstrap_interval, paired_difference
+from optcam_pl.runs.rows import RecordError, RecordWriter, Row, write_manifest
 
 METRIC_NAMES = ["average_drop", "average_gain", "average_increase"]
 
@@ -296,7 +296,7 @@ def test_an_unknown_format_is_an_error_in_words():
 
 
 def test_the_command_prints_where_arrows_cannot_be(two):
-    code = "import sys; from optcam_pl.report import report_command; sys.exit(report_command(sys.argv[1:]))"
+    code = "import sys; from optcam_pl.reports.report import report_command; sys.exit(report_command(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", code, two], env={"PYTHONIOENCODING": "ascii"}, capture_output=True
     )
@@ -306,7 +306,9 @@ def test_the_command_prints_where_arrows_cannot_be(two):
 
 
 def test_importing_the_report_loads_neither_lightning_nor_a_network():
-    code = "import sys, optcam_pl.report; print([m for m in ('lightning', 'timm', 'captum') if m in sys.modules])"
+    code = (
+        "import sys, optcam_pl.reports.report; print([m for m in ('lightning', 'timm', 'captum') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

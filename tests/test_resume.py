@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from optcam_pl import stopping
-from optcam_pl.cli import OptcamCLI, main, parse_shard
+from optcam_pl.cli.lightning_cli import OptcamCLI, main, parse_shard
 from optcam_pl.data import ImageDataModule
-from optcam_pl.records import FingerprintMismatch, RecordError, RunLock, read_rows
-from optcam_pl.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.verify import verify
+from optcam_pl.runs import signals as stopping
+from optcam_pl.runs.rows import FingerprintMismatch, RecordError, RunLock, read_rows
+from optcam_pl.runs.run_folder import Ledger
 from optcam_pl.tasks import SaliencyTask
-from optcam_pl.tasks.ledger import Ledger
-from optcam_pl.verify import verify
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
 pytestmark = pytest.mark.filterwarnings(

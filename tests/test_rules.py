@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from explainer_cases import MEAN, STD, leaves_no_trace
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import CaptumExplainer, FullGrad
+from optcam_pl.network.classifier import Classifier
 
 pytest.importorskip("captum.attr")
 DEEP = ["DeepLift", "DeepLiftShap"]

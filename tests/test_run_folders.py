@@ -16,13 +16,13 @@ from torch import nn
 
 from optcam_pl import Classifier, FakeCAM, GradCAM, OptiCAM
 from optcam_pl.callbacks import MapWriter
-from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import main
 from optcam_pl.data import ImageFolder
-from optcam_pl.records import MANIFEST, FingerprintMismatch, RecordError, read_rows
-from optcam_pl.report import load_run
-from optcam_pl.storage import load_tensors, save_tensors
+from optcam_pl.reports.report import load_run
+from optcam_pl.runs.files import load_tensors, save_tensors
+from optcam_pl.runs.folders import check_no_others
+from optcam_pl.runs.rows import MANIFEST, FingerprintMismatch, RecordError, read_rows
 from optcam_pl.tasks import ClassificationTask, SaliencyTask
-from optcam_pl.tasks.folders import check_no_others
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
 FIT = str(Path(__file__).resolve().parent.parent / "configs" / "shapes_fit.yaml")

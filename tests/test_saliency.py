@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optcam_pl.saliency import (
+from optcam_pl.maps import (
     baseline_image,
     blur,
     check_baseline,

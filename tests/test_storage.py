@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from optcam_pl import storage
-from optcam_pl.storage import RecordError, RunLock, load_tensors, save_tensors, write_file
+from optcam_pl.runs import files as storage
+from optcam_pl.runs.files import RecordError, RunLock, load_tensors, save_tensors, write_file
 
 HOLD = """
 import sys
-from optcam_pl.storage import RunLock
+from optcam_pl.runs.files import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -16,8 +16,8 @@ import torchvision
 from explainer_cases import MEAN, STD, leaves_no_trace, tiny_cnn, tiny_vit
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers import CAM, RISE, FakeCAM, GradCAM, OptiCAM
+from optcam_pl.network.classifier import Classifier
 
 IMAGE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

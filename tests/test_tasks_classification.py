@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
 from optcam_pl.explainers import OptiCAM
-from optcam_pl.records import FingerprintMismatch
-from optcam_pl.stopping import Stopped, stop_signals
+from optcam_pl.network.weights import read_settings
+from optcam_pl.runs.rows import FingerprintMismatch
+from optcam_pl.runs.signals import Stopped, stop_signals
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
-from optcam_pl.weights import read_settings
 
 CLASSES = ("ant", "bee", "cat")
 pytestmark = [

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from optcam_pl import Classifier, GradCAM, explainers
-from optcam_pl.capture import LayerNotCalledError, capture
 from optcam_pl.data import Batch
+from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import LIME, AblationCAM, CallableExplainer, CaptumExplainer, Explainer, ScoreCAM
 from optcam_pl.explainers.external import seeded, untouched
-from optcam_pl.explainers.split import UpperPart
-from optcam_pl.layers import trace
+from optcam_pl.explainers.upper_part import UpperPart
 from optcam_pl.metrics import METRICS
-from optcam_pl.probes import Probes
+from optcam_pl.network.capture import LayerNotCalledError, capture
+from optcam_pl.network.layers import trace
 from optcam_pl.threads import alone, hook_input, hook_output, passing
 
 BLOCKS = sorted((Path(__file__).parent.parent / "configs" / "explainer").glob("*.yaml"))

@@ -17,8 +17,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from optcam_pl.classifier import Classifier
-from optcam_pl.weights import SETTINGS
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.weights import SETTINGS
 
 
 def small(width: int = 4, classes: int = 3) -> nn.Sequential:

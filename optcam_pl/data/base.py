@@ -15,11 +15,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from optcam_pl.data.index import hidden
+from optcam_pl.data.batch import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
+from optcam_pl.data.blocks import choose
+from optcam_pl.data.files import hidden
 from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
 from optcam_pl.data.names import contradiction, match_names
-from optcam_pl.data.sampling import choose
-from optcam_pl.data.table import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augmentation
 
 

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from xml.etree import ElementTree
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.data.index import list_files, load_json, stem, store_json
-from optcam_pl.data.table import Box
+from optcam_pl.data.batch import Box
+from optcam_pl.data.files import list_files, load_json, stem, store_json
 
 BoxFormat: TypeAlias = Literal["xyxy", "xywh"]
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.batch import Box, Entry
 from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
+from optcam_pl.data.files import check_inside, existing_folder
 from optcam_pl.data.folders import Split
-from optcam_pl.data.index import check_inside, existing_folder
 from optcam_pl.data.labels import LabelReader
 from optcam_pl.data.names import class_list
-from optcam_pl.data.table import Box, Entry
 from optcam_pl.data.text import check_encoding, class_names_of, is_missing, read_text
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 

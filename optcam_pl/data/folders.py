@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.batch import Entry
+from optcam_pl.data.blocks import seeded_order
 from optcam_pl.data.decode import IMAGE_SUFFIXES
-from optcam_pl.data.index import (
+from optcam_pl.data.files import (
     existing_folder,
     hidden,
     holds_image,
@@ -23,8 +25,6 @@ from optcam_pl.data.index import (
     suffix,
 )
 from optcam_pl.data.names import ClassIndex, class_list
-from optcam_pl.data.sampling import seeded_order
-from optcam_pl.data.table import Entry
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 Split = Literal["train", "val", "test"]

@@ -12,11 +12,11 @@ from PIL import Image
 from optcam_pl.checks import expanded_path
 from optcam_pl.data.adapters import Argument
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.batch import Box, Entry, Item, Reader
 from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
 from optcam_pl.data.decode import ImageReadError, read_image
-from optcam_pl.data.index import check_inside, existing_folder
+from optcam_pl.data.files import check_inside, existing_folder
 from optcam_pl.data.labels import LabelReader
-from optcam_pl.data.table import Box, Entry, Item, Reader
 from optcam_pl.data.text import class_names_of
 
 

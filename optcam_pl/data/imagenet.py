@@ -12,12 +12,12 @@ from typing import Any, Literal
 from scipy.io import loadmat
 
 from optcam_pl.checks import expanded_path
+from optcam_pl.data.batch import Box, Entry
 from optcam_pl.data.boxes import Annotated, read_annotations
+from optcam_pl.data.files import list_files, stem, subfolders
 from optcam_pl.data.folders import ImageFolder
-from optcam_pl.data.index import list_files, stem, subfolders
 from optcam_pl.data.labels import LabelReader
 from optcam_pl.data.names import ClassIndex
-from optcam_pl.data.table import Box, Entry
 from optcam_pl.data.text import decode_text
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 

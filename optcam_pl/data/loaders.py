@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from optcam_pl.data.sampling import Block, BlockSampler, ShuffleSampler
-from optcam_pl.data.table import Batch, ImageTable, collate
+from optcam_pl.data.batch import Batch, ImageTable, collate
+from optcam_pl.data.blocks import Block, BlockSampler, ShuffleSampler
 
 
 class _Blocks(Dataset[Batch]):

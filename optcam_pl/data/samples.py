@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from optcam_pl.data.base import ImageDataModule
-from optcam_pl.data.table import Entry
+from optcam_pl.data.batch import Entry
 
 _PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "motorcycle_left.png")
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from optcam_pl.data.base import ImageDataModule
+from optcam_pl.data.batch import Entry, Item, Reader
 from optcam_pl.data.folders import Split
-from optcam_pl.data.table import Entry, Item, Reader
 
 Array = NDArray[np.float64]
 

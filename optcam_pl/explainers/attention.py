@@ -12,10 +12,10 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled, find_readout, gradients
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
+from optcam_pl.network.classifier import Classifier
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
 

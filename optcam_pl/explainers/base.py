@@ -14,11 +14,11 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.capture import Record, capture, own_grad_mode
-from optcam_pl.classifier import Classifier
-from optcam_pl.explainers.chunks import check_number
-from optcam_pl.image_advice import conversion, out_of_range, reshaping
-from optcam_pl.saliency import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
+from optcam_pl.explainers.batching import check_number
+from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
+from optcam_pl.network.capture import Record, capture, own_grad_mode
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.image_advice import conversion, out_of_range, reshaping
 
 Target: TypeAlias = "Tensor | int | str | Sequence[str] | None"
 
@@ -218,7 +218,7 @@ class Explainer(nn.Module, ABC):
 
     @contextmanager
     def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:
-        """`optcam_pl.capture.capture` of the layers in use."""
+        """`optcam_pl.network.capture.capture` of the layers in use."""
         with capture(self.layers(classifier), cut=cut) as record:
             yield record
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from optcam_pl.capture import tensor_of
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
-from optcam_pl.layers import nearest
-from optcam_pl.network_error import backward_errors
-from optcam_pl.saliency import Baseline, baseline_image, check_baseline
+from optcam_pl.maps import Baseline, baseline_image, check_baseline
+from optcam_pl.network.capture import tensor_of
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.errors import backward_errors
+from optcam_pl.network.layers import nearest
 from optcam_pl.threads import OwnHook, alone, process_wide
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]

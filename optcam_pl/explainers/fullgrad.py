@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled
 from optcam_pl.explainers.rules import LINEAR, MOVING, PRODUCTS
-from optcam_pl.network_error import backward_errors
-from optcam_pl.saliency import normalize, upsample
+from optcam_pl.maps import normalize, upsample
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.errors import backward_errors
 
 
 class FullGrad(Explainer):

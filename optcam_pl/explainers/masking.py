@@ -8,12 +8,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.batching import Chunks, check_number, check_positive
 from optcam_pl.explainers.cam import LayerMaps
-from optcam_pl.explainers.chunks import Chunks, check_number, check_positive
-from optcam_pl.explainers.split import UpperPart
-from optcam_pl.saliency import (
+from optcam_pl.explainers.upper_part import UpperPart
+from optcam_pl.maps import (
     Baseline,
     check_baseline,
     combine,
@@ -23,6 +22,7 @@ from optcam_pl.saliency import (
     normalize,
     upsample,
 )
+from optcam_pl.network.classifier import Classifier
 
 Smoothing: TypeAlias = Literal["none", "noise", "integral"]
 _SAMPLES: dict[Smoothing, int] = {"none": 1, "noise": 35, "integral": 10}

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from optcam_pl.capture import own_grad_mode
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
-from optcam_pl.network_error import backward_errors
-from optcam_pl.saliency import (
+from optcam_pl.maps import (
     Baseline,
     Normalizer,
     check_baseline,
@@ -25,6 +22,9 @@ from optcam_pl.saliency import (
     normalize,
     upsample,
 )
+from optcam_pl.network.capture import own_grad_mode
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.errors import backward_errors
 
 Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -91,7 +91,7 @@ class OptiCAM(Explainer):
     Args:
         layer: see `Explainer`.
         objective: F_c, see `objective_value`.
-        normalizer: n, see `optcam_pl.saliency.normalize`.
+        normalizer: n, see `optcam_pl.maps.normalize`.
         max_iter: T, at most so many steps.
         lr: learning rate of the default optimiser.
         tol: an image stops where its objective changes by less; 0 never stops.

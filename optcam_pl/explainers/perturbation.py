@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.chunks import Chunks, check_number, check_positive
-from optcam_pl.network_error import backward_errors, check_differentiable
-from optcam_pl.saliency import Baseline, check_baseline, mask_image, upsample
+from optcam_pl.explainers.batching import Chunks, check_number, check_positive
+from optcam_pl.maps import Baseline, check_baseline, mask_image, upsample
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.errors import backward_errors, check_differentiable
 
 Game: TypeAlias = Literal["preserve", "delete", "dual"]
 Reward: TypeAlias = Literal["logit", "contrastive"]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from optcam_pl.capture import own_grad_mode
-from optcam_pl.classifier import Classifier
 from optcam_pl.explainers.relevance import AttentionTape
+from optcam_pl.network.capture import own_grad_mode
+from optcam_pl.network.classifier import Classifier
 
 _SLACK = 1e-4  # of the largest value: what rounding in float32 leaves
 _PROJECTIONS = 2

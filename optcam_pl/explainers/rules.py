@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from optcam_pl.classifier import Classifier
+from optcam_pl.network.classifier import Classifier
 from optcam_pl.threads import OwnHook
 
 Family: TypeAlias = Literal["rescale", "relu", "lrp"]

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.stopping import Stopped, requested
+from optcam_pl.runs.run_folder import Resume
+from optcam_pl.runs.signals import Stopped, requested
 from optcam_pl.tasks.classification import ClassificationTask
-from optcam_pl.tasks.ledger import Resume
 
 _FOLDER, _LAST = "checkpoints", "last.ckpt"
 
@@ -103,7 +103,7 @@ class PatienceOfSecondPhase(EarlyStopping):
 
 
 class ResumableStop(Callback):
-    """A fit that is told to stop (see `optcam_pl.stopping`) does so after the batch in hand, with a checkpoint."""
+    """A fit that is told to stop (see `optcam_pl.runs.signals`) does so after the batch in hand, with a checkpoint."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write ``last.ckpt`` and end, if any process was told to: all have to do it together.

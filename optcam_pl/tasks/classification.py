@@ -31,15 +31,15 @@ from torchmetrics.classification import (
 from torchvision.transforms.v2 import MixUp
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.data.base import run_seed
 from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
-from optcam_pl.layers import heads
-from optcam_pl.records import check_fingerprint
-from optcam_pl.tasks.folders import run_folder
-from optcam_pl.weights import SETTINGS
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import heads
+from optcam_pl.network.weights import SETTINGS
+from optcam_pl.runs.folders import run_folder
+from optcam_pl.runs.rows import check_fingerprint
 
 Phase: TypeAlias = Literal["head", "all"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]

@@ -21,20 +21,18 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.evaluate.probes import Probes, check_needs
+from optcam_pl.evaluate.readable import in_order, readable
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
-from optcam_pl.explainers.chunks import check_positive
+from optcam_pl.explainers.batching import check_positive
+from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
-from optcam_pl.probes import Probes, check_needs
-from optcam_pl.records import Row, check_metric_keys
-from optcam_pl.report_tables import as_dict
-from optcam_pl.saliency import Baseline, check_baseline
-from optcam_pl.storage import write_file
-from optcam_pl.summary import (
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.reports.summary import (
     NO_BOX,
     SUMMARY,
     DegenerateWarning,
@@ -44,10 +42,12 @@ from optcam_pl.summary import (
     summarise,
     summary_to_store,
 )
-from optcam_pl.tasks.blocks import in_order, readable
-from optcam_pl.tasks.folders import run_folder
-from optcam_pl.tasks.ledger import FileWriter, Ledger, Peers, Resume, Shard
-from optcam_pl.tasks.stored import StoredWeights, lacking_weights, save_curves, save_weights
+from optcam_pl.reports.tables import as_dict
+from optcam_pl.runs.files import write_file
+from optcam_pl.runs.folders import run_folder
+from optcam_pl.runs.rows import Row, check_metric_keys
+from optcam_pl.runs.run_folder import FileWriter, Ledger, Peers, Resume, Shard
+from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
 Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]

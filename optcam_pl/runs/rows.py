@@ -28,12 +28,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from optcam_pl.storage import NEW_FILE, sync_data, sync_folder, write_all
-from optcam_pl.storage import RecordError as RecordError
-from optcam_pl.storage import RunLock as RunLock
-from optcam_pl.storage import load_tensors as load_tensors
-from optcam_pl.storage import save_tensors as save_tensors
-from optcam_pl.storage import write_file as write_file
+from optcam_pl.runs.files import NEW_FILE, sync_data, sync_folder, write_all
+from optcam_pl.runs.files import RecordError as RecordError
+from optcam_pl.runs.files import RunLock as RunLock
+from optcam_pl.runs.files import load_tensors as load_tensors
+from optcam_pl.runs.files import save_tensors as save_tensors
+from optcam_pl.runs.files import write_file as write_file
 
 Status = Literal["ok", "degenerate", "error"]
 Score = float | list[float] | None
@@ -378,7 +378,7 @@ def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     Example:
         >>> check_fingerprint({"block": 8, "data": {"root": "a"}}, {"block": 8, "data": {"root": "b"}})
         Traceback (most recent call last):
-        optcam_pl.records.FingerprintMismatch: The run in this folder was made with other settings:
+        optcam_pl.runs.rows.FingerprintMismatch: The run in this folder was made with other settings:
           data.root: "a" there, "b" now
     """
     before, now = ({key: json.dumps(leaf, sort_keys=True) for key, leaf in flatten(side)} for side in (old, new))

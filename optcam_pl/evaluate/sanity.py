@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.classifier import Classifier
-from optcam_pl.compare import Start
+from optcam_pl.cli.compare import Start
 from optcam_pl.data import ImageDataModule
-from optcam_pl.layers import nearest
-from optcam_pl.storage import write_file
+from optcam_pl.evaluate.readable import readable
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import nearest
+from optcam_pl.runs.files import write_file
 from optcam_pl.tasks import SaliencyTask
-from optcam_pl.tasks.blocks import readable
 from optcam_pl.threads import process_wide
 
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")

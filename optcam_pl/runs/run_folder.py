@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from optcam_pl.records import (
+from optcam_pl.runs.rows import (
     MANIFEST,
     FingerprintMismatch,
     RecordError,
@@ -29,7 +29,7 @@ from optcam_pl.records import (
     read_rows,
     write_manifest,
 )
-from optcam_pl.stopping import Stopped, requested
+from optcam_pl.runs.signals import Stopped, requested
 
 Resume: TypeAlias = Literal["auto", "never", "require"]
 TOO_MANY_ERRORS, FAILED = 0, -1

@@ -20,14 +20,14 @@ from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
 from optcam_pl.checks import expanded_path
 from optcam_pl.explainers import Explainer
-from optcam_pl.layers import nearest
-from optcam_pl.network_error import NetworkError
-from optcam_pl.report_tables import Estimate, Format, Summary, printable, table
+from optcam_pl.network.errors import NetworkError
+from optcam_pl.network.layers import nearest
+from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
+from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
-from optcam_pl.tasks.folders import check_no_others
 
 if TYPE_CHECKING:
-    from optcam_pl.cli import OptcamCLI
+    from optcam_pl.cli.lightning_cli import OptcamCLI
 
 # The blocks come with a wheel inside the package, and stand beside it in a checkout.
 _PACKAGE = Path(__file__).resolve().parent

@@ -26,9 +26,9 @@ from torch import Tensor
 from optcam_pl.checks import expanded_path
 from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
 from optcam_pl.metrics.base import value_of
-from optcam_pl.metrics.statistics import Method, bootstrap_interval
-from optcam_pl.records import RecordError, Row, Rows, flatten, format_ranges, missing, read_manifest, read_rows
-from optcam_pl.report_tables import Estimate, Summary
+from optcam_pl.reports.statistics import Method, bootstrap_interval
+from optcam_pl.reports.tables import Estimate, Summary
+from optcam_pl.runs.rows import RecordError, Row, Rows, flatten, format_ranges, missing, read_manifest, read_rows
 
 _Array = npt.NDArray[np.float64]
 OfMeans: TypeAlias = Callable[[Tensor], Tensor]

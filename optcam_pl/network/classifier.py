@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from optcam_pl import choosing, layers, suitability
-from optcam_pl.image_advice import conversion, reshaping
 from optcam_pl.imagenet import imagenet_names
-from optcam_pl.layers import Layout, nearest
-from optcam_pl.network_error import NetworkError, forward_error, hint, is_own
+from optcam_pl.network import choosing, layers, suitability
+from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
+from optcam_pl.network.image_advice import conversion, reshaping
+from optcam_pl.network.layers import Layout, nearest
+from optcam_pl.network.weights import Network, load_network, read_settings
 from optcam_pl.threads import passing
-from optcam_pl.weights import Network, load_network, read_settings
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
@@ -356,7 +356,7 @@ class Classifier(nn.Module):
         return self.network.get_submodule(layers.canonical_name(self.network, name))
 
     def to_grid(self, activation: Tensor, image_size: tuple[int, int], layer: str = "the layer") -> Tensor:
-        """A layer's activations as feature maps (B,K,h,w); see `optcam_pl.layers.to_grid`, with the own `layout`.
+        """A layer's activations as feature maps (B,K,h,w); see `layers.to_grid`, with the own `layout`.
 
         Args:
             activation: (B,K,h,w), (B,h,w,K) or tokens (B,N,D), of which class and register tokens are dropped.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.capture import LayerError, LayerNotCalledError, tensor_of
-from optcam_pl.classifier import Classifier
+from optcam_pl.network.capture import LayerError, LayerNotCalledError, tensor_of
+from optcam_pl.network.classifier import Classifier
 from optcam_pl.threads import changing, hook_input, hook_output
 
 _logger = logging.getLogger(__name__)

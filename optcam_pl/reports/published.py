@@ -20,7 +20,7 @@ from importlib.resources import files
 from typing import Any, get_type_hints
 
 from optcam_pl.metrics import METRICS
-from optcam_pl.report_tables import Estimate, PaperValue, Summary
+from optcam_pl.reports.tables import Estimate, PaperValue, Summary
 
 METHODS = {
     "AblationCAM": "Ablation-CAM",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.metrics.statistics import Method, holm, paired_difference
-from optcam_pl.published import beside_published
-from optcam_pl.records import MANIFEST, RecordError, write_file
-from optcam_pl.report_tables import Format, Paired, Summary, printable, table
-from optcam_pl.summary import Run, in_numpy, load_run, settings_of, summarise
+from optcam_pl.reports.published import beside_published
+from optcam_pl.reports.statistics import Method, holm, paired_difference
+from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarise
+from optcam_pl.reports.tables import Format, Paired, Summary, printable, table
+from optcam_pl.runs.rows import MANIFEST, RecordError, write_file
 
 __all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "report_command", "summarise", "table"]
 

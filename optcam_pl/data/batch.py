@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from optcam_pl.data.blocks import PADDING
 from optcam_pl.data.decode import ImageReadError, read_image
-from optcam_pl.data.sampling import PADDING
 from optcam_pl.data.transforms import Preprocessing, transform_image
 
 OnError = Literal["raise", "record"]

@@ -29,25 +29,25 @@ from lightning.pytorch.strategies import DDPStrategy
 # Importing them is what lets a config name these classes without their module.
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
-from optcam_pl.allocator import keep_freed_memory
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.checks import expanded_path
-from optcam_pl.compare import compare_command
+from optcam_pl.cli.compare import compare_command
+from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
-from optcam_pl.gallery import gallery_command
-from optcam_pl.messages import plain
-from optcam_pl.network_error import NetworkError
-from optcam_pl.records import MANIFEST, RecordError, read_manifest
-from optcam_pl.report import report_command
-from optcam_pl.report_tables import Summary, printable, table
-from optcam_pl.sanity import sanity_command
-from optcam_pl.stopping import Stopped, follow_launcher, stop_signals
-from optcam_pl.storage import probe_folder
-from optcam_pl.summary import Run, mostly_degenerate, summarise
+from optcam_pl.evaluate.sanity import sanity_command
+from optcam_pl.network.allocator import keep_freed_memory
+from optcam_pl.network.errors import NetworkError
+from optcam_pl.reports.page import gallery_command
+from optcam_pl.reports.report import report_command
+from optcam_pl.reports.summary import Run, mostly_degenerate, summarise
+from optcam_pl.reports.tables import Summary, printable, table
+from optcam_pl.reports.verify import verify_command
+from optcam_pl.runs.files import probe_folder
+from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
+from optcam_pl.runs.rows import MANIFEST, RecordError, read_manifest
+from optcam_pl.runs.run_folder import Resume, Shard
+from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
-from optcam_pl.tasks.folders import check_no_others, missing_folders, remove_empty, run_folder
-from optcam_pl.tasks.ledger import Resume, Shard
-from optcam_pl.verify import verify_command
 
 _DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and measure the explanations.
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.layers import heads, nearest
+from optcam_pl.network.layers import heads, nearest
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
@@ -246,7 +246,7 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
     """Build a network by name, or take the module, with the weights that are asked for.
 
     Args:
-        network: as for `optcam_pl.classifier.Classifier`, like the others.
+        network: as for `optcam_pl.network.classifier.Classifier`, like the others.
         weights: "default", None or a file.
         num_classes: None for the network's or the file's.
 

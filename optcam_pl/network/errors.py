@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from optcam_pl.classifier import Classifier
+    from optcam_pl.network.classifier import Classifier
 
 _OWN = __name__.partition(".")[0]
 # What an error's text says -> what to do about it.

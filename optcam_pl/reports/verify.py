@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from optcam_pl.records import RecordError, Row, flatten, format_ranges, load_tensors, missing
-from optcam_pl.report import find_runs
-from optcam_pl.report_tables import as_dict, printable
-from optcam_pl.summary import SUMMARY, Run, load_run, summarise
+from optcam_pl.reports.report import find_runs
+from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarise
+from optcam_pl.reports.tables import as_dict, printable
+from optcam_pl.runs.rows import RecordError, Row, flatten, format_ranges, load_tensors, missing
 
 
 def verify(run_dir: str | os.PathLike[str]) -> list[str]:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.capture import capture, own_grad_mode
-from optcam_pl.layers import Layout, family_candidates, nearest, to_grid, zeros_for
+from optcam_pl.network.capture import capture, own_grad_mode
+from optcam_pl.network.layers import Layout, family_candidates, nearest, to_grid, zeros_for
 from optcam_pl.threads import hook_output
 
 _ROUND = 16  # layers whose gradient is asked for in one pass: their activations are held at the same time
@@ -54,7 +54,7 @@ class Probe:
         run: images (B,3,H,W) -> scores (B,C).
         network: whose layers are meant.
         size: (H,W).
-        layout: see `optcam_pl.layers.to_grid`.
+        layout: see `optcam_pl.network.layers.to_grid`.
     """
 
     run: Callable[[Tensor], Tensor]

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.capture import own_grad_mode
-from optcam_pl.network_error import NetworkError
+from optcam_pl.network.capture import own_grad_mode
+from optcam_pl.network.errors import NetworkError
 from optcam_pl.threads import hook_input, hook_output
 
 if TYPE_CHECKING:
-    from optcam_pl.classifier import Classifier
+    from optcam_pl.network.classifier import Classifier
 
 _LOUD = 100.0  # pixels of the loud image reach from -100 to 100: what is squashed stays in [0,1] there, too
 _SUM_SLACK = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # how far a sum of probabilities may be from 1

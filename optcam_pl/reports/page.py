@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.records import RecordError, Row, write_file
-from optcam_pl.report import Run, find_runs, load_run, summarise
-from optcam_pl.report_tables import printable, table
+from optcam_pl.reports.report import Run, find_runs, load_run, summarise
+from optcam_pl.reports.tables import printable, table
+from optcam_pl.runs.rows import RecordError, Row, write_file
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

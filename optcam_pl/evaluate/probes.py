@@ -10,11 +10,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from optcam_pl.classifier import Classifier
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.chunks import Chunks
-from optcam_pl.layers import nearest
+from optcam_pl.explainers.batching import Chunks
+from optcam_pl.maps import Baseline, baseline_image, mask_image
 from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional import (
     imputed_images,
@@ -24,7 +23,8 @@ from optcam_pl.metrics.functional import (
     road_counts,
     step_counts,
 )
-from optcam_pl.saliency import Baseline, baseline_image, mask_image
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import nearest
 
 Evidence: TypeAlias = "Tensor | list[Tensor]"
 Probe: TypeAlias = Callable[..., Evidence]

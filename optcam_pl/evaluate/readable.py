@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from optcam_pl.data import Batch
-from optcam_pl.records import Row
+from optcam_pl.runs.rows import Row
 
 
 def readable(batch: Batch) -> Batch:

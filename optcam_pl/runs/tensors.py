@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.explainers import Explanation
-from optcam_pl.records import (
+from optcam_pl.runs.rows import (
     RecordError,
     Row,
     check_fingerprint,

@@ -1,0 +1,5 @@
+"""The command `optcam`."""
+
+from optcam_pl.cli.lightning_cli import main
+
+__all__ = ["main"]

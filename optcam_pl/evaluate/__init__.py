@@ -1,0 +1,1 @@
+"""What is measured with the network, each pass once."""
