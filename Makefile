@@ -37,6 +37,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict optcam_pl
+	$(BIN)/lint-imports
+	$(BIN)/python docs/make_architecture.py --check
 
 bench: $(VENV)/.dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

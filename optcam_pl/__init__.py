@@ -1,21 +1,36 @@
-"""Opti-CAM and the saliency methods it is compared with, measured by corrected faithfulness metrics."""
+"""Opti-CAM and the saliency methods it is compared with, measured by corrected faithfulness metrics.
 
-from importlib.metadata import version
+What a notebook needs is here: `Classifier`, the explainers' base and the method of the paper, and the two tasks. Every
+explainer is in `optcam_pl.explainers`, every metric in `optcam_pl.metrics`, every dataset in `optcam_pl.data`. Names
+are imported when they are first asked for, so that `optcam --help` loads no network.
+"""
 
-from optcam_pl.explainers import (
-    Explainer,
-    Explanation,
-    FakeCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    OptiCAM,
-    ScoreCAM,
-)
-from optcam_pl.network.classifier import Classifier
+from __future__ import annotations
 
-__version__ = version("optcam_pl")
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optcam_pl.explainers import (
+        Explainer,
+        Explanation,
+        FakeCAM,
+        GradCAM,
+        GradCAMPlusPlus,
+        OptiCAM,
+        ScoreCAM,
+    )
+    from optcam_pl.network.classifier import Classifier
+    from optcam_pl.tasks import ClassificationTask, SaliencyTask
+
+try:
+    __version__ = version("optcam_pl")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
+    "ClassificationTask",
     "Classifier",
     "Explainer",
     "Explanation",
@@ -23,6 +38,21 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "OptiCAM",
+    "SaliencyTask",
     "ScoreCAM",
     "__version__",
 ]
+
+_MODULES = {"Classifier": "network.classifier", "ClassificationTask": "tasks", "SaliencyTask": "tasks"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'explainers')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 import sys
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

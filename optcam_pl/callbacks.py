@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
+from optcam_pl.private import progress_bars
 from optcam_pl.reports.summary import summarise
 from optcam_pl.reports.tables import table
 from optcam_pl.runs.rows import Row, write_file
@@ -242,7 +243,7 @@ class ImageProgress(TQDMProgressBar):
         )
         if isinstance(pl_module, SaliencyTask):
             data = trainer.datamodule  # type: ignore[attr-defined]
-            blocks = max((bar.n for bar in self._bars()), default=0)
+            blocks = max((bar.n for bar in progress_bars(self)), default=0)
             if isinstance(data, ImageDataModule) and blocks:
                 most = len(data.table) - pl_module.ledger.plan.done  # the last block may be smaller
                 images = min(blocks * data.batch_size * trainer.world_size, most)
@@ -250,10 +251,6 @@ class ImageProgress(TQDMProgressBar):
             for metric in pl_module.running():
                 items[metric.describe().label] = f"{float(metric.of_means(metric.total / metric.count)):.1f}"
         return items
-
-    def _bars(self) -> list[Any]:
-        bars = (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar, self._predict_progress_bar)
-        return [bar for bar in bars if bar is not None]
 
 
 def file_name(index: int, image_id: str) -> str:

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 
+class ToldError(RuntimeError):
+    """An error that the user can fix; the command tells it in one sentence, without a traceback."""
+
+
 def expanded_path(path: str | os.PathLike[str]) -> Path:
     """A path as the user means it: a leading ``~`` and variables (``$HOME``, ``${DATA}``) expanded.
 

@@ -27,8 +27,9 @@ from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
+
+from optcam_pl.private import forward_hooks, forward_pre_hooks, in_backward
 
 _NUMBERS = itertools.count(1)
 
@@ -63,12 +64,12 @@ def hook_output(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -
     >>> seen
     [1]
     """
-    return _install(module._forward_hooks, hook)
+    return _install(forward_hooks(module), hook)
 
 
 def hook_input(module: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> Callable[[], object]:
     """`nn.Module.register_forward_pre_hook` for this thread alone; see `hook_output`."""
-    return _install(module._forward_pre_hooks, hook)
+    return _install(forward_pre_hooks(module), hook)
 
 
 def _install(hooks: dict[int, Any], hook: Callable[..., Any]) -> Callable[[], object]:
@@ -94,7 +95,8 @@ class _Gate:
         depth = self._passes.get(me, 0)  # nobody else writes it
         try:
             with self._state:
-                if self._alone not in (None, me) and not depth and not _in_backward():
+                # In a backward pass checkpointing repeats a pass for a thread that waits for it, maybe in here, alone.
+                if self._alone not in (None, me) and not depth and not in_backward():
                     self._state.wait_for(lambda: self._alone in (None, me))
                 self._passes[me] = depth + 1
             yield
@@ -135,11 +137,6 @@ class _Gate:
                 self._passes.pop(thread, None)
                 if self._alone is not None:
                     self._state.notify_all()
-
-
-def _in_backward() -> bool:
-    """Whether autograd runs this: checkpointing repeats a pass for a thread that waits for it, maybe in here, alone."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def passing(network: nn.Module) -> AbstractContextManager[None]:

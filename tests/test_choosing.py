@@ -32,8 +32,8 @@ from optcam_pl.explainers import (
     ScoreCAM,
 )
 from optcam_pl.network.capture import LayerError, LayerNotCalledError
-from optcam_pl.network.choosing import eager
 from optcam_pl.network.layers import heads, known_prefix, members
+from optcam_pl.private import uncompiled
 from optcam_pl.tasks import SaliencyTask
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -139,16 +139,16 @@ def test_attention_of_a_compiled_network_is_that_of_the_network(explainer: Expla
 def test_what_was_compiled_stays_compiled_for_its_owner() -> None:
     inner = compiled(vit())
     outer = nn.Sequential(Normalize(), inner)
-    twin = eager(outer)
+    twin = uncompiled(outer)
     assert outer[1] is inner
     assert isinstance(twin, nn.Sequential)
     assert isinstance(twin[1], VisionTransformer)
     assert twin[0] is outer[0]
     in_place = compiled_in_place(nn.Sequential(nn.ReLU()))
-    assert eager(in_place)._compiled_call_impl is None
+    assert uncompiled(in_place)._compiled_call_impl is None
     assert in_place._compiled_call_impl is not None
     plain = vit()
-    assert eager(plain) is plain
+    assert uncompiled(plain) is plain
     assert Classifier(inner, input_size=32).name == "VisionTransformer"
 
 

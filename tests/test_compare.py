@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from optcam_pl import GradCAM
-from optcam_pl.cli import compare
+from optcam_pl.cli import compare, main
 from optcam_pl.cli.compare import choose, mean_over
-from optcam_pl.cli.lightning_cli import main
 from optcam_pl.explainers import XGradCAM
 from optcam_pl.reports.report import load_run, summarise
 from optcam_pl.runs.rows import read_rows

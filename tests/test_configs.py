@@ -16,7 +16,7 @@ import torch
 import yaml
 from data_cases import make_coco, make_cub, make_pets, make_tree, make_voc
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import ChestXRay, Kvasir
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.report import load_run

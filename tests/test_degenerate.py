@@ -10,7 +10,7 @@ import torch
 from explainer_cases import tiny_cnn, tiny_vit
 from torch import Tensor, nn
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.explainers import (
     CAM,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.reports.report import load_run, summarise
 
 CONFIG = str(Path(__file__).resolve().parent.parent / "configs" / "demo.yaml")

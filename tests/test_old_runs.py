@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import Shapes
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.classifier import Classifier

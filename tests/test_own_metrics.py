@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
+from optcam_pl.cli.report import report_command
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import METRICS, AverageDrop, ImageMetric
-from optcam_pl.reports.report import load_run, report, report_command, summarise
+from optcam_pl.reports.report import load_run, report, summarise
 from optcam_pl.reports.statistics import bootstrap_interval
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import rows as records

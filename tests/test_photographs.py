@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from optcam_pl import Classifier
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder, ImageReadError, read_image
 from optcam_pl.runs.rows import read_rows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import SamplePhotos
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from optcam_pl.cli.report import report_command
 from optcam_pl.metrics import METRICS
 from optcam_pl.reports import tables as report_tables
-from optcam_pl.reports.report import find_runs, load_run, report, report_command, summarise, table
+from optcam_pl.reports.report import find_runs, load_run, report, summarise, table
 from optcam_pl.reports.statistics import bootstrap_interval, paired_difference
 from optcam_pl.runs.rows import RecordError, RecordWriter, Row, write_manifest
 
@@ -296,7 +297,7 @@ def test_an_unknown_format_is_an_error_in_words():
 
 
 def test_the_command_prints_where_arrows_cannot_be(two):
-    code = "import sys; from optcam_pl.reports.report import report_command; sys.exit(report_command(sys.argv[1:]))"
+    code = "import sys; from optcam_pl.cli.report import report_command; sys.exit(report_command(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", code, two], env={"PYTHONIOENCODING": "ascii"}, capture_output=True
     )

@@ -16,7 +16,7 @@ from torch import nn
 
 from optcam_pl import Classifier, FakeCAM, GradCAM, OptiCAM
 from optcam_pl.callbacks import MapWriter
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.reports.report import load_run
 from optcam_pl.runs.files import load_tensors, save_tensors

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from optcam_pl import Classifier
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.evaluate.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
 
 TINY = str(Path(__file__).resolve().parent / "conf" / "tiny.yaml")

@@ -10,7 +10,7 @@ import torch
 from data_cases import make_tree
 
 from optcam_pl import Classifier, GradCAM, OptiCAM
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli import main
 from optcam_pl.network.layers import heads
 
 transformers = pytest.importorskip("transformers")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_report import a_row, a_run
 
+from optcam_pl.cli.verify import verify_command
 from optcam_pl.reports.report import load_run, summarise
 from optcam_pl.reports.tables import as_dict
-from optcam_pl.reports.verify import verify, verify_command
+from optcam_pl.reports.verify import verify
 from optcam_pl.runs.rows import RecordWriter, save_tensors
 
 

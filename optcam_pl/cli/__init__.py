@@ -1,5 +1,5 @@
-"""The command `optcam`."""
+"""The command `optcam`, one command a file."""
 
-from optcam_pl.cli.lightning_cli import main
+from optcam_pl.cli.main import main
 
 __all__ = ["main"]

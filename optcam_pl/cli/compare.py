@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ import yaml
 from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
 from optcam_pl.checks import expanded_path
+from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.network.layers import nearest
@@ -26,11 +27,8 @@ from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
 
-if TYPE_CHECKING:
-    from optcam_pl.cli.lightning_cli import OptcamCLI
-
 # The blocks come with a wheel inside the package, and stand beside it in a checkout.
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 BLOCKS = next((d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir()), _PACKAGE) / "explainer"
 # What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
 _COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
@@ -42,13 +40,6 @@ _DESCRIPTION = """Test several explainers on the same data and print one table. 
 of such blocks; a table's row and a run's folder are named so. `all` is every block but is_cam and ss_cam (10 and 35
 times the passes of score_cam); those of its methods that cannot work on the network are listed below the table, with
 the reason."""
-
-
-class Start(Protocol):
-    """`optcam` with the words after it, as `OptcamCLI` takes them."""
-
-    def __call__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> OptcamCLI:
-        """Make a run's objects and, but for `dry`, run it."""
 
 
 class Method(NamedTuple):
@@ -93,12 +84,11 @@ class Outcome:
     leader: bool = True
 
 
-def compare_command(argv: Sequence[str], start: Start) -> int:
+def compare_command(argv: Sequence[str]) -> int:
     """`optcam compare`: one `optcam test` for each dataset and explainer, in a run folder of its own, then the tables.
 
     Args:
         argv: the words after `optcam compare`.
-        start: runs `optcam test`.
 
     Returns:
         The exit code: 1 if a run broke off; what it died of stands below the tables of the others; else the runs' own.
@@ -121,13 +111,13 @@ def compare_command(argv: Sequence[str], start: Start) -> int:
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
     # What is wrong for every method is no reason to skip one.
-    model = start([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True).model
+    model = OptcamCLI([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True).model
     if isinstance(model, SaliencyTask):
         model.explainer.check(model.classifier)
-    methods = [method for method in methods if _usable(method, start, words[datasets[0]], datasets, outcome)]
+    methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
-        _run_all(dataset, methods, start, words[dataset], folder, outcome)
+        _run_all(dataset, methods, words[dataset], folder, outcome)
     if outcome.failed and not outcome.runs:
         raise next(iter(outcome.failed.values()))
     if outcome.leader:
@@ -223,13 +213,13 @@ def _check_distinct(option: str, names: Sequence[str]) -> None:
         )
 
 
-def _usable(method: Method, start: Start, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:
+def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:
     """Ask the method, before time is spent; why not is noted, or raised where it was asked for by name.
 
     What is not our own refusal but breaks off, in the network or in another package, is the method's own failure.
     """
     try:
-        model = start([*words, f"--model.explainer={method.given}"], dry=True).model
+        model = OptcamCLI([*words, f"--model.explainer={method.given}"], dry=True).model
         if isinstance(model, SaliencyTask):
             model.explainer.check(model.classifier)
     except (ValueError, TypeError, ImportError, NetworkError) as error:
@@ -252,7 +242,6 @@ def _usable(method: Method, start: Start, words: Sequence[str], datasets: Sequen
 def _run_all(
     dataset: Dataset,
     methods: Sequence[Method],
-    start: Start,
     words: Sequence[str],
     folder: Path | None,
     outcome: Outcome,
@@ -261,7 +250,7 @@ def _run_all(
     for method in methods:
         own = [] if folder is None else [f"--run_dir={folder / method.name}"]
         try:
-            cli = start([*words, *own, f"--model.explainer={method.given}"], method.name)
+            cli = OptcamCLI([*words, *own, f"--model.explainer={method.given}"], method.name)
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever

@@ -1,16 +1,12 @@
-"""The command `optcam`: fit, validate, test, predict (LightningCLI), and compare, report, verify."""
+"""fit, validate, test and predict: LightningCLI, with a run folder for each run."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,41 +27,20 @@ from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import compare_command
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
-from optcam_pl.evaluate.sanity import sanity_command
-from optcam_pl.network.allocator import keep_freed_memory
-from optcam_pl.network.errors import NetworkError
-from optcam_pl.reports.page import gallery_command
-from optcam_pl.reports.report import report_command
+from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarise
 from optcam_pl.reports.tables import Summary, printable, table
-from optcam_pl.reports.verify import verify_command
 from optcam_pl.runs.files import probe_folder
 from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
 from optcam_pl.runs.rows import MANIFEST, RecordError, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
-from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
+from optcam_pl.runs.signals import Stopped
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 
-_DESCRIPTION = """Explain an image classifier's decisions by saliency maps, and measure the explanations.
-
-fit, validate, test and predict take --config FILE (several are merged in their order) and single settings after it."""
-_EPILOG = """Further commands (each has its own --help):
-  optcam compare --config FILE --explainers A B ...   test several explainers (`all`: every one), print one table
-  optcam report RUN_DIR...                            print that table from finished runs
-  optcam verify RUN_DIR...                            check that a run is whole
-  optcam sanity --config FILE                         do the maps change when the network forgets
-  optcam gallery RUN_DIR...                           one page with the overlays of several runs
-
-For example:
-  optcam compare --config configs/demo.yaml --explainers OptiCAM GradCAM FakeCAM
-  optcam predict --config configs/predict.yaml --data.paths photo.jpg
-  optcam test --config configs/demo.yaml --model.explainer.max_iter 50 --print_config"""
-
 _SETTINGS = "The settings of a class are shown by --model.help SaliencyTask, --data.help ImageNet, and so on."
-_SUBCOMMANDS = {
+SUBCOMMANDS = {
     "fit": f"""Fit the weights of Opti-CAM for every image (SaliencyTask) or train a network (ClassificationTask).
 {_SETTINGS}""",
     "validate": f"""Measure a network on its validation images (ClassificationTask); for maps the same as test.
@@ -75,19 +50,6 @@ _SUBCOMMANDS = {
     "predict": f"""Explain every image and write the maps and overlays.
 {_SETTINGS}""",
 }
-
-# What a user cannot mend, or wants so: said by Lightning for every run.
-_IGNORED = (
-    ".*does not have many workers.*",
-    ".*is smaller than the logging interval.*",
-    ".*Trainer already configured with model summary callbacks.*",
-    ".*module\\(s\\) in eval mode at the start of training.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ".*ended the run before its end.*",  # the command says it as its last words
-    ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
-)
-
 
 GROUP_TIMEOUT = timedelta(seconds=300)
 """How long one process waits for another in a collective; none of them waits for another's work."""
@@ -122,7 +84,7 @@ class _SaveConfig(SaveConfigCallback):
     on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
 
 
-class OptcamCLI(LightningCLI):
+class OptcamCLI(SubcommandHooks, LightningCLI):
     """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
     The folder does not depend on the logger. A leading ``~`` or variable is expanded in every setting, since what
@@ -174,8 +136,6 @@ class OptcamCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={
                 "prog": "optcam",
-                "description": _DESCRIPTION,
-                "epilog": _EPILOG,
                 "formatter_class": argparse.RawDescriptionHelpFormatter,
             },
             args=self._words,
@@ -191,7 +151,7 @@ class OptcamCLI(LightningCLI):
     @property
     def _given_dir(self) -> Path | None:
         """The folder that was asked for."""
-        given = self._get(self.config, "run_dir")
+        given = self.setting("run_dir")
         return None if given is None else expanded_path(given)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -207,8 +167,9 @@ class OptcamCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the run is about comes before how it is carried out, in configs and in the help."""
-        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
-        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        model, data = self.configured_classes()
+        parser.add_lightning_class_args(model, "model", subclass_mode=True)
+        parser.add_lightning_class_args(data, "data", subclass_mode=True)
         parser.add_argument("--run_dir", type=str | None, help="Folder of this run instead of a new one under logs/.")
         parser.add_argument(
             "--resume", type=Resume, default="auto", help="A run in this folder: go on, refuse, require."
@@ -218,27 +179,23 @@ class OptcamCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        assert parser._subcommands_action is not None
-        for choice in parser._subcommands_action._choices_actions:
-            choice.help = _SUBCOMMANDS[choice.dest].partition("\n")[0]  # Lightning's are of its trainer's methods
+    def subcommand_help(self, subcommand: str) -> str:
+        """Lightning's help is of its trainer's methods."""
+        return SUBCOMMANDS[subcommand]
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.description = _SUBCOMMANDS[subcommand]
+    def complete_parser(self, subcommand: str, parser: LightningArgumentParser, arguments: set[str]) -> None:
+        """A short usage, and defaults for many images."""
         # All options would fill the first page, the trainer's first of all.
         parser.usage = f"optcam {subcommand} --config FILE [--config FILE ...] [--KEY=VALUE ...]"
         # Ours prints its own table, and 50 000 maps are written, not kept in memory.
-        for quiet in {"verbose", "return_predictions"} & set(self._subcommand_method_arguments[subcommand]):
+        for quiet in {"verbose", "return_predictions"} & arguments:
             parser.set_defaults({quiet: False})
-        return parser
 
     def before_instantiate_classes(self) -> None:
         """What is to be known before the network is loaded: the threads, and whether the folder can be written."""
         self.config = _expanded(self.config)
-        run_dir, resume = self._given_dir, self._get(self.config, "resume")
-        self._shard = parse_shard(self._get(self.config, "shard"))
+        run_dir, resume = self._given_dir, self.setting("resume")
+        self._shard = parse_shard(self.setting("shard"))
         if run_dir is None and (resume == "require" or self._shard):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
         if not self._dry:
@@ -248,7 +205,7 @@ class OptcamCLI(LightningCLI):
                 check_no_others(run_dir)
             self._made = missing_folders(run_dir or Path("logs"))
             probe_folder(run_dir or "logs")
-        threads = self._get(self.config, "threads")
+        threads = self.setting("threads")
         if threads is None and run_dir is not None and (run_dir / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
         if threads is not None:
@@ -260,7 +217,7 @@ class OptcamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, with the run's logger and what a run shows unless the config says otherwise."""
-        config = self._get(self.config_init, "trainer")
+        config = self.setting("trainer", self.config_init)
         logger = self._logger()
         if config.get("logger") in (None, True):
             kwargs["logger"] = logger
@@ -299,31 +256,35 @@ class OptcamCLI(LightningCLI):
             given = ", ".join(f"{key} {config[key]}" for key in _TRAINER_HARDWARE if config.get(key) is not None)
             raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}") from error
         if isinstance(trainer.strategy, DDPStrategy):
-            trainer.strategy._timeout = min(trainer.strategy._timeout or GROUP_TIMEOUT, GROUP_TIMEOUT)
-        # Lightning answers SIGTERM with a collective, in which a process that was signalled alone waits for ever.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        # And its training loop asks process 0 before every batch whether it was signalled: where one has ended, the
-        # others would wait there for `GROUP_TIMEOUT`.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            limit_group_timeout(trainer.strategy, GROUP_TIMEOUT)
+        leave_signals_alone(trainer)
         if isinstance(self.model, SaliencyTask):
-            self.model.resume, self.model.shard = self._get(self.config, "resume"), self._shard
+            self.model.resume, self.model.shard = self.setting("resume"), self._shard
         return trainer
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+    def subcommand_arguments(self, subcommand: str) -> dict[str, Any]:
+        """The trainer's, and the checkpoint that a fit goes on from."""
+        kwargs = super().subcommand_arguments(subcommand)
         run_dir = self._given_dir
         if subcommand == "fit" and isinstance(self.model, ClassificationTask) and not kwargs.get("ckpt_path"):
-            kwargs["ckpt_path"] = last_checkpoint(run_dir, self._get(self.config, "resume")) if run_dir else None
+            kwargs["ckpt_path"] = last_checkpoint(run_dir, self.setting("resume")) if run_dir else None
         return kwargs
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_subcommand(self, subcommand: str) -> None:
+        """Run it, unless only the objects are wanted; say how a stopped run goes on.
+
+        Raises:
+            Stopped: by a signal.
+            RecordError: the run's folder cannot be written.
+            RuntimeError: a loader process was killed.
+        """
         if self._dry:
             return
         try:
-            super()._run_subcommand(subcommand)
+            super().run_subcommand(subcommand)
         except Stopped as stopped:
             if self.trainer.is_global_zero:
-                folder = [] if self._get(self.config, "run_dir") else [f"--run_dir={self.run_dir}"]
+                folder = [] if self.setting("run_dir") else [f"--run_dir={self.run_dir}"]
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
@@ -404,12 +365,6 @@ def _expanded(setting: Any) -> Any:
     return setting
 
 
-def _expanded_word(word: str) -> str:
-    """A word of a command line, ``--key=value`` or a value, which no shell has expanded in quotes or after a ``=``."""
-    key, equals, value = word.partition("=")
-    return f"{key}{equals}{_expanded(value)}" if word.startswith("-") else _expanded(word)
-
-
 def parse_shard(text: str | None) -> Shard | None:
     """Which of how many parts, from "i/n".
 
@@ -430,80 +385,3 @@ def parse_shard(text: str | None) -> Shard | None:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says at every run."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for message in _IGNORED:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def run(argv: Sequence[str]) -> int:
-    """Carry out one command; errors are raised.
-
-    Args:
-        argv: the words after `optcam`.
-
-    Returns:
-        The exit code: 0; 3 where images could not be read; 4 where a limit of the Trainer has cut the run short; 130 or
-        143 after a signal. In the processes that another one has started for its run 0 as well: that one gives the exit
-        code.
-    """
-    argv = [_expanded_word(word) for word in argv]
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "report": report_command,
-        "verify": verify_command,
-        "gallery": gallery_command,
-    }
-    with _quiet():
-        if argv and argv[0] in commands:
-            return commands[argv[0]](argv[1:])
-        follows = follow_launcher()
-        try:
-            with stop_signals():
-                several = {"compare": compare_command, "sanity": sanity_command}
-                if argv and argv[0] in several:
-                    code = several[argv[0]](argv[1:], start=OptcamCLI)
-                else:
-                    code = OptcamCLI(argv).exit_code
-        except Stopped as stopped:
-            code = stopped.exit_code
-        except SystemExit:  # said by the first process
-            if not follows:
-                raise
-            code = 0
-    return 0 if follows else code
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """The console command.
-
-    Args:
-        args: the words after `optcam`; None takes those of the process, and then an error that the user can mend is
-            told in one sentence (with its traceback if OPTCAM_TRACEBACK is set) instead of being raised.
-
-    Returns:
-        The exit code: that of `run`, or 2 after an error that was told.
-    """
-    if args is not None:
-        return run(args)
-    keep_freed_memory()
-    try:
-        return run(sys.argv[1:])
-    except (ValueError, TypeError, ImportError, OSError, RecordError, NetworkError, MisconfigurationException) as error:
-        if os.environ.get("OPTCAM_TRACEBACK"):
-            traceback.print_exc()
-        else:
-            print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
-        return 2

@@ -8,10 +8,9 @@ the network has learnt.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,12 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Start
-from optcam_pl.data import ImageDataModule
+from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.readable import readable
+from optcam_pl.explainers import Explainer
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
 from optcam_pl.runs.files import write_file
-from optcam_pl.tasks import SaliencyTask
 from optcam_pl.threads import process_wide
 
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
@@ -253,62 +250,36 @@ def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult
 
 
 def check(
-    task: SaliencyTask, data: ImageDataModule, device: torch.device, names: Sequence[str] | None, seed: int
+    classifier: Classifier,
+    explainer: Explainer,
+    data: ImageDataModule,
+    choose: Callable[[Batch, Tensor], Tensor],
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, list[dict[str, Tensor]]]:
     """The similarities of every image's maps, by stage and block; one process.
 
-    The explained class is the one that the trained network gives, also once its weights are gone.
+    Args:
+        classifier: the trained network, on the device that is to do it.
+        explainer: the method that is checked.
+        data: the images.
+        choose: gives the explained classes (B,) from a batch and the trained network's logits (B,C). They are explained
+            also once the network's weights are gone.
+        names: of the stages; see `stages`.
+        seed: of the random weights.
     """
-    network, explainer = task.classifier.to(device).requires_grad_(False), task.explainer.to(device)
-    data.match_network(network.input_size, network.interpolation, network.crop_fraction)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     data.setup("test")
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     for block in data.test_dataloader():
         batch = readable(block)
         if batch["id"]:
-            image = batch["image"].to(device)
+            image = batch["image"].to(classifier.mean.device)
             with torch.no_grad():
-                target = task.targets(batch, network(image))
-            blocks.append((image, target, explainer(network, image, target).saliency))
+                target = choose(batch, classifier(image))
+            blocks.append((image, target, explainer(classifier, image, target).saliency))
     found: dict[str, list[dict[str, Tensor]]] = {}
-    for name, forgetting in cascade(network, names, seed):
+    for name, forgetting in cascade(classifier, names, seed):
         found[name] = [similarities(maps, explainer(forgetting, image, c).saliency) for image, c, maps in blocks]
     return found
-
-
-def sanity_command(argv: Sequence[str], start: Start) -> int:
-    """`optcam sanity [--stages NAME...] ...`; returns the exit code.
-
-    Args:
-        argv: the words after `optcam sanity`.
-        start: makes the objects of an `optcam test`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="optcam sanity",
-        description="Randomise the network's stages one after the other, from the head down, and compare the maps with "
-        "the trained network's. All other arguments (--config FILE, --data.root FOLDER ...) are `optcam test`'s.",
-        allow_abbrev=False,
-    )
-    names = "dotted names, in this order; default: every one, from the head down"
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--random_seed", type=int, default=0, help="of the random weights; default: 0")
-    parser.add_argument("--run_dir", help="folder of the result instead of a new one under logs/")
-    options, rest = parser.parse_known_args(argv)
-    cli = start(["test", *rest], dry=True)
-    task, data = cli.model, cli.datamodule
-    if not isinstance(task, SaliencyTask):
-        raise TypeError(f"Expected a SaliencyTask to check, but got {type(task).__name__}.")
-    method = task.explainer.title
-    found = check(task, data, cli.trainer.strategy.root_device, options.stages, options.random_seed)
-    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
-    result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
-    result.save(folder)
-    print(f"{result.text()}\n\nresult:      {folder / 'sanity.json'}, {folder / 'sanity.png'}")
-    return 0
-
-
-def _new_folder(parent: Path) -> Path:
-    number = 0
-    while (parent / f"sanity_{number}").exists():
-        number += 1
-    return parent / f"sanity_{number}"

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 from optcam_pl.explainers.relevance import AttentionTape
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.private import is_compiled
 
 _SLACK = 1e-4  # of the largest value: what rounding in float32 leaves
 _PROJECTIONS = 2
@@ -100,7 +101,7 @@ def check_uncompiled(classifier: Classifier, method: str) -> None:
         ValueError: the network or a part of it is under `torch.compile`.
     """
     for name, module in classifier.network.named_modules():
-        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+        if is_compiled(module):
             raise ValueError(
                 f"{method} reads the single operations of a network, but {name or 'all'} of {classifier.name} is under "
                 "torch.compile, which hides them. Hand in the network as it was before it was compiled."

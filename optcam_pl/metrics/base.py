@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from optcam_pl.private import plot_values, state_defaults
+
 Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, Any]]"
 """The options of a named probe, or a probe of one's own, a function of `Probes`, with its options."""
 
@@ -233,7 +235,7 @@ class ImageMetric(Metric, ABC):
         They are promoted first: a process without images still holds the float32 zeros of its start, and a gathering
         of tensors of different dtypes fails or, worse, misreads bytes.
         """
-        for name, default in self._defaults.items():
+        for name, default in state_defaults(self).items():
             state = getattr(self, name)
             if isinstance(default, Tensor) and state.is_floating_point():
                 setattr(self, name, state.to(_widest(state.device)))
@@ -249,7 +251,7 @@ class ImageMetric(Metric, ABC):
         Returns:
             The matplotlib figure and axis.
         """
-        return self._plot(val, ax)
+        return plot_values(self, val, ax)
 
 
 def value_of(values: Sequence[float | Sequence[float] | None], of_means: Callable[[Tensor], Tensor]) -> float:

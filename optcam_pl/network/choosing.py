@@ -10,7 +10,6 @@ Shape letters: B images, C classes, K channels, h x w feature grid, H x W image,
 from __future__ import annotations
 
 import functools
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -257,29 +256,3 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def eager(network: nn.Module) -> nn.Module:
-    """The network without torch.compile: itself where nothing in it is compiled.
-
-    Hooks on the parts of a compiled module are silently not called, and functions are not seen. What is compiled is
-    replaced by the module that it was made of; modules around it are copied, with the same parameters and parts, so
-    that the caller's stay compiled.
-
-    Example:
-        >>> inner = nn.Linear(2, 1)
-        >>> eager(torch.compile(inner)) is inner
-        True
-    """
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # before it is imported nothing has been compiled
-    if dynamo is not None and isinstance(network, dynamo.OptimizedModule):
-        return eager(network._orig_mod)
-    parts = {key: None if part is None else eager(part) for key, part in network._modules.items()}
-    compiled = network._compiled_call_impl is not None  # by `network.compile()`
-    if not compiled and all(part is network._modules[key] for key, part in parts.items()):
-        return network
-    twin = network.__new__(type(network))
-    twin.__dict__.update(network.__dict__, _modules=parts)
-    if compiled:
-        twin.__dict__["_compiled_call_impl"] = None
-    return twin

@@ -21,6 +21,7 @@ from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.image_advice import conversion, reshaping
 from optcam_pl.network.layers import Layout, nearest
 from optcam_pl.network.weights import Network, load_network, read_settings
+from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
@@ -110,7 +111,7 @@ class Classifier(nn.Module):
         network = None if isinstance(network, str) and network == "None" else network
         weights = None if weights in ("random", "None") else weights
         stored = {} if weights in (None, "default") else read_settings(str(weights))
-        network = choosing.eager(network) if isinstance(network, nn.Module) else network
+        network = uncompiled(network) if isinstance(network, nn.Module) else network
         network = _check_network(network, stored, weights)
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
@@ -398,7 +399,7 @@ class Classifier(nn.Module):
         The same on every device; computed again only after a tensor has been replaced or written to.
         """
         state = {name: value.detach() for name, value in self.network.state_dict().items()}
-        versions = [(v.data_ptr(), v.dtype, 0 if v.is_inference() else v._version) for v in state.values()]
+        versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
         known = self._hash
         if known is None or known[0] != versions:
             digest = hashlib.sha256()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import ToldError
+
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
@@ -26,7 +28,7 @@ _HINTS = {
 }
 
 
-class NetworkError(RuntimeError):
+class NetworkError(ToldError):
     """What the network that is explained raised by itself; its own exception is the `__cause__`."""
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.private import children_of
+
 Layout: TypeAlias = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 # (source, class) -> the layer to explain; a negative index counts from a container's end. Networks with a class token
@@ -97,11 +99,11 @@ def canonical_name(network: nn.Module, name: str) -> str:
     parts: list[str] = []
     module = network
     for part in re.sub(r"\[(-?\d+)\]", r".\1", name).split("."):
-        children = _children(module)
+        children = children_of(module)
         while list(children) == ["module"] and part not in children:  # a parallel wrapper that the name leaves out
             parts.append("module")
             module = children["module"]
-            children = _children(module)
+            children = children_of(module)
         if part in ("module", "_orig_mod") and part not in children:  # a wrapper that is gone
             continue
         index = int(part) if re.fullmatch(r"-\d+", part) else 0
@@ -113,11 +115,6 @@ def canonical_name(network: nn.Module, name: str) -> str:
     if not parts:
         raise _unknown(network, name)
     return ".".join(parts)
-
-
-def _children(module: nn.Module) -> dict[str, nn.Module]:
-    """Not `named_children`, which lists a module that stands in two places once."""
-    return {key: child for key, child in module._modules.items() if child is not None}
 
 
 def _unknown(network: nn.Module, name: str) -> ValueError:
@@ -146,7 +143,7 @@ def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
         if _is_family(type(module)):  # type: ignore[arg-type]  # a class that torch's stubs call unhashable
             found.append((name, module))
         else:
-            waiting.extend((_join(name, key), child) for key, child in module._modules.items() if child is not None)
+            waiting.extend((_join(name, key), child) for key, child in children_of(module).items())
     return found
 
 

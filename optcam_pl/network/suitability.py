@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.private import written_to
 from optcam_pl.threads import hook_input, hook_output
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _state(network: nn.Module) -> dict[str, _Saved]:
     for name, value in network.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and not value.is_inference():
             kept = value.detach().clone() if name in buffers else value.detach()  # parameters are large
-            found[name] = _Saved((value.data_ptr(), value._version), kept)
+            found[name] = _Saved((value.data_ptr(), written_to(value)), kept)
     return found
 
 

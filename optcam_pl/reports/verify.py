@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarise
-from optcam_pl.reports.tables import as_dict, printable
+from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.rows import RecordError, Row, flatten, format_ranges, load_tensors, missing
 
 
@@ -101,26 +98,3 @@ def _numbers(summary: Any) -> dict[str, Any]:
     kept = {key: summary.get(key) for key in ("images", "statuses", "seconds_per_image")}
     kept["metrics"] = {key: estimate.get("value") for key, estimate in summary.get("metrics", {}).items()}
     return dict(flatten(kept))
-
-
-def verify_command(argv: Sequence[str]) -> int:
-    """`optcam verify RUN_DIR...`; returns the exit code, 0 where every run is complete and sound."""
-    parser = argparse.ArgumentParser(
-        prog="optcam verify",
-        description="Check that run folders are complete and sound: checksums, each image once, no contradiction.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
-    options = parser.parse_args(argv)
-    try:
-        runs = find_runs(options.runs)
-    except RecordError as error:
-        print(f"optcam verify: {printable(str(error))}", file=sys.stderr)
-        return 1
-    sound = True
-    for run in runs:
-        problems = verify(run)
-        sound &= not problems
-        print(f"{printable(str(run))}: {'sound' if not problems else f'{len(problems)} problem(s)'}")
-        for problem in problems:
-            print(f"  {printable(problem)}")
-    return 0 if sound else 1

@@ -20,6 +20,8 @@ from safetensors.torch import load as _load_tensors
 from safetensors.torch import save as _save_tensors
 from torch import Tensor, uint8
 
+from optcam_pl.checks import ToldError
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -29,7 +31,7 @@ sync_data = getattr(os, "fdatasync", os.fsync)  # what a file holds, its length 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
-class RecordError(RuntimeError):
+class RecordError(ToldError):
     """A run folder cannot be written, or what it holds contradicts itself; the message names the file."""
 
 

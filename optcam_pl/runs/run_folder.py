@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from optcam_pl.private import default_store
 from optcam_pl.runs.rows import (
     MANIFEST,
     FingerprintMismatch,
@@ -90,7 +91,7 @@ class Peers:
         self._told: int | None = None
         self._numbers: Counter[str] = Counter()
         if store is None and size > 1 and dist.is_available() and dist.is_initialized():
-            default = dist.distributed_c10d._get_default_store()
+            default = default_store()
             store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", default)  # type: ignore[attr-defined]
         self._store = store
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.explainers import Explanation
 from optcam_pl.runs.rows import (
     RecordError,
     Row,
@@ -31,21 +30,18 @@ def _file(run_dir: Path, block: int) -> Path:
     return run_dir / "weights" / f"b{block:06d}.safetensors"
 
 
-def save_weights(run_dir: Path, block: int, ids: Sequence[str], explanation: Explanation) -> None:
-    """Store a block's `weights` (B,K), `objective` (T+1,B) and `target` (B,).
+def save_weights(run_dir: Path, block: int, ids: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Store what an optimizing explainer found for a block: `weights` (B,K), `objective` (T+1,B) and `target` (B,).
 
     Args:
         run_dir: the fit's run folder.
         block: number of the block in the dataset.
         ids: of the B images.
-        explanation: of an optimising explainer.
+        tensors: these three.
 
     Raises:
         RecordError: the disk is full or the folder cannot be written.
     """
-    if explanation.weights is None or explanation.objective is None:
-        raise ValueError("Expected an explanation with weights and an objective, but it has none.")
-    tensors = {"weights": explanation.weights, "objective": explanation.objective, "target": explanation.target}
     save_tensors(_file(run_dir, block), tensors, {"ids": json.dumps(list(ids))})
 
 

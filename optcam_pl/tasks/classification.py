@@ -38,6 +38,7 @@ from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
 from optcam_pl.network.weights import SETTINGS
+from optcam_pl.private import find_unused_parameters
 from optcam_pl.runs.folders import run_folder
 from optcam_pl.runs.rows import check_fingerprint
 
@@ -214,7 +215,7 @@ class ClassificationTask(L.LightningModule):
         # All of it now, as ddp looks only once at what has a gradient; `_thaw` takes away what rests in a phase.
         self.classifier.network.requires_grad_(True)
         if isinstance(self.trainer.strategy, DDPStrategy) and self.head_epochs:
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            find_unused_parameters(self.trainer.strategy)
 
     def _what_it_depends_on(self) -> dict[str, Any]:
         """The fingerprint of the fit: without `epochs`, as a fit may go on for longer than it was meant to."""

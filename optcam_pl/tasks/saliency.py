@@ -32,6 +32,7 @@ from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.private import keep_out_of_ddp
 from optcam_pl.reports.summary import (
     NO_BOX,
     SUMMARY,
@@ -298,7 +299,7 @@ class SaliencyTask(L.LightningModule):
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(channels)) for _ in range(self.data.batch_size))
         # Nothing here is to be averaged or broadcast over ranks: each has images of its own.
         ignored = [name for name, _ in [*self.named_parameters(), *self.named_buffers()] if name != "weights.0"]
-        self._ddp_params_and_buffers_to_ignore = ignored
+        keep_out_of_ddp(self, ignored)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The explainer's optimiser, over one parameter an image of the block."""
@@ -323,7 +324,10 @@ class SaliencyTask(L.LightningModule):
         """Fit the weights of one block and store them."""
         self._block(batch, self._fit, measure=False)
         if self.result is not None and self.result.batch["id"]:
-            save_weights(self.run_dir, self._number(batch), self.result.batch["id"], self.result.explanation)
+            found = self.result.explanation
+            tensors = {"weights": found.weights, "objective": found.objective, "target": found.target}
+            known = {key: tensor for key, tensor in tensors.items() if tensor is not None}  # `OptiCAM.fit` gives all
+            save_weights(self.run_dir, self._number(batch), self.result.batch["id"], known)
 
     def validation_step(self, batch: Batch) -> None:
         """Explain and measure one block."""

@@ -1,0 +1,192 @@
+"""The command `optcam`: which words go to which command, and how errors are told.
+
+Commands are imported when they are asked for: `optcam --help`, `report` and `verify` load neither Lightning nor a
+network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from optcam_pl.checks import ToldError, expanded_path
+from optcam_pl.cli.errors import plain
+from optcam_pl.network.allocator import keep_freed_memory
+from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
+
+
+class Command(NamedTuple):
+    """One command of our own.
+
+    Attributes:
+        module: where its function is, called like the command with `_command` behind it: words -> exit code.
+        usage: what is typed.
+        summary: what it does, in a line.
+        several: whether it runs the network, perhaps in several processes.
+    """
+
+    module: str
+    usage: str
+    summary: str
+    several: bool = False
+
+
+COMMANDS = {
+    "compare": Command(
+        "optcam_pl.cli.compare",
+        "--config FILE --explainers A B ...",
+        "test several explainers (`all`: every one), print one table",
+        several=True,
+    ),
+    "report": Command("optcam_pl.cli.report", "RUN_DIR...", "print that table from finished runs"),
+    "verify": Command("optcam_pl.cli.verify", "RUN_DIR...", "check that a run is whole"),
+    "sanity": Command(
+        "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
+    ),
+    "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
+}
+TRAINER_COMMANDS = {
+    "fit": "fit Opti-CAM's weights for every image, or train a network",
+    "validate": "measure a network on its validation images",
+    "test": "explain every image and measure the maps, or measure a network",
+    "predict": "explain every image, write maps and overlays",
+}
+
+# Lightning warnings that the user cannot fix or chose.
+_IGNORED = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*Trainer already configured with model summary callbacks.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*ended the run before its end.*",  # the command says it as its last words
+    ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
+)
+
+
+def help_text() -> str:
+    """What `optcam --help` prints."""
+    lines = [f"  optcam {name + ' --config FILE':<52}{summary}" for name, summary in TRAINER_COMMANDS.items()]
+    lines += [f"  optcam {f'{name} {command.usage}':<52}{command.summary}" for name, command in COMMANDS.items()]
+    commands = "\n".join(lines)
+    return f"""usage: optcam COMMAND ...
+
+Explain an image classifier's decisions by saliency maps, and measure the explanations.
+
+Commands (each has its own --help):
+{commands}
+
+Several --config are merged in their order; single settings come after them.
+
+For example:
+  optcam compare --config configs/demo.yaml --explainers OptiCAM GradCAM FakeCAM
+  optcam predict --config configs/predict.yaml --data.paths photo.jpg
+  optcam test --config configs/demo.yaml --model.explainer.max_iter 50 --print_config
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Carry out one command; errors are raised.
+
+    Args:
+        argv: the words after `optcam`.
+
+    Returns:
+        The exit code: 0; 3 where images could not be read; 4 where a limit of the Trainer has cut the run short; 130 or
+        143 after a signal. In the processes that another one has started for its run 0 as well: that one gives the exit
+        code.
+    """
+    argv = [_expanded_word(word) for word in argv]
+    if argv in ([], ["-h"], ["--help"]):
+        print(help_text(), end="")
+        return 0 if argv else 2
+    command = COMMANDS.get(argv[0])
+    with _quiet():
+        if command is not None and not command.several:
+            return _function(argv[0], command)(argv[1:])
+        follows = follow_launcher()
+        try:
+            with stop_signals():
+                code = _run_trainer(argv) if command is None else _function(argv[0], command)(argv[1:])
+        except Stopped as stopped:
+            code = stopped.exit_code
+        except SystemExit:  # said by the first process
+            if not follows:
+                raise
+            code = 0
+    return 0 if follows else code
+
+
+def _function(name: str, command: Command) -> Callable[[Sequence[str]], int]:
+    function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), f"{name}_command")
+    return function
+
+
+def _run_trainer(argv: Sequence[str]) -> int:
+    from optcam_pl.cli.lightning_cli import OptcamCLI
+
+    return OptcamCLI(argv).exit_code
+
+
+def _expanded_word(word: str) -> str:
+    """A word of a command line, ``--key=value`` or a value, which no shell has expanded in quotes or after a ``=``."""
+    key, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{key}{equals}{expanded_path(value) if value.startswith(('~', '$')) else value}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says at every run."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _IGNORED:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The console command.
+
+    Args:
+        args: the words after `optcam`; None takes those of the process, and then an error that the user can fix is
+            told in one sentence (with its traceback if OPTCAM_TRACEBACK is set) instead of being raised.
+
+    Returns:
+        The exit code: that of `run`, or 2 after an error that was told.
+    """
+    if args is not None:
+        return run(args)
+    keep_freed_memory()
+    try:
+        return run(sys.argv[1:])
+    except Exception as error:
+        if not _is_told(error):
+            raise
+        if os.environ.get("OPTCAM_TRACEBACK"):
+            traceback.print_exc()
+        else:
+            print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 2
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether it is the user's to fix: our own errors, and what Lightning says of the trainer's settings."""
+    if isinstance(error, (ValueError, TypeError, ImportError, OSError, ToldError)):
+        return True
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return lightning is not None and isinstance(error, lightning.MisconfigurationException)

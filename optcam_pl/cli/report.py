@@ -1,0 +1,66 @@
+"""`optcam report`: the table of finished runs, made again from their rows."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from optcam_pl.checks import expanded_path
+from optcam_pl.reports.report import report
+from optcam_pl.reports.statistics import Method
+from optcam_pl.reports.tables import Format, printable
+from optcam_pl.runs.rows import RecordError, write_file
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optcam report", description="Print the table of finished or unfinished runs, made from their rows."
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
+    add("--format", choices=get_args(Format), default="text", help="default: text")
+    add("--output", metavar="FILE", help="write the table to this file instead of printing it")
+    add(
+        "--intervals",
+        choices=("none", *get_args(Method)),
+        default="bca",
+        help="95 %% bootstrap intervals; default: bca",
+    )
+    add("--against", metavar="RUN_DIR", help="also print the differences to this run, with intervals and p values")
+    add(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="load metrics of your own first; needed only for those that define `of_means`",
+    )
+    add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
+    return parser
+
+
+def report_command(argv: Sequence[str]) -> int:
+    """`optcam report RUN_DIR... [options]`; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        for module in options.modules:
+            importlib.import_module(module)
+        text = report(
+            options.runs,
+            options.format,
+            beside_paper=options.published,
+            intervals=None if options.intervals == "none" else options.intervals,
+            against=options.against,
+        )
+        if options.output:
+            write_file(expanded_path(options.output), text)
+        else:
+            encoding = sys.stdout.encoding or "utf-8"
+            print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
+    except (RecordError, ImportError) as error:
+        print(f"optcam report: {printable(str(error))}", file=sys.stderr)
+        return 1
+    return 0
