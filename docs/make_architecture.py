@@ -17,6 +17,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 PAGE = Path(__file__).with_name("architecture.md")
+sys.path.insert(0, str(PAGE.parent.parent))  # this checkout, not another one that is installed
 FLOORS = (
     ("cli",),
     ("callbacks",),
