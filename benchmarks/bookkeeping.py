@@ -35,7 +35,7 @@ BLOCK, SIDE = 8, 16
 
 
 def read(entry: Entry) -> Item:
-    """A plain image whose colour is its number's."""
+    """A plain image whose color is its number's."""
     return Item(Image.new("RGB", (SIDE, SIDE), (int(entry.path) % 256, 40, 90)))
 
 
@@ -60,7 +60,7 @@ class Plain(ImageDataModule):
 
 
 class Mean(nn.Module):
-    """Logits (B,3): the mean colours."""
+    """Logits (B,3): the mean colors."""
 
     def __init__(self) -> None:
         super().__init__()

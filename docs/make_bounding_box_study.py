@@ -14,7 +14,7 @@ from pathlib import Path
 
 from optcam_pl.cli.lightning_cli import OptcamCLI, main
 from optcam_pl.metrics import METRICS
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.tables import Summary
 
 OUTPUT = Path(__file__).with_name("bounding_box.md")
@@ -49,8 +49,8 @@ TAIL = """## What the tables say
   adds a few points to Average Drop at the most, and what is left outside it loses more than 80 %.
 - Where the surroundings tell it, the box alone loses most of the probability and what lies outside it keeps most: the
   object is not why the network decided. The maps say so: for every method, the part outside the box has the lower
-  Average Drop. Every localisation score of Opti-CAM, Grad-CAM and Score-CAM is far worse than in the first case: a
-  benchmark of localisation marks these maps down for being right.
+  Average Drop. Every localization score of Opti-CAM, Grad-CAM and Score-CAM is far worse than in the first case: a
+  benchmark of localization marks these maps down for being right.
 - Fake-CAM's constant map wins Average Drop and each pointing game, as all its pixels but one are its largest; Average
   Gain gives it next to nothing.
 """
@@ -100,9 +100,9 @@ def study(context: str) -> str:
     for region in ("box", "complement"):  # no method has a part in these
         run("test", *common, "--model.explainer=FakeCAM", f"--model.region={region}", f"--run_dir={here}/{region}")
 
-    maps = {region: {m: summarise(load_run(here / region / m)) for m in METHODS} for region in REGIONS}
+    maps = {region: {m: summarize(load_run(here / region / m)) for m in METHODS} for region in REGIONS}
     keys = list(maps["map"][METHODS[0]].metrics)
-    alone = {"B": summarise(load_run(here / "box")), "outside B": summarise(load_run(here / "complement"))}
+    alone = {"B": summarize(load_run(here / "box")), "outside B": summarize(load_run(here / "complement"))}
     parts = [f"## {title}\n", f"The network is right on {accuracy:.1f} % of the test images.\n"]
     parts.append(grid(["", *map(head, keys)], ([m, *(value(maps["map"][m], k) for k in keys)] for m in METHODS)))
     by_region = [["", "map", *map(head, FAITHFULNESS)]] + [

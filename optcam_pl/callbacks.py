@@ -23,7 +23,7 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
 from optcam_pl.private import progress_bars
-from optcam_pl.reports.summary import summarise
+from optcam_pl.reports.summary import summarize
 from optcam_pl.reports.tables import table
 from optcam_pl.runs.rows import Row, write_file
 from optcam_pl.runs.run_folder import FileWriter
@@ -124,7 +124,7 @@ class TensorBoardPanels(_BlockCallback):
                 label = pl_module.explainer.title
                 writer.add_figure(f"curves/{key}", metric.plot_curve(label=label, curve=(curve, half))[0])
         run = pl_module.run
-        summary = summarise(run)
+        summary = summarize(run)
         if mean is not None:
             whole = count == len(run.usable)
             for t, value in enumerate(mean):

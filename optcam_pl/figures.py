@@ -1,4 +1,4 @@
-"""Pictures of maps: colours, overlays, panels. Arrays in, arrays out; nothing here touches a network."""
+"""Pictures of maps: colors, overlays, panels. Arrays in, arrays out; nothing here touches a network."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def picture(image: Tensor) -> Picture:
 
 
 def heatmap(saliency: Tensor, colors: str = "jet") -> Picture:
-    """A map (1,H,W) or (H,W) in [0,1] in the colours of a matplotlib colormap, (H,W,3)."""
+    """A map (1,H,W) or (H,W) in [0,1] in the colors of a matplotlib colormap, (H,W,3)."""
     values = saliency.detach().float().cpu().numpy().reshape(saliency.shape[-2:])
-    coloured: Picture = (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
-    return coloured
+    colored: Picture = (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
+    return colored
 
 
 def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5) -> Picture:
-    """The coloured map laid over the image (3,H,W); `opacity` in [0,1] is the map's share."""
+    """The colored map laid over the image (3,H,W); `opacity` in [0,1] is the map's share."""
     mixed = (1 - opacity) * picture(image).astype(np.float64) + opacity * heatmap(saliency)
     return np.asarray(mixed.round(), dtype=np.uint8)
 
@@ -47,7 +47,7 @@ def row(pictures: Sequence[Picture], titles: Sequence[str] = (), gap: int = 4) -
     Args:
         pictures: (H,W,3) each.
         titles: one for each picture, or none at all; may have several lines.
-        gap: white pixels between neighbours.
+        gap: white pixels between neighbors.
     """
     height = pictures[0].shape[0]
     head = _LINE * max((title.count("\n") + 1 for title in titles), default=0)
@@ -84,7 +84,7 @@ def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Figure:
-    """A figure of how many images of each class (row) were taken for which (column), coloured by their share of a row.
+    """A figure of how many images of each class (row) were taken for which (column), colored by their share of a row.
 
     Args:
         matrix: (C,C) counts. Up to 20 classes they are written into the cells.
@@ -108,7 +108,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
 
 
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
-    """A figure of the objective against the iteration: the mean in black, single images in grey."""
+    """A figure of the objective against the iteration: the mean in black, single images in gray."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for curve in curves:

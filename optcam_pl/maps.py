@@ -1,4 +1,4 @@
-"""Tensor maths that explainers and probes share: combine, upsample, normalise, baselines, masking.
+"""Tensor maths that explainers and probes share: combine, upsample, normalize, baselines, masking.
 
 Shape letters, the same in every file: B images, C classes, K channels, h x w feature grid, H x W image, T steps.
 Everything here is differentiable, works on any device and never leaves it.
@@ -35,8 +35,8 @@ def combine(weights: Tensor, features: Tensor) -> Tensor:
     >>> combine(torch.tensor([[0.25, 0.75]]), torch.tensor([[[[4.0]], [[8.0]]]]))
     tensor([[[[7.]]]])
     """
-    # A matrix product of its own for each image: the result of one does not depend on its neighbours. Autocast would
-    # round the weights, which Opti-CAM's optimiser moves by less than bfloat16 can tell.
+    # A matrix product of its own for each image: the result of one does not depend on its neighbors. Autocast would
+    # round the weights, which Opti-CAM's optimizer moves by less than bfloat16 can tell.
     with torch.autocast(weights.device.type, enabled=False):
         maps = torch.bmm(weights.unsqueeze(1), features.flatten(2))
     return maps.view(features.shape[0], 1, *features.shape[2:])
@@ -132,7 +132,7 @@ def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = N
 
     Args:
         maps: (B,K,H,W).
-        how: the normaliser.
+        how: the normalizer.
         silent: bool, broadcasts to (B,K,1,1): maps that are known to say nothing, and become zeros as well.
 
     Returns:
@@ -196,8 +196,8 @@ def blur(image: Tensor, border: Tensor) -> Tensor:
 
     Args:
         image: (B,3,H,W).
-        border: (3,) the colour that lies outside of the image. RISE pads the normalised image with zeros, which is the
-            network's mean colour.
+        border: (3,) the color that lies outside of the image. RISE pads the normalized image with zeros, which is the
+            network's mean color.
 
     Returns:
         (B,3,H,W).
@@ -214,8 +214,8 @@ def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
 
     Args:
         image: (B,3,H,W) in [0,1].
-        baseline: "black" (pixel 0), "mean" (the network's mean colour), "blur", or an RGB triple in [0,1].
-        mean: (3,) the network's mean colour.
+        baseline: "black" (pixel 0), "mean" (the network's mean color), "blur", or an RGB triple in [0,1].
+        mean: (3,) the network's mean color.
 
     Returns:
         A tensor that broadcasts to (B,3,H,W).

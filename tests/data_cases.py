@@ -30,13 +30,13 @@ class Listed(ImageDataModule):
 
 
 def make_images(folder: Path, n: int) -> list[Entry]:
-    """n one-coloured images, the red of number i being 10 * i."""
+    """n one-colored images, the red of number i being 10 * i."""
     for i in range(n):
         Image.new("RGB", (9, 7), (10 * i, 0, 0)).save(folder / f"{i:02}.png")
     return [Entry(f"{i:02}.png", str(folder / f"{i:02}.png"), i) for i in range(n)]
 
 
-def make_tree(root: Path, classes: Sequence[str], counts: Mapping[str, int], grey: bool = False) -> Path:
+def make_tree(root: Path, classes: Sequence[str], counts: Mapping[str, int], gray: bool = False) -> Path:
     """Class folders of noisy images whose brightness is the class's; one set a split, or one alone for the split ""."""
     rng = np.random.default_rng(0)
     for split, count in counts.items():
@@ -46,7 +46,7 @@ def make_tree(root: Path, classes: Sequence[str], counts: Mapping[str, int], gre
             folder.mkdir(parents=True, exist_ok=True)
             pixels = 255 * (number + rng.random((32, 40, 3))) / len(classes)
             image = Image.fromarray(pixels.astype(np.uint8))
-            (image.convert("L") if grey else image).save(folder / f"image{i:04}.jpeg")
+            (image.convert("L") if gray else image).save(folder / f"image{i:04}.jpeg")
     return root
 
 

@@ -30,10 +30,10 @@ pytestmark = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, colour in COLOURS.items():
+    for name, color in COLOURS.items():
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (8, 8), colour).save(tmp_path / "images" / name / f"{i}.png")
+            Image.new("RGB", (8, 8), color).save(tmp_path / "images" / name / f"{i}.png")
     return tmp_path / "images"
 
 
@@ -119,11 +119,11 @@ def fit(folder: Path, run: Path, own: Classifier, **kwargs: Any) -> Classificati
 def split(folder: Path, tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     for part in ("train", "val", "test"):
-        for name, colour in COLOURS.items():
+        for name, color in COLOURS.items():
             for i in range(1 + (name == "blue")):
                 file = tmp_path / "data" / part / name / f"{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (8, 8), colour).save(file)
+                Image.new("RGB", (8, 8), color).save(file)
     return tmp_path / "data"
 
 

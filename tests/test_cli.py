@@ -20,7 +20,7 @@ from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.metrics import METRICS
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.tensors import mean_curves
 
@@ -146,7 +146,7 @@ def test_compare_prints_one_table_and_report_prints_it_again(photos: Path, capsy
     for run in runs:
         assert {"run", "data", "classifier", "settings", "images", "seconds_per_image", "metrics"} <= run.keys()
         assert {"average_drop", "average_gain", "average_increase"} <= run["metrics"].keys()
-        alone = summarise(load_run(f"all/{run['explainer']}"))
+        alone = summarize(load_run(f"all/{run['explainer']}"))
         assert run["metrics"]["average_drop"]["value"] == alone.metrics["average_drop"].value
     assert main(["verify", "all/OptiCAM"]) == 0
 
@@ -234,7 +234,7 @@ def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.Capture
         (["--model.classifier.target_layer=layr4"], "layer4"),
         (["--model.classifier.weights=other.pth"], "state dict|unexpected|missing"),
         (["--model.explainer.max_iter=0"], "Expected `max_iter` to be a positive integer, but got 0."),
-        (["--model.explainer=GradCAM", "--model.weights_from=x"], "an explainer that optimises weights"),
+        (["--model.explainer=GradCAM", "--model.weights_from=x"], "an explainer that optimizes weights"),
         (["--threads=0"], "Expected `threads` to be a positive integer"),
     ],
 )
@@ -333,7 +333,7 @@ def test_two_processes_write_the_rows_of_one(photos: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     assert rows_of(Path("p1")) == rows_of(Path("p2"))
-    one, two = (summarise(load_run(f"p{n}")).metrics for n in (1, 2))
+    one, two = (summarize(load_run(f"p{n}")).metrics for n in (1, 2))
     assert one == two
 
 

@@ -14,7 +14,7 @@ from optcam_pl import GradCAM
 from optcam_pl.cli import compare, main
 from optcam_pl.cli.compare import choose, mean_over
 from optcam_pl.explainers import XGradCAM
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,7 +159,7 @@ def test_several_datasets_give_a_table_each_and_their_mean(capsys: pytest.Captur
     assert main([*words, "--format=csv"]) == 0
     assert len(read_rows("runs/south/GradCAM")) == 2
     tables = capsys.readouterr().out.split("\nrun,stage")[-3:]
-    single = [summarise(load_run(f"runs/{name}/GradCAM")) for name in ("north", "south")]
+    single = [summarize(load_run(f"runs/{name}/GradCAM")) for name in ("north", "south")]
     mean = mean_over(single)
     for key, estimate in mean.metrics.items():
         assert estimate.value == pytest.approx(sum(s.metrics[key].value or 0 for s in single) / 2)
@@ -171,7 +171,7 @@ def test_several_datasets_give_a_table_each_and_their_mean(capsys: pytest.Captur
 
 def test_a_mean_has_no_value_where_a_dataset_has_none(photos: Path) -> None:
     main(["test", "--config", TINY, f"--data.root={photos}", "--model.explainer=FakeCAM", "--run_dir=x"])
-    summary = summarise(load_run("x"))
+    summary = summarize(load_run("x"))
     lacking = replace(summary, metrics={k: replace(e, value=None, undefined=3) for k, e in summary.metrics.items()})
     mean = mean_over([summary, lacking])
     assert {(estimate.value, estimate.undefined) for estimate in mean.metrics.values()} == {(None, 3)}

@@ -54,7 +54,7 @@ def made_up(data: dict[str, Any]) -> list[str]:
     elif name == "ImagePaths":
         return [f"--data.paths={make_tree(here, ['x'], {'': 4})}"]
     elif name == "ChestXRay":
-        make_tree(here / "chest_xray", CLASSES[name], {"train": 8, "val": 4, "test": 4}, grey=True)
+        make_tree(here / "chest_xray", CLASSES[name], {"train": 8, "val": 4, "test": 4}, gray=True)
     elif name == "Kvasir":
         make_tree(here, CLASSES[name], {"": 64})
     elif name == "Shapes":
@@ -152,7 +152,7 @@ def test_a_network_is_fine_tuned_and_explained_by_one_config_each(
     dataset: str, network: str, data: Any, counts: dict[str, int],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    root = make_tree(Path("tree"), CLASSES[data.__name__], counts, grey=data is ChestXRay)
+    root = make_tree(Path("tree"), CLASSES[data.__name__], counts, gray=data is ChestXRay)
     config = str(CONFIGS / "paper" / f"{dataset}_{network}")
     common = ["fit", "--config", f"{config}_fit.yaml", f"--data.root={root}", *QUIET]
     settings = ["network=timm/test_resnet", "weights=random", "input_size=32", "target_layer=layer3"]
@@ -199,7 +199,7 @@ def test_accuracy_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.ddp
 def test_two_processes_train_as_one_with_batches_of_twice_the_size() -> None:
-    """Without batch normalisation, which is each process's own; the second process has nothing to validate."""
+    """Without batch normalization, which is each process's own; the second process has nothing to validate."""
     root = make_tree(Path("tree"), ["ant", "bee"], {"train": 24, "val": 3, "test": 5})
     config = str(CONFIGS / "paper" / "chest_xray_resnet50_fit.yaml")
     data = ["--data=ImageFolder", f"--data.root={root}", "--data.split=test", "--data.num_workers=0"]

@@ -92,7 +92,7 @@ class Pairs(list):
     """Images with their labels."""
 
 
-def labelled(labels: list[object], classes: list[object] | None = None, **attributes: object) -> TorchvisionDataset:
+def labeled(labels: list[object], classes: list[object] | None = None, **attributes: object) -> TorchvisionDataset:
     """A dataset that has these labels and attributes."""
     data = TorchvisionDataset("FakeData", {"size": 1}, size=4)
     data._datasets[""] = Pairs((Image.new("RGB", (8, 8)), label) for label in labels)
@@ -103,7 +103,7 @@ def labelled(labels: list[object], classes: list[object] | None = None, **attrib
 def test_labels_of_any_kind_of_number_and_of_none() -> None:
     labels = [1, 1.0, np.int64(1), np.float32(1), np.array(1), torch.tensor(1), torch.tensor(1.0), True]
     none = [None, -1, float("nan"), torch.tensor(float("nan")), np.float64("nan")]
-    data = labelled([*labels, *none], ["a", "b"])
+    data = labeled([*labels, *none], ["a", "b"])
     assert [data.table[i]["target"] for i in range(13)] == [1] * 8 + [-1] * 5
 
 
@@ -119,13 +119,13 @@ def test_labels_of_any_kind_of_number_and_of_none() -> None:
 )
 def test_a_label_that_is_none_of_the_classes_is_refused_with_its_image(label: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"What comes with the image '000000' of Pairs is wrong: .*{message}"):
-        labelled([label], ["a", "b"]).table[0]
+        labeled([label], ["a", "b"]).table[0]
 
 
 def test_names_that_are_synonyms_or_wnids_or_two_kinds() -> None:
-    assert labelled([0], [("tench", "Tinca tinca"), "cat"]).class_names == ("tench, Tinca tinca", "cat")
-    assert labelled([0], [("x", "y")] * 2, wnids=["n02123045", "n01440764"]).class_names == ("tabby", "tench")
-    data = labelled([0], ["Abyssinian", "Beagle"], bin_classes=["Cat", "Dog"])
+    assert labeled([0], [("tench", "Tinca tinca"), "cat"]).class_names == ("tench, Tinca tinca", "cat")
+    assert labeled([0], [("x", "y")] * 2, wnids=["n02123045", "n01440764"]).class_names == ("tabby", "tench")
+    data = labeled([0], ["Abyssinian", "Beagle"], bin_classes=["Cat", "Dog"])
     data.arguments["target_types"] = ["binary-category"]
     assert data.class_names == ("Cat", "Dog")
 

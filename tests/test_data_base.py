@@ -71,8 +71,8 @@ def test_the_fingerprint_tells_datasets_labels_and_preprocessing_apart(tmp_path:
     assert base["images"] == 3
     moved = [entry._replace(path="elsewhere") for entry in entries]
     assert Listed(moved, size=8).fingerprint() == base
-    relabelled = [*entries[:2], entries[2]._replace(target=0)]
-    for other in (Listed(entries, size=9), Listed(relabelled, size=8), Listed(entries, size=8, limit=2)):
+    relabeled = [*entries[:2], entries[2]._replace(target=0)]
+    for other in (Listed(entries, size=9), Listed(relabeled, size=8), Listed(entries, size=8, limit=2)):
         assert other.fingerprint() != base
 
 

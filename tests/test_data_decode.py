@@ -22,8 +22,8 @@ def quadrants(size: int = 32) -> Image.Image:
     """Red, green, blue and white quarters."""
     image = Image.new("RGB", (size, size), "white")
     half = size // 2
-    for colour, place in ((RED, (0, 0)), (GREEN, (half, 0)), (BLUE, (0, half))):
-        image.paste(colour, (*place, place[0] + half, place[1] + half))
+    for color, place in ((RED, (0, 0)), (GREEN, (half, 0)), (BLUE, (0, half))):
+        image.paste(color, (*place, place[0] + half, place[1] + half))
     return image
 
 
@@ -57,10 +57,10 @@ def test_a_damaged_exif_block_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
-    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "gray.png")
     quadrants().quantize(8).save(tmp_path / "palette.png")
     quadrants().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
-    assert read_image(tmp_path / "grey.png").getpixel((0, 0)) == (77, 77, 77)
+    assert read_image(tmp_path / "gray.png").getpixel((0, 0)) == (77, 77, 77)
     assert corners(read_image(tmp_path / "palette.png")) == corners(quadrants())
     difference = np.subtract(corners(read_image(tmp_path / "cmyk.jpg")), corners(quadrants()), dtype=float)
     assert abs(difference).max() <= 8
@@ -90,16 +90,16 @@ def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "palette.png", transparency=1)
-    Image.new("LA", (2, 1), (0, 128)).save(tmp_path / "grey.png")
+    Image.new("LA", (2, 1), (0, 128)).save(tmp_path / "gray.png")
     for name in ("alpha.png", "palette.png"):
         image = read_image(tmp_path / name)
         assert [image.getpixel((x, 0)) for x in (0, 1)] == [RED, (255, 255, 255)]
-    assert read_image(tmp_path / "grey.png").getpixel((0, 0)) == (127, 127, 127)
+    assert read_image(tmp_path / "gray.png").getpixel((0, 0)) == (127, 127, 127)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **lossless)
     assert read_image(tmp_path / f"a.{suffix}").getpixel((4, 4)) == RED

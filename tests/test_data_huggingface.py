@@ -22,9 +22,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 4), **options: object) -> bytes:
+def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 4), **options: object) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG", **options)
+    Image.new("RGB", size, color).save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -103,9 +103,9 @@ def test_training_parts_and_names_as_labels(tmp_path: Path) -> None:
     assert set(next(iter(data.train_dataloader()))["id"]) == {"train/000000"}
     with pytest.raises(ValueError, match="`val_split`"):
         data.training_entries("val")
-    unlabelled = HuggingFaceDataset(str(folder))
-    assert unlabelled.class_names is None
-    assert {entry.target for entry in unlabelled.entries()} == {-1}
+    unlabeled = HuggingFaceDataset(str(folder))
+    assert unlabeled.class_names is None
+    assert {entry.target for entry in unlabeled.entries()} == {-1}
 
 
 def test_a_folder_of_images_is_decoded_by_us(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_other_faults_than_an_images_are_never_recorded(tmp_path: Path) -> None:
 
 @given(st.lists(st.one_of(st.just(None), st.binary(max_size=60), st.integers(0, 99)), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=60)
-def test_broken_neighbours_never_change_a_sample(faults: list) -> None:
+def test_broken_neighbors_never_change_a_sample(faults: list) -> None:
     with tempfile.TemporaryDirectory() as folder:
         entries = make_images(Path(folder), len(faults))
         for entry, fault in zip(entries, faults, strict=True):

@@ -88,7 +88,7 @@ def test_a_box_covers_the_same_pixels_before_and_after(
         return
     ys, xs = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     seen = torch.tensor([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-    assert (seen - boxes[0]).abs().max() <= 0.5 + 1e-4  # a nearest pixel is in the box if its centre is
+    assert (seen - boxes[0]).abs().max() <= 0.5 + 1e-4  # a nearest pixel is in the box if its center is
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_rotary_positions_and_gates_have_relevance():
         assert not explainer(tiny(network), torch.rand(2, 3, 32, 32), 1).degenerate.any()
 
 
-# Behaviour ----------------------------------------------------------------------------------------------------------
+# Behavior ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -339,7 +339,7 @@ def test_settings_out_of_range_are_told_in_words():
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
-def test_rollout_is_the_product_of_normalised_matrices(fusion):
+def test_rollout_is_the_product_of_normalized_matrices(fusion):
     classifier, image = timm_vit(depth=3), torch.rand(2, 3, 32, 32)
     with torch.no_grad(), AttentionTape() as tape:
         classifier(image)

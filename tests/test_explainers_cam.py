@@ -103,7 +103,7 @@ def test_grad_cam_plus_plus_is_not_that_of_torchcam_whose_weights_are_cubes_of_g
 
 
 @pytest.mark.parametrize(("which", "layer"), CASES)
-def test_eigen_cam_centred_is_that_of_pytorch_grad_cam_up_to_the_sign(golden, which, layer):
+def test_eigen_cam_centered_is_that_of_pytorch_grad_cam_up_to_the_sign(golden, which, layer):
     stored = stored_values(golden(pgc_file(which, layer)))
     classifier, image, target = stored_case(golden, which, layer)
     [raw] = EigenCAM(center=True).maps(classifier, image, target)
@@ -150,11 +150,11 @@ def test_layers_of_layer_cam_are_fused_as_torchcam_fuses_them(golden):
     torchcam = pytest.importorskip("torchcam.methods")
     classifier, image, target = stored_case(golden, "cnn", ["layer2", "layer4"])
     saliency = LayerCAM()(classifier, image, target).saliency
-    normalised = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
+    normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.enable_grad(), torchcam.LayerCAM(classifier.network, ["layer2", "layer4"]) as extractor:
-        scores = classifier.network(normalised.requires_grad_())
+        scores = classifier.network(normalized.requires_grad_())
         raw = extractor(target.tolist(), scores, normalized=False)
-        # torchcam's own normalisation subtracts the minimum first; the paper divides by the maximum alone.
+        # torchcam's own normalization subtracts the minimum first; the paper divides by the maximum alone.
         fused = extractor.fuse_cams([m / m.amax((1, 2), keepdim=True) for m in raw], target_shape=(64, 64))
     assert correlation(saliency, fused.unsqueeze(1)).min() > 0.999
 
@@ -169,15 +169,15 @@ def test_several_layers_are_added_up_elsewhere():
 
 
 def test_smooth_grad_cam_plus_plus_comes_close_to_torchcams(golden):
-    # torchcam adds its noise to the normalised image and takes the first derivative of the last noisy copy alone.
+    # torchcam adds its noise to the normalized image and takes the first derivative of the last noisy copy alone.
     torchcam = pytest.importorskip("torchcam.methods")
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     saliency = SmoothGradCAMPlusPlus(std=0.01, num_samples=8)(classifier, image, target).saliency
-    normalised = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
+    normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.enable_grad():
         extractor = torchcam.SmoothGradCAMpp(classifier.network, "layer3", num_samples=8, std=0.01 / 0.225)
         with extractor:
-            classifier.network(normalised)
+            classifier.network(normalized)
             [raw] = extractor(target.tolist(), normalized=False)
     assert correlation(saliency, enlarged(raw)).min() > 0.95
 
@@ -295,7 +295,7 @@ def test_a_map_without_information_is_zero_and_degenerate(explainer):
 
 
 @pytest.mark.parametrize("explainer", [EigenCAM(), GradCAM(), XGradCAM()])
-def test_an_image_whose_features_overflow_is_degenerate_and_its_neighbour_is_not(explainer):
+def test_an_image_whose_features_overflow_is_degenerate_and_its_neighbor_is_not(explainer):
     class Overflow(nn.Module):
         def forward(self, x):
             return torch.where(x.mean((1, 2, 3), keepdim=True) > 0.9, x / 0, x)

@@ -179,8 +179,8 @@ def test_smoothing_spreads_a_point_and_keeps_its_sum():
 
 def test_the_baseline_of_the_run_is_what_methods_compare_with():
     classifier, image = tiny_cnn(), torch.full((1, 3, 16, 16), 0.5)
-    grey = CaptumExplainer("IntegratedGradients", sign="all", baseline=(0.5, 0.5, 0.5))(classifier, image, 0)
-    assert grey.degenerate.all()  # nothing lies between the image and itself
+    gray = CaptumExplainer("IntegratedGradients", sign="all", baseline=(0.5, 0.5, 0.5))(classifier, image, 0)
+    assert gray.degenerate.all()  # nothing lies between the image and itself
     assert not CaptumExplainer("IntegratedGradients", sign="all")(classifier, image, 0).degenerate.any()
     occlusion = CaptumExplainer("Occlusion", attribute_args={"sliding_window_shapes": [3, 4, 4]}, sign="all")
     assert not occlusion(classifier, image, 0).degenerate.any()
@@ -200,7 +200,7 @@ def test_superpixels_are_numbered_without_gaps():
     assert not set(labels[:12].unique().tolist()) & set(labels[12:].unique().tolist())
 
 
-# Behaviour ----------------------------------------------------------------------------------------------------------
+# Behavior ----------------------------------------------------------------------------------------------------------
 
 STOCHASTIC: list[Explainer] = [
     GradientSHAP(n_samples=4, stdevs=0.1),
@@ -379,7 +379,7 @@ def test_ready_configurations_explain(name):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 1, 8, 8), (2, 1, 3, 5)])
-def test_an_own_functions_map_is_upsampled_and_normalised(shape):
+def test_an_own_functions_map_is_upsampled_and_normalized(shape):
     raw = torch.rand(shape, dtype=torch.float64) * 7 - 3
     explanation = CallableExplainer(lambda classifier, image, target: raw)(tiny_cnn(), torch.rand(2, 3, 8, 8), 1)
     full = F.interpolate(raw.view(2, 1, *shape[-2:]).float(), size=8, mode="bilinear", align_corners=False)

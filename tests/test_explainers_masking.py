@@ -42,7 +42,7 @@ from optcam_pl.network.classifier import Classifier
 def test_score_cam_is_that_of_pytorch_grad_cam_but_for_aligned_corners(
     golden, monkeypatch, which, layer, key, baseline
 ):
-    # The package masks the normalised image: a masked pixel has the network's mean colour. "_pixels" is black.
+    # The package masks the normalized image: a masked pixel has the network's mean color. "_pixels" is black.
     stored = stored_values(golden("cam_pgc_vit.npz" if which == "vit" else f"cam_pgc_cnn_{layer}.npz"))
     classifier, image, target = stored_case(golden, which, layer)
     monkeypatch.setattr(masking_module, "upsample", aligned_upsample)
@@ -51,7 +51,7 @@ def test_score_cam_is_that_of_pytorch_grad_cam_but_for_aligned_corners(
     assert correlation(explanation.saliency, stored[f"{key}.map"]).min() > 0.999
 
 
-def test_score_cam_is_that_of_torchcam_up_to_where_masks_are_normalised(golden):
+def test_score_cam_is_that_of_torchcam_up_to_where_masks_are_normalized(golden):
     stored = stored_values(golden("cam_torchcam_cnn_layer3.npz"))
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     saliency = ScoreCAM(baseline="mean")(classifier, image, target).saliency
@@ -71,9 +71,9 @@ def test_ss_cam_comes_close_to_torchcams(golden):
     torchcam = pytest.importorskip("torchcam.methods")
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     classifier.network.eval()
-    normalised = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
+    normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.no_grad(), torchcam.SSCAM(classifier.network, "layer3", num_samples=12, batch_size=64) as extractor:
-        [raw] = extractor(target.tolist(), classifier.network(normalised), normalized=False)
+        [raw] = extractor(target.tolist(), classifier.network(normalized), normalized=False)
     saliency = ScoreCAM(smooth="noise", num_samples=12, baseline="mean")(classifier, image, target).saliency
     assert correlation(saliency, enlarged(raw)).min() > 0.95
 

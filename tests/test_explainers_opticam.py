@@ -61,7 +61,7 @@ def test_maps_and_traces_equal_the_authors_program_in_float64(
     with torch.no_grad():
         logit = classifier(image).gather(1, target[:, None])[:, 0]
     F = explanation.objective[:100].T
-    loss = logit[:, None] - F if objective == "mask" else -F  # what they minimise: f(x) - f(x . s)
+    loss = logit[:, None] - F if objective == "mask" else -F  # what they minimize: f(x) - f(x . s)
     torch.testing.assert_close(loss[ran_all], torch.from_numpy(stored[f"{key}.trace_f64"])[ran_all], atol=1e-6, rtol=0)
     maps = torch.from_numpy(stored[f"{key}.map"]).double()
     torch.testing.assert_close(explanation.saliency[ran_all, 0], maps[ran_all], atol=1e-6, rtol=0)
@@ -93,7 +93,7 @@ def test_every_objective_is_raised(objective: Any, normalizer: Any) -> None:
     torch.testing.assert_close(explanation.weights.sum(1), torch.ones(3))
 
 
-def test_an_image_does_not_see_its_neighbours() -> None:
+def test_an_image_does_not_see_its_neighbors() -> None:
     classifier, image = tiny(), torch.rand(8, 3, 16, 16)
     others = torch.cat([image[:1], torch.rand(7, 3, 16, 16)])
     explainer = OptiCAM(max_iter=30)
@@ -176,7 +176,7 @@ def test_weights_found_earlier_give_the_same_map() -> None:
         ({"tol": -1.0}, "Expected `tol` to be zero or a positive number"),
         ({"objective": "sum"}, "Expected `objective` to be one of mask, diff, io_mask, io_diff, but got 'sum'."),
         ({"normalizer": "l2"}, "Expected `normalizer` to be one of range, max, sigmoid, but got 'l2'."),
-        ({"baseline": "grey"}, "Expected `baseline`"),
+        ({"baseline": "gray"}, "Expected `baseline`"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_words(settings: dict[str, Any], message: str) -> None:
@@ -187,7 +187,7 @@ def test_settings_out_of_range_are_refused_in_words(settings: dict[str, Any], me
 @pytest.mark.parametrize(
     ("image", "target", "error", "message"),
     [
-        (torch.rand(1, 3, 16, 16) * 3, None, ValueError, "before mean/std normalisation"),
+        (torch.rand(1, 3, 16, 16) * 3, None, ValueError, "before mean/std normalization"),
         (torch.full((1, 3, 16, 16), float("nan")), None, ValueError, "finite pixels in \\[0, 1\\], but got NaN"),
         (torch.rand(3, 16, 16), None, ValueError, "shape \\(B,3,H,W\\)"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, TypeError, "floating tensor"),

@@ -52,7 +52,7 @@ def test_rise_with_its_programs_grids_gives_its_map(golden, monkeypatch, run):
     classifier, image, target = stored_case(golden, "cnn", "layer4")
     grids = stored[f"{run}grid"].float(), stored[f"{run}shift_rc"]
     monkeypatch.setattr(RISE, "draw", lambda *_: grids)
-    # Its program masks the normalised image: a masked pixel has the network's mean colour.
+    # Its program masks the normalized image: a masked pixel has the network's mean color.
     saliency = RISE(baseline="mean")(classifier, image, target).saliency
     assert correlation(saliency, stored[f"{run}saliency"]).min() > 0.99999
 
@@ -84,7 +84,7 @@ def test_rise_finds_the_corner_that_the_class_is_made_of():
     assert in_the_corner(RISE(num_masks=500, cells=4)(classifier, image, 0).saliency) > 0.4
 
 
-# Masks that are optimised -----------------------------------------------------------------------------------------
+# Masks that are optimized -----------------------------------------------------------------------------------------
 
 
 def test_the_blur_is_that_of_torchrays_pyramid(golden):
@@ -206,7 +206,7 @@ def test_without_a_margin_the_area_is_a_share_of_the_image():
 
 
 @pytest.mark.parametrize("make", [MeaningfulPerturbation, ExtremalPerturbation])
-def test_an_image_is_optimised_as_if_it_were_alone(make):
+def test_an_image_is_optimized_as_if_it_were_alone(make):
     settings = {"max_iter": 5} | ({"step": 4, "sigma": 4.0} if make is ExtremalPerturbation else {"cell": 4})
     classifier, image = tiny_cnn().double(), torch.rand(3, 3, 16, 16, dtype=torch.float64)
     together = make(**settings)(classifier, image, 1)
@@ -216,11 +216,11 @@ def test_an_image_is_optimised_as_if_it_were_alone(make):
         torch.testing.assert_close(apart.objective, together.objective, atol=1e-8, rtol=0)
 
 
-def test_a_blur_of_nothing_is_the_image_and_of_a_constant_in_the_border_colour_the_constant():
+def test_a_blur_of_nothing_is_the_image_and_of_a_constant_in_the_border_color_the_constant():
     image = torch.rand(1, 3, 6, 7)
     assert gaussian_blur(image, 0, torch.zeros(3)) is image
-    grey = torch.full((1, 3, 6, 7), 0.5)
-    torch.testing.assert_close(gaussian_blur(grey, 2.0, torch.full((3,), 0.5)), grey)
+    gray = torch.full((1, 3, 6, 7), 0.5)
+    torch.testing.assert_close(gaussian_blur(gray, 2.0, torch.full((3,), 0.5)), gray)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def suitable(explainer: Explainer) -> Classifier:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_map_has_the_images_shape_lies_in_0_1_and_depends_on_no_neighbour(name: str, data: st.DataObject) -> None:
+def test_a_map_has_the_images_shape_lies_in_0_1_and_depends_on_no_neighbor(name: str, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]), "dtype")
     torch.manual_seed(data.draw(st.integers(0, 5), "seed"))
     explainer = make(name)
@@ -120,8 +120,8 @@ def test_the_promises_hold_for_views_and_exponents_too(name: str) -> None:
     assert saliency.shape == (2, 1, 16, 16)
     assert bool(torch.isfinite(saliency).all())
     assert 0 <= float(saliency.min()) <= float(saliency.max()) <= 1
-    neighbour = torch.stack([image[0], torch.rand(3, 16, 16)])
-    assert torch.equal(explainer(classifier, neighbour, 1).saliency[0], saliency[0])
+    neighbor = torch.stack([image[0], torch.rand(3, 16, 16)])
+    assert torch.equal(explainer(classifier, neighbor, 1).saliency[0], saliency[0])
 
 
 class _Fuse(nn.Module):
@@ -249,7 +249,7 @@ def explained(explainer: Explainer, image: torch.Tensor) -> Explanation:
     return explanation
 
 
-def test_augment_is_the_normalised_mean_over_six_views() -> None:
+def test_augment_is_the_normalized_mean_over_six_views() -> None:
     # Brightness: 0.48 is above 0.5 when brightened, nothing is when darkened; symmetric, so mirroring changes nothing.
     bright = CallableExplainer(lambda classifier, image, target: (image[:, 0] > 0.5).float())
     bright.augment = True

@@ -22,7 +22,7 @@ import torch
 from fault_cases import alive, children, command, end, finish, make_photos, rows_of, start, until, written
 from safetensors.torch import load
 
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
 
 pytestmark = [
@@ -48,7 +48,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_equal(run: Path, whole: Path) -> None:
     assert rows_of(run) == rows_of(whole)
-    assert summarise(load_run(run)).metrics == summarise(load_run(whole)).metrics
+    assert summarize(load_run(run)).metrics == summarize(load_run(whole)).metrics
 
 
 def crafted_png() -> bytes:
@@ -237,7 +237,7 @@ def test_a_taken_port_is_named_and_nobody_waits(photos: Path, tmp_path: Path) ->
     assert "EADDRINUSE" in err or "address already in use" in err
 
 
-def test_a_folder_of_broken_files_counts_them_and_spares_their_neighbours(tmp_path: Path) -> None:
+def test_a_folder_of_broken_files_counts_them_and_spares_their_neighbors(tmp_path: Path) -> None:
     photos, clean = make_photos(tmp_path / "photos", 30), make_photos(tmp_path / "clean", 30)
     whole = (photos / "c0" / "000.png").read_bytes()
     broken = {

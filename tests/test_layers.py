@@ -16,7 +16,7 @@ from optcam_pl.network.layers import token_grid
 
 
 class Patches(nn.Module):
-    """A tiny transformer's skeleton: mean colour of 8 x 8 patches as tokens, behind `prefix` others of value -1."""
+    """A tiny transformer's skeleton: mean color of 8 x 8 patches as tokens, behind `prefix` others of value -1."""
 
     def __init__(self, prefix: int = 0, channels: int = 3) -> None:
         super().__init__()

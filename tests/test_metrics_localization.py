@@ -104,7 +104,7 @@ class TestStoredResults:
         with np.load(golden("maps.npz")) as file:
             maps, boxes = torch.from_numpy(file["cam"])[:, None], file["seg_boxes_x0y0x1y1_exclusive"]
         got = energy_pointing_game(maps, [torch.from_numpy(box).double() for box in boxes])
-        values = json.loads(golden("quantus.json").read_text())["values"]["cam.normalise=False.abs=True"]
+        values = json.loads(golden("quantus.json").read_text())["values"]["cam.normalize=False.abs=True"]
         assert (got / 100).tolist() == pytest.approx(values["RelevanceMassAccuracy"], abs=1e-6)
         hits = standard_pointing_game(maps, [torch.from_numpy(box).double() for box in boxes])
         assert (hits / 100).tolist() == values["PointingGame"]
@@ -204,14 +204,14 @@ def test_the_largest_component_counts_and_of_equal_ones_the_first():
     assert localization_error(two[None], [boxes_of([5, 2, 8, 3])]).item() == 100
 
 
-def test_diagonal_neighbours_belong_together_unless_connectivity_is_4():
+def test_diagonal_neighbors_belong_together_unless_connectivity_is_4():
     diagonal = blob(0, 0, 2, 2) + blob(2, 2, 3, 3)
     boxes = [boxes_of([0, 0, 3, 3])]
     assert localization_error(diagonal[None], boxes, connectivity=8).item() == 0
     assert localization_error(diagonal[None], boxes, connectivity=4).item() == pytest.approx(100 * (1 - 4 / 9))
 
 
-def test_a_pixel_belongs_to_a_box_if_its_centre_does():
+def test_a_pixel_belongs_to_a_box_if_its_center_does():
     row = torch.tensor([[[[0.1, 0.2, 0.3, 0.4]]]], dtype=torch.float64)
     assert energy_pointing_game(row, [boxes_of([0.5, 0, 2.5, 1])]).item() == pytest.approx(30)
     assert energy_pointing_game(row, [boxes_of([0.6, 0, 2.6, 1])]).item() == pytest.approx(50)

@@ -20,7 +20,7 @@ from optcam_pl.cli import main
 from optcam_pl.cli.report import report_command
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import METRICS, AverageDrop, ImageMetric
-from optcam_pl.reports.report import load_run, report, summarise
+from optcam_pl.reports.report import load_run, report, summarize
 from optcam_pl.reports.statistics import bootstrap_interval
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import rows as records
@@ -216,7 +216,7 @@ def test_update_and_compute_give_the_number_of_the_rows(monkeypatch: pytest.Monk
     data = ["--data=Shapes", "--data.images=7", "--data.batch_size=3", "--model.target=label"]
     more = ["--model.metrics=all", "--model.classifier.num_classes=6", "--model.classifier.input_size=56"]
     assert main(["test", "--config", TINY, *data, *more, "--model.explainer=GradCAM", "--run_dir=r"]) == 0
-    summary = summarise(load_run("r"))
+    summary = summarize(load_run("r"))
     assert list(summary.metrics) == list(METRICS)
     for key, estimate in summary.metrics.items():
         metric = METRICS[key]()

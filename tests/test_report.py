@@ -15,7 +15,7 @@ import pytest
 from optcam_pl.cli.report import report_command
 from optcam_pl.metrics import METRICS
 from optcam_pl.reports import tables as report_tables
-from optcam_pl.reports.report import find_runs, load_run, report, summarise, table
+from optcam_pl.reports.report import find_runs, load_run, report, summarize, table
 from optcam_pl.reports.statistics import bootstrap_interval, paired_difference
 from optcam_pl.runs.rows import RecordError, RecordWriter, Row, write_manifest
 
@@ -139,7 +139,7 @@ def test_the_numbers_do_not_depend_on_how_rows_lie_in_files(tmp_path):
 
 def test_missing_images_are_said(tmp_path):
     a_run(tmp_path, [a_row(i) for i in range(24) if i not in (4, 5, 6, 20)], images=24)
-    summary = summarise(load_run(tmp_path))
+    summary = summarize(load_run(tmp_path))
     assert summary.notes == ("incomplete: 4 of 24 images missing: 4-6, 20",)
     assert summary.statuses == {"ok": 20, "degenerate": 0, "error": 0, "missing": 4}
     assert "20/24" in table([summary])
@@ -148,7 +148,7 @@ def test_missing_images_are_said(tmp_path):
 def test_errors_are_counted_and_named_and_in_no_mean(tmp_path):
     bad = {"status": "error", "reason": "cannot identify image file", "scores": {}, "seconds": 99.0}
     rows = [a_row(0, 10.0), *(a_row(i, id=f"bad{i}.jpg", **bad) for i in range(1, 6))]
-    summary = summarise(load_run(a_run(tmp_path, rows)))
+    summary = summarize(load_run(a_run(tmp_path, rows)))
     assert summary.metrics["average_drop"].value == 10.0
     assert summary.seconds_per_image == 0.5
     assert summary.statuses["error"] == 5
@@ -160,7 +160,7 @@ def test_errors_are_counted_and_named_and_in_no_mean(tmp_path):
 
 def test_undefined_scores_are_counted_apart_and_degenerate_images_named(tmp_path):
     rows = [a_row(0, 10.0), a_row(1, math.nan, status="degenerate", reason="constant map"), a_row(2, None)]
-    summary = summarise(load_run(a_run(tmp_path, rows)))
+    summary = summarize(load_run(a_run(tmp_path, rows)))
     assert summary.metrics["average_drop"] == report_tables.Estimate(10.0, undefined=2)
     assert summary.metrics["average_gain"].undefined == 0
     assert summary.notes == (
@@ -184,7 +184,7 @@ def test_damaged_rows_and_rows_beyond_the_dataset_are_said(tmp_path):
     a_run(tmp_path, [a_row(0, 10.0), a_row(1), a_row(7, 70.0)], images=2)
     file = tmp_path / "rows" / "a0001-r00000.jsonl"
     file.write_bytes(file.read_bytes().replace(b"1.png", b"8.png"))
-    summary = summarise(load_run(tmp_path))
+    summary = summarize(load_run(tmp_path))
     assert summary.notes[0] == "incomplete: 1 of 2 images missing: 1"
     assert "line 2: its checksum does not match" in summary.notes[1]
     assert summary.notes[2] == "not counted: rows beyond the 2 images of the dataset: 7"
@@ -192,7 +192,7 @@ def test_damaged_rows_and_rows_beyond_the_dataset_are_said(tmp_path):
 
 
 def test_a_metric_that_is_not_known_is_left_out_and_said(tmp_path):
-    summary = summarise(load_run(a_run(tmp_path, [a_row(0)], metrics=["average_drop", "own_metric"])))
+    summary = summarize(load_run(a_run(tmp_path, [a_row(0)], metrics=["average_drop", "own_metric"])))
     assert list(summary.metrics) == ["average_drop"]
     assert summary.notes == ("left out, neither described by the run nor metrics of this package: own_metric",)
 
@@ -319,7 +319,7 @@ def test_every_metric_can_stand_in_a_table(tmp_path):
 
 
 def test_intervals_and_paired_differences_stand_in_every_format(two):
-    summary = summarise(load_run(two / "GradCAM"))
+    summary = summarize(load_run(two / "GradCAM"))
     pair = report_tables.Paired("other", 2, difference=-1.5, low=-2.0, high=-0.25, p=0.03125)
     drop = report_tables.Estimate(9.672839, low=7.0, high=12.5, against=pair)
     summary = replace(summary, metrics={"average_drop": drop})
@@ -349,13 +349,13 @@ def a_pair(folder: Path, shift: float, **manifest) -> Path:
 
 def test_intervals_are_those_of_the_rows(tmp_path):
     run = a_pair(tmp_path / "OptiCAM", 0.0)
-    found = summarise(load_run(run), "bca").metrics
+    found = summarize(load_run(run), "bca").metrics
     want = bootstrap_interval([float(i) for i in range(12)])
     assert (found["average_gain"].low, found["average_gain"].high) == (want.low, want.high)
     assert found["average_gain"].value == want.value == 5.5
     assert found["average_drop"].undefined == 1
     many = [a_row(i, scores={"box_accuracy": [float(i % 2)] * 300}) for i in range(8)]
-    box = summarise(load_run(a_run(tmp_path / "box", many, metrics=["box_accuracy"])), "percentile")
+    box = summarize(load_run(a_run(tmp_path / "box", many, metrics=["box_accuracy"])), "percentile")
     assert box.metrics["box_accuracy"].low < box.metrics["box_accuracy"].value == 50 < box.metrics["box_accuracy"].high
 
 

@@ -19,7 +19,7 @@ from optcam_pl.cli import main
 from optcam_pl.cli.lightning_cli import OptcamCLI, parse_shard
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import group_timeout
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import signals as stopping
 from optcam_pl.runs.rows import FingerprintMismatch, RecordError, RunLock, read_rows
@@ -130,7 +130,7 @@ def test_a_complete_run_stores_its_summary_which_verify_computes_again() -> None
     assert not Path("run/summary.json").exists()
     run("test", "run", "--shard=2/2")
     stored = json.loads(Path("run/summary.json").read_text())
-    assert stored["metrics"]["average_drop"]["value"] == summarise(load_run("run")).metrics["average_drop"].value
+    assert stored["metrics"]["average_drop"]["value"] == summarize(load_run("run")).metrics["average_drop"].value
     assert verify("run") == []
     stored["metrics"]["average_drop"]["value"] += 1
     Path("run/summary.json").write_text(json.dumps(stored))
@@ -225,7 +225,7 @@ def test_shards_make_the_run_together_and_the_report_names_what_is_missing(capsy
             run("test", "run", "--shard=2/3", "--data.batch_size=3")
         assert run("test", "run", "--shard=2/3") == 0
     assert rows_of("run") == rows_of("whole")
-    assert summarise(load_run("run")).metrics == summarise(load_run("whole")).metrics
+    assert summarize(load_run("run")).metrics == summarize(load_run("whole")).metrics
     capsys.readouterr()
     assert run("test", "run") == 0
     assert "nothing left to do" in capsys.readouterr().out

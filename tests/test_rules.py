@@ -212,7 +212,7 @@ class Applied(nn.Module):
 @pytest.mark.parametrize(
     "make", [lambda: Net(nn.ReLU()), lambda: Net(F.relu), twice, lambda: Net(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))]
 )
-def test_lrp_of_a_relu_network_is_the_normalised_pixel_times_the_gradient(make):
+def test_lrp_of_a_relu_network_is_the_normalized_pixel_times_the_gradient(make):
     classifier = classifier_of(make()).double()
     image, target = torch.rand(2, 3, 16, 16, dtype=torch.float64), torch.tensor([1, 2])
     ours = raw("LRP", classifier, image, target)

@@ -41,7 +41,7 @@ def test_a_map_that_says_nothing_becomes_zeros_with_zero_gradients(how: str) -> 
     assert degenerate(maps).tolist() == [True, True, False]
 
 
-def test_normalisers_follow_their_formulas() -> None:
+def test_normalizers_follow_their_formulas() -> None:
     A = torch.randn(3, 1, 4, 4)
     for i in range(3):
         a = A[i]
@@ -50,7 +50,7 @@ def test_normalisers_follow_their_formulas() -> None:
         torch.testing.assert_close(normalize(A, "sigmoid")[i], 1 / (1 + (-a).exp()))
 
 
-def test_an_unknown_normaliser_is_refused() -> None:
+def test_an_unknown_normalizer_is_refused() -> None:
     with pytest.raises(ValueError, match="one of \\('range', 'max', 'sigmoid'\\), but got 'log'"):
         normalize(torch.rand(1, 1, 2, 2), "log")  # type: ignore[arg-type]
 
@@ -67,13 +67,13 @@ def test_masking_keeps_where_the_map_is_one_and_fades_into_the_baseline_elsewher
     assert torch.equal(mask_image(image, s), mask_image(image, s, baseline_image(image, "black", mean)))
 
 
-def test_blur_keeps_the_border_colour_and_the_total() -> None:
-    colour = torch.tensor([0.2, 0.4, 0.6])
-    flat = colour.view(1, 3, 1, 1).expand(1, 3, 20, 20)
-    torch.testing.assert_close(blur(flat, colour), flat)
+def test_blur_keeps_the_border_color_and_the_total() -> None:
+    color = torch.tensor([0.2, 0.4, 0.6])
+    flat = color.view(1, 3, 1, 1).expand(1, 3, 20, 20)
+    torch.testing.assert_close(blur(flat, color), flat)
 
 
-@pytest.mark.parametrize("bad", ["grey", (0.1, 0.2), (0.1, 0.2, 3.0), None])
+@pytest.mark.parametrize("bad", ["gray", (0.1, 0.2), (0.1, 0.2, 3.0), None])
 def test_an_unknown_baseline_is_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="Expected `baseline` to be 'black', 'mean', 'blur' or three numbers"):
         check_baseline(bad)

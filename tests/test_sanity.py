@@ -73,7 +73,7 @@ def test_the_cascade_forgets_one_stage_after_the_other_and_leaves_the_network_as
         state = forgetting.network.state_dict()
         changed.append({key for key in state if key.endswith("weight") and not torch.equal(state[key], before[key])})
         assert name in ("5", "1", "0")
-    assert changed == [{"5.weight"}, {"5.weight"}, {"5.weight", "0.weight"}]  # fresh normalisation is what it was
+    assert changed == [{"5.weight"}, {"5.weight"}, {"5.weight", "0.weight"}]  # fresh normalization is what it was
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
     drawn = torch.rand(1)
     torch.manual_seed(7)

@@ -121,7 +121,7 @@ def test_phases_are_ordinary_fits_of_torch_one_after_the_other(tree: Path, tmp_p
         torch.testing.assert_close(task.classifier.network.state_dict()[key], value)
 
 
-class Colours(nn.Module):
+class Colors(nn.Module):
     """The logits are ten times the mean red, green and blue."""
 
     def forward(self, image: Tensor) -> Tensor:
@@ -133,11 +133,11 @@ def test_scores_are_those_computed_by_hand(tmp_path: Path) -> None:
     pixels = rng.integers(0, 256, (11, 3))
     labels = [0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0]  # no image of the third class
     entries = []
-    for i, (colour, label) in enumerate(zip(pixels, labels, strict=True)):
-        Image.new("RGB", (8, 8), tuple(colour.tolist())).save(tmp_path / f"{i:02}.png")
+    for i, (color, label) in enumerate(zip(pixels, labels, strict=True)):
+        Image.new("RGB", (8, 8), tuple(color.tolist())).save(tmp_path / f"{i:02}.png")
         entries.append(Entry(f"{i:02}.png", str(tmp_path / f"{i:02}.png"), label))
     entries.append(Entry("gone.png", str(tmp_path / "gone.png"), 0))
-    task = ClassificationTask(Classifier(Colours(), input_size=8))
+    task = ClassificationTask(Classifier(Colors(), input_size=8))
     loop = trainer(task, tmp_path / "run", callbacks=[])
     scores = loop.test(task, datamodule=Listed(entries, batch_size=4, on_error="record"), verbose=False)[0]
 

@@ -8,7 +8,7 @@ import torch
 from test_report import a_row, a_run
 
 from optcam_pl.cli.verify import verify_command
-from optcam_pl.reports.report import load_run, summarise
+from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs.rows import RecordWriter, save_tensors
@@ -27,7 +27,7 @@ def edit_manifest(run: Path, **changes) -> None:
 
 def test_a_complete_run_is_sound(run):
     save_tensors(run / "weights" / "0.safetensors", {"u": torch.zeros(3)})
-    (run / "summary.json").write_text(json.dumps(as_dict(summarise(load_run(run)))))
+    (run / "summary.json").write_text(json.dumps(as_dict(summarize(load_run(run)))))
     assert verify(run) == []
     assert verify_command([str(run)]) == 0
 
@@ -77,7 +77,7 @@ def test_damaged_tensors_and_another_summary_are_named(run):
     save_tensors(run / "weights" / "0.safetensors", {"u": torch.zeros(30)})
     path = run / "weights" / "0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    stored = as_dict(summarise(load_run(run)))
+    stored = as_dict(summarize(load_run(run)))
     stored["metrics"]["average_drop"]["value"] += 1.0
     (run / "summary.json").write_text(json.dumps(stored))
     first, second = verify(run)

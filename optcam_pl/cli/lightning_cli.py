@@ -30,7 +30,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
-from optcam_pl.reports.summary import Run, mostly_degenerate, summarise
+from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
 from optcam_pl.runs.files import probe_folder
 from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
@@ -341,7 +341,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
-            self.summary = summarise(self.model.run, intervals="bca")
+            self.summary = summarize(self.model.run, intervals="bca")
             print("\n" + table([self.summary]))
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             print("\n" + self.model.summary())

@@ -20,7 +20,7 @@ def sanity_command(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="optcam sanity",
-        description="Randomise the network's stages one after the other, from the head down, and compare the maps with "
+        description="Randomize the network's stages one after the other, from the head down, and compare the maps with "
         "the trained network's. All other arguments (--config FILE, --data.root FOLDER ...) are `optcam test`'s.",
         allow_abbrev=False,
     )

@@ -43,7 +43,7 @@ class Item(NamedTuple):
     Attributes:
         image: RGB.
         boxes: xyxy in its pixels.
-        mask: grey image of its size, not 0 on the object; None without one.
+        mask: gray image of its size, not 0 on the object; None without one.
         target: class index, where only reading the image tells it; None: the entry's.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats that Pillow recognises by their first bytes and decodes itself. Left out are those that take almost any bytes
+# Formats that Pillow recognizes by their first bytes and decodes itself. Left out are those that take almost any bytes
 # for an image (TGA) and those that start another program (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO", "AVIF")
 
@@ -40,9 +40,9 @@ class ImageReadError(ValueError):
 def read_image(path: str | os.PathLike[str] | bytes, *, as_stored: bool = False) -> Image.Image:
     """Read an image file as it is meant to be looked at, in RGB with 8 bits a channel.
 
-    The EXIF orientation is applied (a damaged EXIF block is ignored). Palettes, grey and CMYK are converted. 16-bit
-    grey is scaled by 255/65535, where Pillow's own conversion would clip it; floating-point grey must lie in [0, 1].
-    Transparent pixels are laid over white. Of an animation, the first frame is taken. Colour profiles are ignored.
+    The EXIF orientation is applied (a damaged EXIF block is ignored). Palettes, gray and CMYK are converted. 16-bit
+    gray is scaled by 255/65535, where Pillow's own conversion would clip it; floating-point gray must lie in [0, 1].
+    Transparent pixels are laid over white. Of an animation, the first frame is taken. Color profiles are ignored.
 
     Args:
         path: the file, or its bytes.
@@ -58,7 +58,7 @@ def read_image(path: str | os.PathLike[str] | bytes, *, as_stored: bool = False)
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "grey.png")
+        ...     file = Path(folder, "gray.png")
         ...     Image.fromarray(np.array([[0, 65535], [257, 32896]], dtype=np.uint16)).save(file)
         ...     image = read_image(file)
         >>> image.mode, image.size, [image.getpixel((x, y))[0] for y in (0, 1) for x in (0, 1)]
@@ -110,19 +110,19 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(np.asarray(image)).convert("RGB")
+        return _deep_gray(np.asarray(image)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _deep_grey(pixels: np.ndarray) -> Image.Image:
-    """Grey of 16 bits, 32 bits (older Pillows' mode for 16-bit PNG) or floating point, (H,W) -> 8-bit grey image."""
+def _deep_gray(pixels: np.ndarray) -> Image.Image:
+    """Gray of 16 bits, 32 bits (older Pillows' mode for 16-bit PNG) or floating point, (H,W) -> 8-bit gray image."""
     top = 1.0 if pixels.dtype.kind == "f" else 65535.0
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= top):  # also true of NaN
-        raise ImageReadError(f"its grey values {low:g} to {high:g} lie outside [0, {top:g}], so their scale is unknown")
+        raise ImageReadError(f"its gray values {low:g} to {high:g} lie outside [0, {top:g}], so their scale is unknown")
     return Image.fromarray(np.rint(pixels * (255.0 / top)).astype(np.uint8))
 
 

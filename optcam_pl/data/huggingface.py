@@ -115,7 +115,7 @@ class HuggingFaceReader:
         return [to_corners(box, self.box_format) for box in boxes]
 
     def _mask(self, cell: dict[str, Any]) -> Image.Image:
-        # As stored: the numbers of a palette are classes, its colours are not.
+        # As stored: the numbers of a palette are classes, its colors are not.
         pixels = np.asarray(read_image(self._source(cell), as_stored=True))
         pixels = pixels.max(2) if pixels.ndim == 3 else pixels
         shown = pixels != 0 if self.foreground is None else np.isin(pixels, self.foreground)

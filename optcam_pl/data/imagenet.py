@@ -92,8 +92,8 @@ class ImageNet(ImageFolder):
             files = list_files(folder, outside=self.allow_outside)
             if not (self.label_source or self.box_source):
                 _check_level(folder, files)
-            labelled = self._labels({stem(file) for file in files}, annotated)
-            entries = [Entry(file, f"{folder}/{file}", *labelled[stem(file)]) for file in files]
+            labeled = self._labels({stem(file) for file in files}, annotated)
+            entries = [Entry(file, f"{folder}/{file}", *labeled[stem(file)]) for file in files]
         if not self.box_source:
             return entries
         none = Annotated(None, (), ())

@@ -86,18 +86,18 @@ class ShapeReader:
         """Mask (side,side) of a shape that is turned a little and takes up a quarter to a half of the side."""
         x, y = self._grid()
         radius = self.side * (0.14 + 0.1 * rng.random())
-        centre_x, centre_y = radius + (self.side - 2 * radius) * rng.random(2)
+        center_x, center_y = radius + (self.side - 2 * radius) * rng.random(2)
         angle = (rng.random() - 0.5) * 0.5
-        u, v = (x - centre_x) / radius, (y - centre_y) / radius
+        u, v = (x - center_x) / radius, (y - center_y) / radius
         return _SHAPES[shape](u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle))
 
     def _texture(self, rng: np.random.Generator, pattern: str, saturation: float) -> Array:
-        """Pixels (side,side,3) in [0,1]: a pattern between two tones of one random colour."""
+        """Pixels (side,side,3) in [0,1]: a pattern between two tones of one random color."""
         x, y = self._grid()
         hue = rng.random(3)
-        colour = 0.5 + saturation * (hue - hue.mean()) / max(float(np.ptp(hue)), 1e-6)
+        color = 0.5 + saturation * (hue - hue.mean()) / max(float(np.ptp(hue)), 1e-6)
         value = _PATTERNS[pattern](x, y, self.side * (0.09 + 0.06 * rng.random()), rng)
-        pixels: Array = np.clip(colour + 0.3 * (value[..., None] - 0.5), 0, 1)
+        pixels: Array = np.clip(color + 0.3 * (value[..., None] - 0.5), 0, 1)
         return pixels
 
 

@@ -75,7 +75,7 @@ class Preprocessing:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
     def mask(self, mask: Image.Image) -> Tensor:
-        """Mask (H,W) bool, true where the nearest pixel of a mask image (grey, as large as the image) is not 0."""
+        """Mask (H,W) bool, true where the nearest pixel of a mask image (gray, as large as the image) is not 0."""
         return torch.from_numpy(np.array(self._resample(mask.convert("L"), Image.Resampling.NEAREST)) > 0)
 
     def boxes(self, boxes: Tensor | Sequence[Sequence[float]], image_size: tuple[int, int]) -> Tensor:
@@ -145,7 +145,7 @@ def transform_image(
         transform: sees a PIL image and tv_tensors; may return the image as a PIL image or a tensor, of any size.
         image: RGB.
         boxes: (n,4) xyxy in the pixels of the image.
-        mask: grey image of the same size, or None.
+        mask: gray image of the same size, or None.
         seed: where a random transform starts from; torch's global state is left as it was.
 
     Returns:

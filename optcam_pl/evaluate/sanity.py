@@ -1,6 +1,6 @@
 """The sanity check: do maps change when the network forgets what it has learnt?
 
-Cascading parameter randomisation (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018; Zhang et al., CVIU
+Cascading parameter randomization (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018; Zhang et al., CVIU
 2024, figure A6): the network's stages lose their weights one after the other, from the head down, and the maps of the
 network that is left are compared with those of the trained one. A method whose maps stay alike does not explain what
 the network has learnt.
@@ -57,9 +57,9 @@ def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Te
         flat = maps.detach().double().flatten(1)
         flat = (flat - flat.mean(1, keepdim=True)).abs() if absolute else flat
         ranks.append(torch.from_numpy(rankdata(flat.cpu().numpy(), axis=1)))
-    centred = [rank - rank.mean(1, keepdim=True) for rank in ranks]
-    lengths = torch.linalg.vector_norm(centred[0], dim=1) * torch.linalg.vector_norm(centred[1], dim=1)
-    correlation: Tensor = (centred[0] * centred[1]).sum(1) / lengths.where(lengths > 0, torch.nan)
+    centered = [rank - rank.mean(1, keepdim=True) for rank in ranks]
+    lengths = torch.linalg.vector_norm(centered[0], dim=1) * torch.linalg.vector_norm(centered[1], dim=1)
+    correlation: Tensor = (centered[0] * centered[1]).sum(1) / lengths.where(lengths > 0, torch.nan)
     return correlation.to(ours.device)
 
 
@@ -145,7 +145,7 @@ def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
 
 
-def randomise(module: nn.Module, seed: int) -> None:
+def randomize(module: nn.Module, seed: int) -> None:
     """Draw the module's weights anew, as they are before training; what has no rule of its own is normal, sd 0.02."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     with process_wide(), torch.random.fork_rng(devices=list(devices)), torch.no_grad():
@@ -169,7 +169,7 @@ def cascade(
     """
     forgetting = copy.deepcopy(classifier)
     for number, (name, module) in enumerate(stages(forgetting.network, names)):
-        randomise(module, seed + number)
+        randomize(module, seed + number)
         yield name, forgetting
 
 
@@ -212,7 +212,7 @@ class SanityResult:
         axes = figure.add_subplot()
         for name, values in self.similarity.items():
             axes.plot(["trained", *self.stages], [1.0, *(np.nan if v is None else v for v in values)], "o-", label=name)
-        axes.set(xlabel="randomised from the head down to", ylabel="similarity to the trained network's map")
+        axes.set(xlabel="randomized from the head down to", ylabel="similarity to the trained network's map")
         axes.tick_params(axis="x", rotation=45)
         axes.legend()
         return figure

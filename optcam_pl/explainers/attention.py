@@ -42,9 +42,9 @@ def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
 
 
 def accumulate(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
-    """``readout . ((A_L + I) ... (A_1 + I) - I)``: the same without normalisation, less what a token keeps of itself.
+    """``readout . ((A_L + I) ... (A_1 + I) - I)``: the same without normalization, less what a token keeps of itself.
 
-    The tokens' own share, `readout`, is the same for all patches and falls out when the map is normalised; relevance
+    The tokens' own share, `readout`, is the same for all patches and falls out when the map is normalized; relevance
     may be so much smaller that it would be lost beside it.
 
     >>> A, B = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
@@ -68,7 +68,7 @@ class AttentionExplainer(Explainer):
 
     1. `token_scores`: the method itself.
     2. The tokens on their grid; class, distillation and register tokens are dropped.
-    3. Upsampled to the image, then range-normalised.
+    3. Upsampled to the image, then range-normalized.
 
     A score is that of a token for those that the classification head reads, which is found by a pass of noise (see
     `optcam_pl.explainers.readout.find_readout`), not by the network's name: the class token; the mean of class and
@@ -93,7 +93,7 @@ class AttentionExplainer(Explainer):
         return self.finish(self.raw_map(classifier, image, target), image, target)
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
-        """Steps 1 and 2: (B,1,h,w) before upsampling and normalisation."""
+        """Steps 1 and 2: (B,1,h,w) before upsampling and normalization."""
         scores = self.token_scores(classifier, image, target).detach().to(image.dtype)
         return classifier.to_grid(scores.unsqueeze(2), (image.shape[2], image.shape[3]), "attention")
 
@@ -145,8 +145,8 @@ class AttentionRollout(AttentionExplainer):
     """Attention rollout (Abnar and Zuidema, ACL 2020): ``prod_l (A_l + I) / 2``, the class token's row.
 
     Attention multiplied up through the blocks, half of each block's output being its residual; the same for every
-    class. Row-normalising ``A + I`` (as the paper writes it) is halving it, as attention sums to 1; fused by "max" or
-    "min" it does not, and the rows are normalised by their sums.
+    class. Row-normalizing ``A + I`` (as the paper writes it) is halving it, as attention sums to 1; fused by "max" or
+    "min" it does not, and the rows are normalized by their sums.
 
     Args:
         start_block: the first block that counts.
@@ -171,11 +171,11 @@ class AttentionRollout(AttentionExplainer):
 
 
 class TIBAV(AttentionExplainer):
-    """Transformer interpretability beyond attention visualisation (Chefer, Gur, Wolf, CVPR 2021).
+    """Transformer interpretability beyond attention visualization (Chefer, Gur, Wolf, CVPR 2021).
 
     ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row: G the gradient of the class's logit with respect
     to the attention of a block, R the attention's relevance for it (see `RelevanceTape` for the rules). As in the
-    authors' program, and unlike in rollout, the rows are not normalised. A pooling attention, where the head has one,
+    authors' program, and unlike in rollout, the rows are not normalized. A pooling attention, where the head has one,
     gives the row that is read in the same way, ``mean_heads ReLU(G . R)`` of its own map.
 
     1. G: one pass forward and one backward, with the network's own gradients.

@@ -39,7 +39,7 @@ class Explanation:
         degenerate: (B,) bool, the map was constant (up to rounding) or not finite before it was upsampled and
             normalized, and is zero now.
         weights: (B,K) what the map's feature maps are weighted with, where the method has one weight a channel.
-        objective: (T+1,B) what an optimising explainer maximised: before the first step, ..., after the last.
+        objective: (T+1,B) what an optimizing explainer maximized: before the first step, ..., after the last.
         reasons: why each map is degenerate, in words, and "" for the others; empty where none is, or none is known.
     """
 
@@ -61,8 +61,8 @@ class Explainer(nn.Module, ABC):
     3. Find the target where none is given: the predicted class.
     4. `explain`: the method itself. With `augment`, of six views of the image, the image and its mirror image with
        pixels times 1, 0.9 and 1.1 (cut off at 1), all for the same class: ``s = n(mean_v s_v)``, the maps of mirrored
-       views mirrored back, n the range normalisation. `weights` and `objective` stay those of the image itself.
-    5. ``s ** selectivity``. It changes how the map masks, not what a method optimises.
+       views mirrored back, n the range normalization. `weights` and `objective` stay those of the image itself.
+    5. ``s ** selectivity``. It changes how the map masks, not what a method optimizes.
 
     The result of an image depends on nothing but the image, the target, the network and the explainer's settings: not
     on the batch's other images (bit for bit at the same batch size) nor on earlier calls. Nothing is left behind: no
@@ -78,7 +78,7 @@ class Explainer(nn.Module, ABC):
         needs_gradient: whether a method reads the gradient of the logits at its layers.
         selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more. 1 at first.
         augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
-            which multiplies the normalised image. False at first.
+            which multiplies the normalized image. False at first.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -105,7 +105,7 @@ class Explainer(nn.Module, ABC):
 
         Args:
             classifier: the frozen network.
-            image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalised.
+            image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalized.
             target: the class to explain: (B,) int64, one number, or a name of the classifier's `class_names`; None is
                 the predicted class.
 
@@ -279,7 +279,7 @@ class Explainer(nn.Module, ABC):
             if math.isnan(low):
                 raise ValueError("Expected `image` to have finite pixels in [0, 1], but got NaN.")
             raise ValueError(
-                f"Expected `image` to have pixels in [0, 1], before mean/std normalisation (the classifier does that "
+                f"Expected `image` to have pixels in [0, 1], before mean/std normalization (the classifier does that "
                 f"itself), but got values from {low:.4g} to {high:.4g}.{out_of_range(low, high)}"
             )
 

@@ -2,7 +2,7 @@
 
 Conventions that all methods of this module share, and where other programs differ: the score is the class's logit
 y_c; a map is clamped at 0 (the ReLU of the formulas), *then* upsampled (bilinear, corners not aligned), *then*
-range-normalised, once. pytorch-grad-cam normalises before and after upsampling; torchcam does not upsample.
+range-normalized, once. pytorch-grad-cam normalizes before and after upsampling; torchcam does not upsample.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class FeatureCAM(Explainer):
     1. The raw maps (B,1,h,w) of the formula, one a layer.
     2. Their negative part is cut off.
     3. Upsampled to the image; several layers are fused: added up, unless a method's authors do otherwise.
-    4. Range-normalised.
+    4. Range-normalized.
     """
 
     relu: ClassVar[bool] = True
@@ -153,7 +153,7 @@ class CAM(FeatureCAM):
         raise ValueError(
             f"CAM needs a network that averages the feature maps of one layer and ends in one linear layer, but "
             f"{classifier.name} does not compute its logits so from {', '.join(self.layers(classifier))}. Grad-CAM is "
-            f"CAM's generalisation to any network."
+            f"CAM's generalization to any network."
         )
 
 
@@ -288,7 +288,7 @@ class GradCAMPlusPlus(GradientCAM):
     r"""Grad-CAM++ (Chattopadhay et al., WACV 2018): ``ReLU(sum_k w_k A_k)``, ``w_k = sum_ij alpha_kij ReLU(G_kij)``.
 
     ``alpha_kij = G^2 / (2 G^2 + sum_ab(A_kab) G^3)``: equation 19 for a score ``exp(y_c)``, whose second and third
-    derivatives are powers of the first; the factor ``exp(y_c)`` is the same for all k and falls out in normalisation.
+    derivatives are powers of the first; the factor ``exp(y_c)`` is the same for all k and falls out in normalization.
     Where the gradient (or the denominator) is 0, alpha is 0. pytorch-grad-cam adds 1e-6 to the denominator, which
     matters where gradients are small.
     """

@@ -55,11 +55,11 @@ class CaptumExplainer(Explainer):
     """Any attribution method of Captum, by its name.
 
     1. The attribution, of the whole batch or, where the method draws random numbers, of one image at a time, each from
-       the same seed: so an image's map does not depend on its neighbours.
+       the same seed: so an image's map does not depend on its neighbors.
     2. `reduction` over the channels; a layer's attribution is laid on its grid.
     3. `sign`.
     4. `smoothing`.
-    5. Upsampled to the image, then range-normalised.
+    5. Upsampled to the image, then range-normalized.
 
     Gradients are those with respect to the image. What a method hangs on the network is taken off again, also after an
     exception, and the random number generators of torch, numpy and Python stand as before. Calls in several threads on
@@ -171,7 +171,7 @@ class CaptumExplainer(Explainer):
         return self.finish(raw, image, target, causes=[(zero, lambda: ~raw.flatten(1).any(1))])
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
-        """Steps 1 to 4: (B,1,h,w) before upsampling and normalisation."""
+        """Steps 1 to 4: (B,1,h,w) before upsampling and normalization."""
         step = image.shape[0] if self._sees_batch() else 1
         layers = self._layers(classifier)
         _ignore_hooks_warning()
@@ -251,7 +251,7 @@ class CaptumExplainer(Explainer):
             warnings.warn(note, stacklevel=2)
         if self._wrapper is None and self.method_args.get("multiply_by_inputs", True):
             watch.check_complete(attribution, target)
-        # The relevance of a normalised pixel, which Captum divides by the standard deviation on its way to the pixel.
+        # The relevance of a normalized pixel, which Captum divides by the standard deviation on its way to the pixel.
         return attribution * classifier.std.to(attribution).view(3, 1, 1) if watch.method == "LRP" else attribution
 
     def constructor_args(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class LIME(CaptumExplainer):
 
     The Opti-CAM paper leaves LIME's settings open. Here they are the authors' program's (n = 1000, width 0.25, ridge
     penalty 1, every superpixel) but for the superpixels (quickshift there, SLIC here) and their replacement (their mean
-    colour there, the run's baseline here).
+    color there, the run's baseline here).
 
     Args:
         segments: "slic" (scikit-image, in the extra `optcam_pl[demo]`) or "grid" (rectangles).
@@ -373,7 +373,7 @@ class CallableExplainer(Explainer):
 
     Args:
         function: ``f(classifier, image, target) -> map``, with `image` (B,3,H,W) in [0,1] and `target` (B,), gradients
-            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalised here. It may hang hooks on
+            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalized here. It may hang hooks on
             the network: calls of it in several threads take turns, and no other thread uses the classifier meanwhile.
             So it must not wait for threads of its own that do.
 
@@ -558,8 +558,8 @@ class _Ridge:
         """`data` yields z (n,M), y (n) and weights (n), all samples at once."""
         z, y, weight = (values.double() for values in next(iter(data)))
         weight = weight.flatten()
-        centre = (weight @ z) / weight.sum()
-        z, y = z - centre, y.flatten() - (weight @ y.flatten()) / weight.sum()
+        center = (weight @ z) / weight.sum()
+        z, y = z - center, y.flatten() - (weight @ y.flatten()) / weight.sum()
         gram = z.T @ (weight.unsqueeze(1) * z) + self._penalty * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         self._coefficients = torch.linalg.solve(gram, z.T @ (weight * y))
 

@@ -22,15 +22,15 @@ class FullGrad(Explainer):
     """FullGrad (Srinivas and Fleuret, NeurIPS 2019): ``psi(G_x . x) + sum_l sum_c psi(G_l . b_l)_c``.
 
     x is the input after mean/std and G_x the logit's gradient there; z_l is the output of a layer with the bias b_l,
-    ``G_l = d y_c / d z_l``; for a batch normalisation b_l is what its statistics and its bias add together. ``psi`` is
-    absolute value, range normalisation over all of an image's channels together, bilinear upsampling. Of a ReLU
+    ``G_l = d y_c / d z_l``; for a batch normalization b_l is what its statistics and its bias add together. ``psi`` is
+    absolute value, range normalization over all of an image's channels together, bilinear upsampling. Of a ReLU
     network the terms add up to the logit; with other activations they are as well defined, but leave a rest. Where
     there is a rest though only piecewise linear functions were seen, there are biases that were not: refused.
 
-    The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalisation),
+    The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalization),
     whatever module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's grid, such
     as the head, have no place in the map. No `layer` is chosen: all of them count. Corners are not aligned in
-    upsampling, unlike in the authors' program; pytorch-grad-cam normalises each channel by itself, which is another
+    upsampling, unlike in the authors' program; pytorch-grad-cam normalizes each channel by itself, which is another
     method.
 
     Raises:
@@ -84,7 +84,7 @@ def _check_complete(terms: Sequence[Tensor], logits: Tensor, classifier: Classif
         raise ValueError(
             f"Expected FullGrad's terms of a network of piecewise linear functions to add up to its logit "
             f"{float(logits[i]):.4g}, but those of {classifier.name} add up to {float(total[i]):.4g}: it adds "
-            "constants otherwise than by the bias of a layer of torch (linear, convolution, normalisation), which are "
+            "constants otherwise than by the bias of a layer of torch (linear, convolution, normalization), which are "
             "not seen. Take a method that needs no biases, such as GradCAM or OptiCAM."
         )
 

@@ -67,10 +67,10 @@ class ScoreCAM(ChannelScoring):
     """Score-CAM (Wang et al., CVPR workshops, 2020): ``ReLU(sum_k softmax(C)_k A_k)``.
 
     ``C_k = f_c(x . n(up(A_k))) - f_c(baseline)``, the increase of confidence: the logit of the class when the image is
-    masked by the channel's own upsampled, range-normalised map. As in the paper's algorithm 1 the softmax runs over
+    masked by the channel's own upsampled, range-normalized map. As in the paper's algorithm 1 the softmax runs over
     the channels (the constant ``f_c(baseline)`` falls out of it and is not computed). Others do otherwise: the
     authors' program weights by softmax probabilities and has no softmax over channels; pytorch-grad-cam and torchcam
-    mask the normalised image (here baseline "mean"), torchcam by maps that are normalised before upsampling.
+    mask the normalized image (here baseline "mean"), torchcam by maps that are normalized before upsampling.
 
     Two papers average C_k over samples, which `smooth` chooses:
 
@@ -157,7 +157,7 @@ class AblationCAM(ChannelScoring):
     """Ablation-CAM (Desai and Ramaswamy, WACV 2020): ``ReLU(sum_k w_k A_k)``, ``w_k = y_c - y_c^k``.
 
     y_c^k is the class's logit when feature map k is set to 0 (for a transformer: feature k of every token, the class
-    token's too). The paper divides by y_c, which is the same for all k and falls out in normalisation; where y_c is
+    token's too). The paper divides by y_c, which is the same for all k and falls out in normalization; where y_c is
     negative the division would turn the map into its opposite, and is left out for that, too.
 
     Only the layers above are run for the K ablations (`UpperPart`), of one image after the other: its result does not

@@ -1,4 +1,4 @@
-"""Opti-CAM: the map's weights are optimised for each image (Zhang et al., CVIU 248, 2024, 104101)."""
+"""Opti-CAM: the map's weights are optimized for each image (Zhang et al., CVIU 248, 2024, 104101)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Stepper(Protocol):
-    """What the inner fit loop needs of an optimiser: torch's own, or Lightning's wrapper that counts steps."""
+    """What the inner fit loop needs of an optimizer: torch's own, or Lightning's wrapper that counts steps."""
 
     def step(self) -> object:
         """Move the parameters along their ``.grad``; leave those alone that have none."""
@@ -48,7 +48,7 @@ def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside
         outside: (B,) g_c of the image masked by 1 - s; the ``io`` objectives need it.
 
     Returns:
-        (B,) to be maximised.
+        (B,) to be maximized.
 
     >>> logit, inside, outside = torch.tensor([5.0]), torch.tensor([4.0]), torch.tensor([2.0])
     >>> [objective_value(name, logit, inside, outside).item() for name in get_args(Objective)]
@@ -75,7 +75,7 @@ class OptiCAM(Explainer):
     2. u = 0, the uniform combination (where the authors' program starts too, with another constant).
     3. F_c of every image; a whole image stops where F_c changes by less than `tol` from one step to the next, and
        stays as it is from then on.
-    4. One step of the optimiser up the gradient of F_c with respect to u, and u alone: neither the network's
+    4. One step of the optimizer up the gradient of F_c with respect to u, and u alone: neither the network's
        parameters nor the image ever get a gradient.
     5. After the last step, F_c once more; the map of the final u.
 
@@ -84,7 +84,7 @@ class OptiCAM(Explainer):
     the batch and only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing
     after a layer that ends in one).
 
-    The uniform start says nothing where a layer's channels sum to 0 at every place, as those of a layer normalisation
+    The uniform start says nothing where a layer's channels sum to 0 at every place, as those of a layer normalization
     without weights do (an untrained transformer's `norm1`): there the first map is rounding noise, stretched to [0,1],
     and so is the first step's direction. The definition is kept; `relu`, or another layer, avoids it.
 
@@ -93,9 +93,9 @@ class OptiCAM(Explainer):
         objective: F_c, see `objective_value`.
         normalizer: n, see `optcam_pl.maps.normalize`.
         max_iter: T, at most so many steps.
-        lr: learning rate of the default optimiser.
+        lr: learning rate of the default optimizer.
         tol: an image stops where its objective changes by less; 0 never stops.
-        optimizer: a torch optimiser class with its settings bound, ``params -> Optimizer``; None is Adam with `lr`.
+        optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None is Adam with `lr`.
             Those that need a closure (LBFGS) are refused.
         relu: clamp the features at 0 first, as the authors' program does.
         baseline: see `Explainer`.
@@ -134,7 +134,7 @@ class OptiCAM(Explainer):
         self.optimizer = optimizer
 
     def settings(self) -> dict[str, object]:
-        """See `Explainer.settings`; the optimiser is given by what it says of itself."""
+        """See `Explainer.settings`; the optimizer is given by what it says of itself."""
         named = super().settings()
         if self.optimizer is None:
             named["optimizer"] = "Adam"
@@ -148,7 +148,7 @@ class OptiCAM(Explainer):
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
         features, logit = self.features(classifier, image, target)
-        # One parameter an image, so that no optimiser can mix them, not even one that looks at a whole parameter.
+        # One parameter an image, so that no optimizer can mix them, not even one that looks at a whole parameter.
         u = [nn.Parameter(image.new_zeros(sum(A.shape[1] for A in features))) for _ in image]
         return self._optimize(classifier, image, target, features, logit, u, self.make_optimizer(u))
 
@@ -160,7 +160,7 @@ class OptiCAM(Explainer):
         u: Sequence[nn.Parameter],
         optimizer: Stepper,
     ) -> Explanation:
-        """The same as a call, on parameters and an optimiser that the caller keeps, as a LightningModule does.
+        """The same as a call, on parameters and an optimizer that the caller keeps, as a LightningModule does.
 
         Args:
             classifier: the network.
@@ -181,7 +181,7 @@ class OptiCAM(Explainer):
             return self.select(self._optimize(classifier, image, target, features, logit, u, optimizer))
 
     def check(self, classifier: Classifier) -> None:
-        """See `Explainer.check`; without the optimisation."""
+        """See `Explainer.check`; without the optimization."""
         self.check_layers(classifier)
 
     def check_one_view(self) -> None:
@@ -197,7 +197,7 @@ class OptiCAM(Explainer):
             )
 
     def from_weights(self, classifier: Classifier, image: Tensor, target: Tensor, weights: Tensor) -> Explanation:
-        """The map of weights found earlier (`Explanation.weights`), without optimising anew.
+        """The map of weights found earlier (`Explanation.weights`), without optimizing anew.
 
         Args:
             classifier: the network that the weights were found for.
@@ -238,17 +238,17 @@ class OptiCAM(Explainer):
         return [A.relu() for A in features] if self.relu else features, logit
 
     def make_optimizer(self, u: Iterable[nn.Parameter]) -> Optimizer:
-        """The configured optimiser over the images' parameters.
+        """The configured optimizer over the images' parameters.
 
         Raises:
-            TypeError: the slot did not give a torch optimiser, or one that needs a closure.
+            TypeError: the slot did not give a torch optimizer, or one that needs a closure.
         """
         if self.optimizer is None:
             return Adam(u, lr=self.lr)
         made = self.optimizer(u)
         if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
             raise TypeError(
-                f"Expected `optimizer` to give a torch optimiser that steps without a closure, but got {type(made)}."
+                f"Expected `optimizer` to give a torch optimizer that steps without a closure, but got {type(made)}."
             )
         return made
 
@@ -319,7 +319,7 @@ class OptiCAM(Explainer):
         return normalize(full, self.normalizer, silent.view(-1, 1, 1, 1)), silent, full
 
     def raw_map(self, weights: Tensor, features: Sequence[Tensor], image: Tensor) -> Tensor:
-        """``up(S(x; u))`` (B,1,H,W), before normalisation."""
+        """``up(S(x; u))`` (B,1,H,W), before normalization."""
         return self._upsampled(self.layer_maps(weights, features), image)
 
     @staticmethod
@@ -350,7 +350,7 @@ class OptiCAM(Explainer):
 
     @staticmethod
     def _set_gradients(F: Tensor, u: Sequence[nn.Parameter], moves: Sequence[bool]) -> None:
-        """Downhill gradients of -F; an image that has stopped gets none, so that the optimiser leaves it alone."""
+        """Downhill gradients of -F; an image that has stopped gets none, so that the optimizer leaves it alone."""
         gradients = torch.autograd.grad(-F.sum(), list(u))
         for parameter, gradient, move in zip(u, gradients, moves, strict=True):
             parameter.grad = gradient if move else None

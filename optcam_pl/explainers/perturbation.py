@@ -29,7 +29,7 @@ class RISE(Explainer):
     p_c is the class's probability. A mask M_i is a coarse grid of s x s cells, each 1 with probability p1, upsampled
     bilinearly to (s+1) cells a side and cut out with a random shift of up to one cell. The masks are the same for
     every image; mask i depends on the seed and i alone, and is made when its turn comes: N masks never lie in memory.
-    The authors' program masks the normalised image (here baseline "mean").
+    The authors' program masks the normalized image (here baseline "mean").
 
     Args:
         num_masks: N.
@@ -122,9 +122,9 @@ def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:
 
 
 class MaskOptimizer(Explainer):
-    """Methods that optimise a mask of the image itself, each image's on its own. A subclass is its `optimize`.
+    """Methods that optimize a mask of the image itself, each image's on its own. A subclass is its `optimize`.
 
-    Where the mask is 0 the image is blurred by a Gaussian; beyond its border lies the network's mean colour. The blur
+    Where the mask is 0 the image is blurred by a Gaussian; beyond its border lies the network's mean color. The blur
     belongs to these methods: the baseline of the metrics is not touched.
 
     Args:
@@ -137,7 +137,7 @@ class MaskOptimizer(Explainer):
 
     @abstractmethod
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The raw map (B,1,h,w), and what was maximised (T+1,B)."""
+        """The raw map (B,1,h,w), and what was maximized (T+1,B)."""
 
     def check(self, classifier: Classifier) -> None:
         """Any network that is a function will do."""
@@ -148,7 +148,7 @@ class MaskOptimizer(Explainer):
         return 1
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """The optimisation, of so many images at once as fit into a chunk."""
+        """The optimization, of so many images at once as fit into a chunk."""
         done: list[tuple[Tensor, Tensor]] = []
 
         def some(part: slice) -> None:
@@ -161,12 +161,12 @@ class MaskOptimizer(Explainer):
 
 
 def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
-    """Gaussian blur; beyond the border lies one colour.
+    """Gaussian blur; beyond the border lies one color.
 
     Args:
         image: (B,3,H,W).
         sigma: in pixels; the kernel ends at four of them. 0 returns the image.
-        border: (3,) the colour.
+        border: (3,) the color.
 
     Returns:
         (B,3,H,W).
@@ -268,7 +268,7 @@ class ExtremalPerturbation(MaskOptimizer):
     stable, on every device. (That program's contrastive reward mixes several areas; here each has its own.)
 
     Args:
-        areas: one or several a, in (0,1), optimised at once.
+        areas: one or several a, in (0,1), optimized at once.
         max_iter: T.
         step: pixels between the mask's nodes.
         sigma: in pixels, how far the smooth maximum reaches.

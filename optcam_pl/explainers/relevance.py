@@ -141,7 +141,7 @@ class RelevanceTape(AttentionTape):
     residual addition                    `add_rule`
     product of two tensors               `matmul_rule`, `product_rule`: half to each factor
     mean over the tokens                 `mean_rule`
-    normalisation, activation, softmax   unchanged
+    normalization, activation, softmax   unchanged
     sum or product with a constant       unchanged; the constant takes none
     moving, selecting, joining           back to where the values came from
     ===================================  ===================================================

@@ -113,7 +113,7 @@ class UpperPart:
             for module, outputs in answers.items():
                 stack.enter_context(_answering(module, outputs, count))
 
-            # Behind the classifier's own arithmetic, so that one image is normalised, not `count` of them.
+            # Behind the classifier's own arithmetic, so that one image is normalized, not `count` of them.
             def expand(_module: nn.Module, args: Any) -> Any:
                 return _repeated(args, count)
 

@@ -32,7 +32,7 @@ class _BoxedMap(ImageMetric):
     """A metric of the box around the largest connected component of {S > mean(S)}.
 
     Args:
-        connectivity: 4 or 8, how many neighbours of a pixel can belong to its component.
+        connectivity: 4 or 8, how many neighbors of a pixel can belong to its component.
         kwargs: of `torchmetrics.Metric`.
     """
 

@@ -172,7 +172,7 @@ class Infidelity(ImageMetric):
         normalize: whether each map is scaled by its best factor first; without it the unit of the map, which has no
             meaning here, rules the result.
         samples: number of perturbations: random squares that are replaced by the run's baseline. A perturbation is what
-            that takes away from the pixels in [0, 1]; its product with the map is summed over pixels and colours.
+            that takes away from the pixels in [0, 1]; its product with the map is summed over pixels and colors.
         patch: side of the squares in pixels.
         output: whose fall is compared, the explained class's "probability" or "logit".
         kwargs: of `torchmetrics.Metric`.

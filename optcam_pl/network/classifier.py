@@ -28,7 +28,7 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 
 class Classifier(nn.Module):
-    """Any image classifier with its normalisation inside: `classifier(image)` turns pixels in [0,1] into logits.
+    """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
     `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it. Of one
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
         std: per channel; divides them. None: the source's; for a module none (1).
         input_size: H = W or (H,W) in pixels. None: the source's; for a module 224.
         interpolation: for resizing images to it. None: the source's; for a module "bilinear".
-        crop_fraction: in (0,1], the part of the resized image that a centre crop keeps. None: the source's; for a
+        crop_fraction: in (0,1], the part of the resized image that a center crop keeps. None: the source's; for a
             module 0.875.
         num_classes: None: the network's, or what the weight file has. Weights of another number of classes get a new,
             random head, with a warning.
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
             error; it is printed with the results.
 
     The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
-    not saved with the weights (0 and 1 where nothing is normalised), `input_size` as (H,W), `interpolation`,
+    not saved with the weights (0 and 1 where nothing is normalized), `input_size` as (H,W), `interpolation`,
     `crop_fraction`, `class_names` as a tuple or None, `num_classes`, `target_layers`; and `new_head`, whether the
     network waits to be fine-tuned, as its head is new.
 
@@ -120,9 +120,9 @@ class Classifier(nn.Module):
         self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given, own in (("mean", mean, loaded.mean), ("std", std, loaded.std)):
-            values = _check_colour(key, stored.get(key, own) if given is None else given)
+            values = _check_color(key, stored.get(key, own) if given is None else given)
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
-        self._normalises = bool((self.mean != 0).any() or (self.std != 1).any())
+        self._normalizes = bool((self.mean != 0).any() or (self.std != 1).any())
         known = {**loaded._asdict(), **stored}
         self.new_head = loaded.new_head
         if self.new_head:
@@ -246,7 +246,7 @@ class Classifier(nn.Module):
         """Logits of images.
 
         Args:
-            image: (B,3,H,W) floating-point pixels in [0,1], not normalised. The network gets them in its own dtype.
+            image: (B,3,H,W) floating-point pixels in [0,1], not normalized. The network gets them in its own dtype.
 
         Returns:
             (B,C), in float32 or float64. Of a network that puts out more than a tensor: its `logits`, else the first of
@@ -264,7 +264,7 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"Expected images of shape (B, 3, H, W), but got {tuple(image.shape)}.{reshaping(tuple(image.shape))}"
             )
-        if self._normalises:
+        if self._normalizes:
             mean, std = (value.to(image.dtype).view(3, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
         image = image.to(self.network_dtype or image.dtype)
@@ -546,7 +546,7 @@ def _check_choice(name: str, value: str, choices: Any) -> Any:
     return value
 
 
-def _check_colour(name: str, values: Sequence[float]) -> list[float]:
+def _check_color(name: str, values: Sequence[float]) -> list[float]:
     if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != 3:
         raise ValueError(f"Expected `{name}` to be three numbers, one a channel, but got {values!r}.")
     if name == "mean" and not all(0 <= number <= 1 for number in numbers):

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.reports.report import Run, find_runs, load_run, summarise
+from optcam_pl.reports.report import Run, find_runs, load_run, summarize
 from optcam_pl.reports.tables import printable, table
 from optcam_pl.runs.rows import RecordError, Row, write_file
 
@@ -72,7 +72,7 @@ def gallery(run_dirs: Iterable[str | os.PathLike[str]], output: str | os.PathLik
     ids = found if len(found) <= limit else [found[k * len(found) // limit] for k in range(limit)]
     rows = [{row.id: row for row in run.rows} for run, _ in runs]
     page = _PAGE.format(
-        table=_safe(table([summarise(run) for run, _ in runs]), keep="\n"),
+        table=_safe(table([summarize(run) for run, _ in runs]), keep="\n"),
         shown=f"{len(ids)} of {len(found)} images.",
         sections="\n".join(_section(image_id, runs, rows) for image_id in ids),
     )

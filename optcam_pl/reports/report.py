@@ -11,11 +11,11 @@ from pathlib import Path
 from optcam_pl.checks import expanded_path
 from optcam_pl.reports.published import beside_published
 from optcam_pl.reports.statistics import Method, holm, paired_difference
-from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarise
+from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarize
 from optcam_pl.reports.tables import Format, Paired, Summary, table
 from optcam_pl.runs.rows import MANIFEST, RecordError
 
-__all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "summarise", "table"]
+__all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "summarize", "table"]
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
@@ -144,7 +144,7 @@ def report(
         RecordError: If a folder has no run, or a run contradicts itself or cannot be compared with the other.
     """
     runs = [load_run(path) for path in find_runs(run_dirs)]
-    summaries = [summarise(run, intervals) for run in runs]
+    summaries = [summarize(run, intervals) for run in runs]
     if against is not None:
         (other,) = map(load_run, find_runs([against])[:1])
         summaries = compare_runs(runs, summaries, other)

@@ -218,7 +218,7 @@ def settings_of(run: Run, entry: str = "settings") -> dict[str, Any]:
     return dict(flatten(nested)) if nested else {}
 
 
-def summarise(run: Run, intervals: Method | None = None) -> Summary:
+def summarize(run: Run, intervals: Method | None = None) -> Summary:
     """Make a run's numbers from its rows.
 
     Rows with an error count in the notes alone; seconds per image is the mean over the others.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarise
+from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarize
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.rows import RecordError, Row, flatten, format_ranges, load_tensors, missing
 
@@ -86,7 +86,7 @@ def _file_problems(run: Run) -> Iterator[str]:
         except (OSError, ValueError) as error:
             yield f"cannot read {path}: {error}"
             return
-        now = _numbers(json.loads(json.dumps(as_dict(summarise(run)))))
+        now = _numbers(json.loads(json.dumps(as_dict(summarize(run)))))
         before = _numbers(stored)
         for key in sorted({*now, *before}):
             if now.get(key) != before.get(key):

@@ -40,7 +40,7 @@ from optcam_pl.reports.summary import (
     Run,
     load_run,
     mostly_degenerate,
-    summarise,
+    summarize,
     summary_to_store,
 )
 from optcam_pl.reports.tables import as_dict
@@ -91,7 +91,7 @@ class SaliencyTask(L.LightningModule):
 
     ``test`` (and ``validate``) explains every image, measures the maps, writes one row an image and logs the metrics,
     which are a pure function of the rows. ``predict`` explains without measuring more than p and o. ``fit`` runs the
-    inner fit loop of an optimising explainer (`OptiCAM`) through Lightning's own optimiser, one global step an
+    inner fit loop of an optimizing explainer (`OptiCAM`) through Lightning's own optimizer, one global step an
     iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
 
     The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
@@ -113,7 +113,7 @@ class SaliencyTask(L.LightningModule):
             "outside_box", or, in the map's place, the "box" itself or its "complement"; all but the first need a
             dataset with boxes, and an image without one has no scores.
         chunk_size: images in one pass of the network, for metrics that need many passes an image.
-        weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimising anew.
+        weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimizing anew.
 
     Attributes:
         run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
@@ -156,7 +156,7 @@ class SaliencyTask(L.LightningModule):
         if weights_from is not None:
             if not isinstance(explainer, OptiCAM):
                 raise ValueError(
-                    f"Expected an explainer that optimises weights (OptiCAM) for `weights_from`, but got "
+                    f"Expected an explainer that optimizes weights (OptiCAM) for `weights_from`, but got "
                     f"{type(explainer).__name__}."
                 )
             explainer.check_one_view()
@@ -302,7 +302,7 @@ class SaliencyTask(L.LightningModule):
         keep_out_of_ddp(self, ignored)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The explainer's optimiser, over one parameter an image of the block."""
+        """The explainer's optimizer, over one parameter an image of the block."""
         assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
         return self.explainer.make_optimizer(self.weights)
 
@@ -552,7 +552,7 @@ class SaliencyTask(L.LightningModule):
         run = self._finish()
         values: dict[str, float] = {}
         if run is not None:
-            summary = summarise(run)
+            summary = summarize(run)
             if not summary.statuses["missing"]:  # another shard's images
                 values = summary.values()
                 text = json.dumps(as_dict(summary_to_store(run, summary)), indent=2, allow_nan=False) + "\n"

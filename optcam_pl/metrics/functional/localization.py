@@ -1,7 +1,7 @@
 """Where a saliency map lies, compared with the boxes of the object.
 
 Maps are (B,1,H,W), non-negative; boxes are a list of B tensors (n,4), x0 y0 x1 y1 in pixels of the map, so that the box
-of the whole image is 0 0 W H. A pixel belongs to a box if its centre does; U is the union of an image's boxes. All
+of the whole image is 0 0 W H. A pixel belongs to a box if its center does; U is the union of an image's boxes. All
 scores are (B,) float64, and NaN for an image without boxes (or, where U counts, without a pixel in U); only
 `saliency_metric` needs no boxes. Connected components are found by scipy, on the CPU.
 
@@ -107,7 +107,7 @@ def pixel_f1(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         tensor([75.], dtype=torch.float64)
     """
     inside, total, area = _masses(saliency, boxes)
-    # 2 P R / (P + R) with the common factor cancelled, which leaves nothing to divide by zero but an empty U
+    # 2 P R / (P + R) with the common factor canceled, which leaves nothing to divide by zero but an empty U
     return _scores(200 * inside / np.where(area > 0, total + area, np.nan), saliency)
 
 
@@ -134,7 +134,7 @@ def standard_pointing_game(saliency: Tensor, boxes: Sequence[Tensor], tolerance:
     Args:
         saliency: (B,1,H,W).
         boxes: B tensors (n,4).
-        tolerance: a maximal pixel at most this far from a pixel of U, in pixels between the centres, is a hit, too.
+        tolerance: a maximal pixel at most this far from a pixel of U, in pixels between the centers, is a hit, too.
 
     Example:
         >>> maps = torch.tensor([[[[0.1, 0.0, 0.9]]]])
@@ -290,7 +290,7 @@ def _scores(values: Array, like: Tensor) -> Tensor:
 
 
 def _union(boxes: Sequence[Array], size: tuple[int, ...]) -> Array:
-    """U: (T,H,W) bool, the pixels whose centre is in one of each image's boxes."""
+    """U: (T,H,W) bool, the pixels whose center is in one of each image's boxes."""
     rows, columns = (np.arange(n) + 0.5 for n in size)
     unions = np.zeros((len(boxes), *size), dtype=bool)
     for i, given in enumerate(boxes):
@@ -324,7 +324,7 @@ def _best_iou(found: Array, wanted: Array) -> Array:
 
 
 def _in_plane(connectivity: Connectivity) -> Array:
-    """Neighbourhood (3,3,3) that joins pixels of one plane and never two planes: all planes are labelled in one go."""
+    """Neighborhood (3,3,3) that joins pixels of one plane and never two planes: all planes are labeled in one go."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
     return structure
@@ -387,7 +387,7 @@ def _outermost(outside: Array) -> Array:
     """Box (T,4) of the contour with the largest polygon, given what lies outside of all, in images framed by a pixel.
 
     Nothing is traced: what an outermost contour encloses is a component with its holes filled, and the polygon through
-    its border pixels has area 1 in each square of four pixel centres that is filled and 1/2 where three are. Of equal
+    its border pixels has area 1 in each square of four pixel centers that is filled and 1/2 where three are. Of equal
     ones OpenCV lists the last in reading order first.
     """
     labels, number = ndimage.label(~outside, _in_plane(8))

@@ -121,7 +121,7 @@ def imputed_images(
 ) -> Tensor:
     """The images of a chunk of steps whose replaced pixels are guessed from their surroundings: ROAD's imputation.
 
-    Each replaced pixel becomes the weighted mean of its neighbours, 1/6 for those beside it and 1/12 for those across
+    Each replaced pixel becomes the weighted mean of its neighbors, 1/6 for those beside it and 1/12 for those across
     the corner (rescaled at the border), all replaced pixels of an image together: a linear system per image, step and
     channel, solved for all at once by conjugate gradients on the image's device. Noise then keeps a network from
     reading the shape of the replaced area (Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
@@ -220,8 +220,8 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(1, order, places)
 
 
-def _neighbours(maps: Tensor) -> Tensor:
-    """Weighted sum of the eight neighbours, nothing beyond the border.
+def _neighbors(maps: Tensor) -> Tensor:
+    """Weighted sum of the eight neighbors, nothing beyond the border.
 
     Written with shifts: a convolution may compute in TF32, which is too coarse for solving with it.
     """
@@ -236,16 +236,16 @@ def _solve(unknown: Tensor, known: Tensor) -> Tensor:
     With D in place the matrix is symmetric and, as long as a single pixel is known, positive definite. A system that
     has converged is left as it is, so that none depends on the others.
     """
-    degree = _neighbours(torch.ones_like(unknown))
+    degree = _neighbors(torch.ones_like(unknown))
     v = torch.zeros_like(known)
-    residual = unknown * _neighbours(known)
+    residual = unknown * _neighbors(known)
     direction = residual
     square = residual.square().sum((-2, -1), keepdim=True)
     enough = _TOLERANCE**2 * square
     for iteration in range(10 * sum(known.shape[-2:])):
         if iteration % _CHECK_EVERY == 0 and not (square > enough).any():
             break
-        image = unknown * (degree * direction - _neighbours(direction))
+        image = unknown * (degree * direction - _neighbors(direction))
         running = square > enough
         length = torch.where(running, square / (direction * image).sum((-2, -1), keepdim=True), 0)
         v = v + length * direction

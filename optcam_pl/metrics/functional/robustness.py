@@ -64,8 +64,8 @@ def coherency(saliency: Tensor, masked_saliency: Tensor) -> Tensor:
         )
     pair = torch.stack([wide(saliency).flatten(1), wide(masked_saliency).flatten(1)])
     varied = (pair.amax(2) > pair.amin(2)).all(0)  # asked of the values, as rounding leaves a variance of its own
-    centred = pair - pair.mean(2, keepdim=True)
-    unit: Tensor = centred / vector_norm(centred, dim=2, keepdim=True).where(varied[:, None], 1)
+    centered = pair - pair.mean(2, keepdim=True)
+    unit: Tensor = centered / vector_norm(centered, dim=2, keepdim=True).where(varied[:, None], 1)
     pearson = unit.prod(0).sum(1).clamp(-1, 1)
     return 50 * (pearson.where(varied, 0) + 1)
 
