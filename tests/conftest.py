@@ -37,14 +37,19 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], Path]:
-    """Path of a stored reference file; the test is skipped where the folder is missing."""
-    folder = Path(os.environ.get("OPTCAM_GOLDEN", ROOT.parent / "shared" / "golden"))
+def golden() -> Callable[..., Path]:
+    """Path of a stored reference file; the test is skipped where there is none.
 
-    def find(name: str) -> Path:
-        path = folder / name
-        if not path.is_file():
-            pytest.skip(f"reference values not found: {path} (set OPTCAM_GOLDEN)")
-        return path
+    The numbers that need no photograph are part of the project (tests/golden, see its README); the others lie in the
+    folder OPTCAM_GOLDEN. With `photographs` a file is looked for only there, as a thinned one of its name may be here.
+    """
+    others = Path(os.environ.get("OPTCAM_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+    def find(name: str, *, photographs: bool = False) -> Path:
+        folders = [others] if photographs else [ROOT / "tests" / "golden", others]
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f"reference values computed on photographs not found: {others / name} (set OPTCAM_GOLDEN)")
 
     return find

@@ -17,8 +17,24 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 VIT_LAYER = "blocks.3.norm1"
 
 
-def stored_case(golden: Callable[[str], Path], which: str, layer: str | list[str]) -> tuple[Classifier, Tensor, Tensor]:
-    """The network "cnn" or "vit" of the reference values, its four images (4,3,64,64) and their targets."""
+def stored_case(golden: Callable[..., Path], which: str, layer: str | list[str]) -> tuple[Classifier, Tensor, Tensor]:
+    """The network "cnn" or "vit" of the reference values, their four photographs (4,3,64,64) and targets."""
+    classifier = stored_network(golden, which, layer)
+    with np.load(golden("inputs.npz")) as stored:
+        return classifier, torch.from_numpy(stored["pixels_u8"]).float() / 255, torch.from_numpy(stored["target"])
+
+
+def made_case(golden: Callable[..., Path], which: str, layer: str | list[str]) -> tuple[Classifier, Tensor, Tensor]:
+    """The same network with four made-up images, for programs that the test runs itself."""
+    drawn = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    image = F.interpolate(drawn, size=64, mode="bicubic", align_corners=False).clamp(0, 1)
+    classifier = stored_network(golden, which, layer)
+    with torch.no_grad():
+        return classifier, image, classifier(image).argmax(1)
+
+
+def stored_network(golden: Callable[..., Path], which: str, layer: str | list[str]) -> Classifier:
+    """The network "cnn" or "vit" of the reference values."""
     from timm.models.resnet import BasicBlock, ResNet
     from timm.models.vision_transformer import VisionTransformer
 
@@ -30,9 +46,7 @@ def stored_case(golden: Callable[[str], Path], which: str, layer: str | list[str
     with np.load(golden("models.npz")) as stored:
         keys = [key for key in stored.files if key.startswith(f"{which}.")]
         network.load_state_dict({key.removeprefix(f"{which}."): torch.from_numpy(stored[key]) for key in keys})
-    with np.load(golden("inputs.npz")) as stored:
-        image, target = torch.from_numpy(stored["pixels_u8"]).float() / 255, torch.from_numpy(stored["target"])
-    return Classifier(network, target_layer=layer, mean=MEAN, std=STD, input_size=64), image, target
+    return Classifier(network, target_layer=layer, mean=MEAN, std=STD, input_size=64)
 
 
 def stored_values(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from explainer_cases import (
     correlation,
     enlarged,
     leaves_no_trace,
+    made_case,
     stored_case,
     stored_values,
     tiny_cnn,
@@ -46,7 +47,7 @@ def pgc_file(which: str, layer: str) -> str:
 @pytest.mark.parametrize(("which", "layer"), CASES)
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_gradient_methods_are_those_of_pytorch_grad_cam(golden, which, layer, name):
-    stored = stored_values(golden(pgc_file(which, layer)))
+    stored = stored_values(golden(pgc_file(which, layer), photographs=True))
     classifier, image, target = stored_case(golden, which, layer)
     saliency = WEIGHTED[name]()(classifier, image, target).saliency
     assert correlation(saliency, stored[f"{name}.map"]).min() > 0.999
@@ -72,7 +73,7 @@ def test_gradient_methods_are_those_of_the_installed_pytorch_grad_cam(make, name
 
 @pytest.mark.parametrize("layer", ["layer3", "layer4"])
 def test_grad_cam_plus_plus_is_that_of_pytorch_grad_cam_on_a_cnn(golden, layer):
-    stored = stored_values(golden(f"cam_pgc_cnn_{layer}.npz"))
+    stored = stored_values(golden(f"cam_pgc_cnn_{layer}.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", layer)
     saliency = GradCAMPlusPlus()(classifier, image, target).saliency
     assert correlation(saliency, stored["GradCAMPlusPlus.map"]).min() > 0.999
@@ -104,7 +105,7 @@ def test_grad_cam_plus_plus_is_not_that_of_torchcam_whose_weights_are_cubes_of_g
 
 @pytest.mark.parametrize(("which", "layer"), CASES)
 def test_eigen_cam_centered_is_that_of_pytorch_grad_cam_up_to_the_sign(golden, which, layer):
-    stored = stored_values(golden(pgc_file(which, layer)))
+    stored = stored_values(golden(pgc_file(which, layer), photographs=True))
     classifier, image, target = stored_case(golden, which, layer)
     [raw] = EigenCAM(center=True).maps(classifier, image, target)
     assert correlation(raw, stored["EigenCAM.raw"]).abs().min() > 0.999
@@ -131,7 +132,7 @@ def test_eigen_cam_is_the_papers_projection_without_centring_whose_largest_entry
 
 @pytest.mark.parametrize(("layer", "name"), [("layer4", "CAM"), ("layer3", "XGradCAM"), ("layer3", "LayerCAM")])
 def test_maps_are_those_of_torchcam(golden, layer, name):
-    stored = stored_values(golden(f"cam_torchcam_cnn_{layer}.npz"))
+    stored = stored_values(golden(f"cam_torchcam_cnn_{layer}.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", layer)
     explainer = CAM() if name == "CAM" else WEIGHTED[name]()
     saliency = explainer(classifier, image, target).saliency
@@ -148,7 +149,7 @@ def test_grad_cam_is_captums_before_the_relu(golden):
 
 def test_layers_of_layer_cam_are_fused_as_torchcam_fuses_them(golden):
     torchcam = pytest.importorskip("torchcam.methods")
-    classifier, image, target = stored_case(golden, "cnn", ["layer2", "layer4"])
+    classifier, image, target = made_case(golden, "cnn", ["layer2", "layer4"])
     saliency = LayerCAM()(classifier, image, target).saliency
     normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.enable_grad(), torchcam.LayerCAM(classifier.network, ["layer2", "layer4"]) as extractor:
@@ -171,7 +172,7 @@ def test_several_layers_are_added_up_elsewhere():
 def test_smooth_grad_cam_plus_plus_comes_close_to_torchcams(golden):
     # torchcam adds its noise to the normalized image and takes the first derivative of the last noisy copy alone.
     torchcam = pytest.importorskip("torchcam.methods")
-    classifier, image, target = stored_case(golden, "cnn", "layer3")
+    classifier, image, target = made_case(golden, "cnn", "layer3")
     saliency = SmoothGradCAMPlusPlus(std=0.01, num_samples=8)(classifier, image, target).saliency
     normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.enable_grad():
@@ -238,7 +239,7 @@ def test_full_grad_explains_a_vit_and_refuses_a_network_without_biases():
 
 
 def test_grad_cam_hires_cam_and_xgrad_cam_are_one_where_the_head_is_average_pooling_and_linear(golden):
-    classifier, image, target = stored_case(golden, "cnn", "layer4")
+    classifier, image, target = made_case(golden, "cnn", "layer4")
     maps = [explainer(classifier, image, target).saliency for explainer in (GradCAM(), HiResCAM(), XGradCAM())]
     torch.testing.assert_close(maps[0], maps[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(maps[0], maps[2], atol=1e-5, rtol=0)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from explainer_cases import VIT_LAYER, correlation, enlarged, leaves_no_trace, stored_case, stored_values, tiny_cnn
+from explainer_cases import (
+    VIT_LAYER,
+    correlation,
+    enlarged,
+    leaves_no_trace,
+    made_case,
+    stored_case,
+    stored_values,
+    tiny_cnn,
+)
 from torch import Tensor, nn
 
 from optcam_pl.explainers import LIME, CallableExplainer, CaptumExplainer, Explainer, GradCAM, GradientSHAP
@@ -42,7 +51,7 @@ def shown(raw: Tensor) -> Tensor:
     ],
 )
 def test_deterministic_methods_are_captums(golden, which, layer, method, arguments):
-    classifier, image, target = stored_case(golden, which, layer)
+    classifier, image, target = made_case(golden, which, layer)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     with untouched(classifier), pytest.warns() if method == "GuidedBackprop" else seeded(0, image.device):
         theirs = getattr(captum, method.removeprefix("captum.attr."))(classifier).attribute(
@@ -61,7 +70,7 @@ def test_deterministic_methods_are_captums(golden, which, layer, method, argumen
 
 @pytest.mark.parametrize(("which", "layer"), CASES)
 def test_stochastic_methods_are_captums_up_to_their_random_numbers(golden, which, layer):
-    classifier, image, target = stored_case(golden, which, layer)
+    classifier, image, target = made_case(golden, which, layer)
     image, target, n = image[:1], target[:1], {"cnn": 120, "vit": 500}[which]
     tunnel = {"nt_samples": n, "stdevs": 0.02, "abs": False}
     explained = {

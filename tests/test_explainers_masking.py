@@ -14,6 +14,7 @@ from explainer_cases import (
     correlation,
     enlarged,
     leaves_no_trace,
+    made_case,
     stored_case,
     stored_values,
     tiny_cnn,
@@ -43,7 +44,9 @@ def test_score_cam_is_that_of_pytorch_grad_cam_but_for_aligned_corners(
     golden, monkeypatch, which, layer, key, baseline
 ):
     # The package masks the normalized image: a masked pixel has the network's mean color. "_pixels" is black.
-    stored = stored_values(golden("cam_pgc_vit.npz" if which == "vit" else f"cam_pgc_cnn_{layer}.npz"))
+    stored = stored_values(
+        golden("cam_pgc_vit.npz" if which == "vit" else f"cam_pgc_cnn_{layer}.npz", photographs=True)
+    )
     classifier, image, target = stored_case(golden, which, layer)
     monkeypatch.setattr(masking_module, "upsample", aligned_upsample)
     explanation = ScoreCAM(baseline=baseline)(classifier, image, target)
@@ -52,7 +55,7 @@ def test_score_cam_is_that_of_pytorch_grad_cam_but_for_aligned_corners(
 
 
 def test_score_cam_is_that_of_torchcam_up_to_where_masks_are_normalized(golden):
-    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz"))
+    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     saliency = ScoreCAM(baseline="mean")(classifier, image, target).saliency
     assert correlation(saliency, enlarged(stored["ScoreCAM.raw"])).min() > 0.999
@@ -60,7 +63,7 @@ def test_score_cam_is_that_of_torchcam_up_to_where_masks_are_normalized(golden):
 
 def test_is_cam_is_that_of_torchcam_with_torchcams_steps(golden, monkeypatch):
     # torchcam adds the steps up: its masks go from 0.1 to 5.5, where the path of the paper's integral goes to 1.
-    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz"))
+    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     monkeypatch.setattr(ScoreCAM, "step", lambda _, sample: sample * (sample + 1) / 20)
     saliency = ScoreCAM(smooth="integral", baseline="mean")(classifier, image, target).saliency
@@ -69,7 +72,7 @@ def test_is_cam_is_that_of_torchcam_with_torchcams_steps(golden, monkeypatch):
 
 def test_ss_cam_comes_close_to_torchcams(golden):
     torchcam = pytest.importorskip("torchcam.methods")
-    classifier, image, target = stored_case(golden, "cnn", "layer3")
+    classifier, image, target = made_case(golden, "cnn", "layer3")
     classifier.network.eval()
     normalized = (image - classifier.mean.view(3, 1, 1)) / classifier.std.view(3, 1, 1)
     with torch.no_grad(), torchcam.SSCAM(classifier.network, "layer3", num_samples=12, batch_size=64) as extractor:
@@ -87,7 +90,7 @@ def test_one_step_of_the_integral_is_score_cam_and_so_is_noise_of_none():
 
 @pytest.mark.parametrize("layer", ["layer3", "layer4"])
 def test_ablation_cam_is_that_of_pytorch_grad_cam(golden, layer):
-    stored = stored_values(golden(f"cam_pgc_cnn_{layer}.npz"))
+    stored = stored_values(golden(f"cam_pgc_cnn_{layer}.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", layer)
     logit = classifier(image).gather(1, target.unsqueeze(1))
     explanation = AblationCAM()(classifier, image, target)
@@ -108,7 +111,7 @@ def test_ablation_cam_of_a_vit_is_that_of_pytorch_grad_cam_with_zeros(golden):
                 output[i, :, index] = 0
             return output
 
-    classifier, image, target = stored_case(golden, "vit", VIT_LAYER)
+    classifier, image, target = made_case(golden, "vit", VIT_LAYER)
     image, target = image[:2], target[:2]
     peer = peers.AblationCAM(
         model=classifier,

@@ -48,7 +48,7 @@ def test_rises_masks_are_those_of_its_program(golden):
 
 @pytest.mark.parametrize("run", ["", "B."])
 def test_rise_with_its_programs_grids_gives_its_map(golden, monkeypatch, run):
-    stored = stored_values(golden("rise_saliency.npz"))
+    stored = stored_values(golden("rise_saliency.npz", photographs=True))
     classifier, image, target = stored_case(golden, "cnn", "layer4")
     grids = stored[f"{run}grid"].float(), stored[f"{run}shift_rc"]
     monkeypatch.setattr(RISE, "draw", lambda *_: grids)
@@ -92,14 +92,14 @@ def test_the_blur_is_that_of_torchrays_pyramid(golden):
     mean, std = (torch.tensor(values) for values in (MEAN, STD))
     pyramid = module._pyramid(image[:1], mean)[0]
     pyramid = (pyramid - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    stored = stored_values(golden("torchray.npz"))
+    stored = stored_values(golden("torchray.npz", photographs=True))
     torch.testing.assert_close(pyramid[:, :, ::4, ::4], stored["pyramid_image0"], atol=1e-5, rtol=0)
 
 
 def test_a_mask_reads_the_pyramid_as_torchrays_does(golden):
     _, image, _ = stored_case(golden, "cnn", "layer4")
     mean, std = (torch.tensor(values) for values in (MEAN, STD))
-    stored = stored_values(golden("torchray.npz"))
+    stored = stored_values(golden("torchray.npz", photographs=True))
     blurred = module._blurred(module._pyramid(image[:1], mean), stored["generator_cropped"][0])
     torch.testing.assert_close(
         (blurred - mean.view(3, 1, 1)) / std.view(3, 1, 1), stored["apply_mask"], atol=1e-4, rtol=0
@@ -128,7 +128,7 @@ def test_the_smooth_maximum_has_a_gradient_for_every_node_and_covers_any_image()
 
 
 def test_the_first_steps_of_extremal_perturbation_are_those_of_torchray(golden):
-    stored = stored_values(golden("torchray.npz"))["simple.preserve.short20.area0.1.hist"]
+    stored = stored_values(golden("torchray.npz", photographs=True))["simple.preserve.short20.area0.1.hist"]
     classifier, image, target = stored_case(golden, "cnn", "layer4")
     with torch.enable_grad():
         _, rewards, penalties = ExtremalPerturbation(0.1, max_iter=20, step=4, sigma=8).masks(classifier, image, target)
@@ -147,7 +147,7 @@ def test_extremal_perturbation_ends_with_the_reward_and_area_of_torchray(golden,
     # The solution is not unique (ties in the sorted mask decide): rewards to 2 % and areas are compared, not masks. The
     # reward swings with the mirrored image from step to step; the mean of the last ten is taken. Of the area 0.3, whose
     # solutions differ most, the mean over the images is.
-    stored = stored_values(golden("torchray.npz"))
+    stored = stored_values(golden("torchray.npz", photographs=True))
     history, masks = stored[f"{job}.hist"][:, :, 0], stored[f"{job}.mask"]
     classifier, image, target = stored_case(golden, "cnn", "layer4")
     explainer = ExtremalPerturbation(max_iter=history.shape[2], step=4, sigma=8, **settings)
@@ -164,7 +164,7 @@ def test_extremal_perturbation_ends_with_the_reward_and_area_of_torchray(golden,
     [("simple.delete.area0.1", "delete", 20, 5e-3), ("simple.dual.area0.3", "dual", 14, 0.05)],
 )
 def test_the_games_of_extremal_perturbation_are_those_of_torchray(golden, job, game, steps, atol):
-    history = stored_values(golden("torchray.npz"))[f"{job}.hist"][:, 0, 0, :steps]
+    history = stored_values(golden("torchray.npz", photographs=True))[f"{job}.hist"][:, 0, 0, :steps]
     classifier, image, target = stored_case(golden, "cnn", "layer4")
     explainer = ExtremalPerturbation(float(job[-3:]), max_iter=steps, step=4, sigma=8, game=game)
     with torch.enable_grad():

@@ -106,7 +106,7 @@ def test_edge_values_differ_from_the_raw_formula_only_where_that_is_undefined(go
 @pytest.mark.parametrize("mask", ["pixels", "normalized"])
 def test_probabilities_of_a_real_network_give_the_stored_percentages(key, mask, golden):
     stored = json.loads(golden("adcc.json").read_text())[f"B.{key}"]
-    stored = stored["mask_times_01_pixels" if mask == "pixels" else "mask_times_normalized"]
+    stored = stored["mask_times_01_pixels" if mask == "pixels" else "mask_times_normalised"]
     with np.load(golden("adcc.npz")) as arrays:
         p, o = torch.from_numpy(arrays[f"B.{key}.p"]), torch.from_numpy(arrays[f"B.{key}.o_{mask}"])
     got = {name: function(p, o).item() for name, function in zip(("AD", "AG", "AI"), FUNCTIONS, strict=True)}

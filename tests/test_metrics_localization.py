@@ -104,7 +104,7 @@ class TestStoredResults:
         with np.load(golden("maps.npz")) as file:
             maps, boxes = torch.from_numpy(file["cam"])[:, None], file["seg_boxes_x0y0x1y1_exclusive"]
         got = energy_pointing_game(maps, [torch.from_numpy(box).double() for box in boxes])
-        values = json.loads(golden("quantus.json").read_text())["values"]["cam.normalize=False.abs=True"]
+        values = json.loads(golden("quantus.json").read_text())["values"]["cam.normalise=False.abs=True"]
         assert (got / 100).tolist() == pytest.approx(values["RelevanceMassAccuracy"], abs=1e-6)
         hits = standard_pointing_game(maps, [torch.from_numpy(box).double() for box in boxes])
         assert (hits / 100).tolist() == values["PointingGame"]

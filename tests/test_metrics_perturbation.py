@@ -47,7 +47,8 @@ def stored(golden):
     inputs = arrays(golden("inputs.npz"))
     x = (inputs["pixels_u8"].float() / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
     torch.testing.assert_close(network(x), inputs["cnn_logits"], rtol=0, atol=1e-5)
-    maps = {name: value[:, None] for name, value in arrays(golden("maps.npz")).items() if value.shape == (4, 64, 64)}
+    maps = arrays(golden("maps.npz", photographs=True))
+    maps = {name: value[:, None] for name, value in maps.items() if value.shape == (4, 64, 64)}
 
     def score(images, classes):
         """(4,S,3,H,W) -> (4,S) probabilities of the classes."""
@@ -100,7 +101,7 @@ class TestStoredCurves:
 
     def test_imputation_and_road_equal_grad_cam(self, stored, golden):
         x, maps, target, score = stored
-        adcc = arrays(golden("adcc.npz"))
+        adcc = arrays(golden("adcc.npz", photographs=True))
         values = json.loads(golden("adcc.json").read_text())["E"]["values"]
         percentiles = (20, 40, 60, 80)
         counts = road_counts(64 * 64, percentiles)

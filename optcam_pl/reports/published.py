@@ -92,7 +92,7 @@ def published() -> tuple[Published, ...]:
         [68.8]
     """
     kinds = get_type_hints(Published)
-    text = (files("optcam_pl") / "published.csv").read_text("utf-8")
+    text = (files("optcam_pl.reports") / "published.csv").read_text("utf-8")
     return tuple(
         Published(**{key: kinds[key](cell) for key, cell in row.items()}) for row in csv.DictReader(text.splitlines())
     )
