@@ -8,6 +8,7 @@ torchmetrics 1.9 and jsonargparse 4.53.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -195,14 +196,16 @@ def written_to(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def forward_hooks(module: nn.Module) -> dict[int, Any]:
+def forward_hooks(module: nn.Module) -> OrderedDict[int, Any]:
     """The hooks behind a module's forward, by the number of their handle."""
-    return module._forward_hooks
+    hooks: OrderedDict[int, Any] = module._forward_hooks  # type: ignore[assignment]
+    return hooks
 
 
-def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+def forward_pre_hooks(module: nn.Module) -> OrderedDict[int, Any]:
     """The hooks before a module's forward, by the number of their handle."""
-    return module._forward_pre_hooks
+    hooks: OrderedDict[int, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+    return hooks
 
 
 def in_backward() -> bool:

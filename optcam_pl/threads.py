@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -52,8 +53,15 @@ class OwnHook:
         return self._hook(*args) if get_ident() == self._thread else None
 
 
-def hook_output(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[], object]:
+def hook_output(
+    module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any], *, first: bool = False
+) -> Callable[[], object]:
     """`nn.Module.register_forward_hook` for this thread alone.
+
+    Args:
+        module: it is hung on.
+        hook: gets the module, its arguments and its output.
+        first: whether it is called before the hooks that are there.
 
     Returns:
         What takes the hook off again.
@@ -64,19 +72,23 @@ def hook_output(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -
     >>> seen
     [1]
     """
-    return _install(forward_hooks(module), hook)
+    return _install(forward_hooks(module), hook, first)
 
 
-def hook_input(module: nn.Module, hook: Callable[[nn.Module, Any], Any]) -> Callable[[], object]:
+def hook_input(
+    module: nn.Module, hook: Callable[[nn.Module, Any], Any], *, first: bool = False
+) -> Callable[[], object]:
     """`nn.Module.register_forward_pre_hook` for this thread alone; see `hook_output`."""
-    return _install(forward_pre_hooks(module), hook)
+    return _install(forward_pre_hooks(module), hook, first)
 
 
-def _install(hooks: dict[int, Any], hook: Callable[..., Any]) -> Callable[[], object]:
+def _install(hooks: OrderedDict[int, Any], hook: Callable[..., Any], first: bool) -> Callable[[], object]:
     # Not by register_forward_hook: the handles of two threads may get the same number there (torch counts them without
     # a lock), and the second hook then takes the first one's place. Torch's own numbers are never negative.
     number = -next(_NUMBERS)
     hooks[number] = OwnHook(hook)
+    if first:
+        hooks.move_to_end(number, last=False)
     return partial(hooks.pop, number, None)
 
 

@@ -298,9 +298,12 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     about = {"": "train a network", "test": "--model.help SaliencyTask", "compare": "--explainers"}
     for command, told in about.items():
         words = [*command.split(), "--help"]
-        with pytest.raises(SystemExit) as stopped:
-            main(words)
-        assert stopped.value.code == 0
+        if command:
+            with pytest.raises(SystemExit) as stopped:
+                main(words)
+            assert stopped.value.code == 0
+        else:
+            assert main(words) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert "--config" in text
         assert told in text

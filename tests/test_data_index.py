@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optcam_pl.data import index
+from optcam_pl.data import files as index
 
 
 @pytest.fixture(autouse=True)

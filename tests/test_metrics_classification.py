@@ -108,7 +108,10 @@ def test_probabilities_of_a_real_network_give_the_stored_percentages(key, mask, 
     stored = json.loads(golden("adcc.json").read_text())[f"B.{key}"]
     stored = stored["mask_times_01_pixels" if mask == "pixels" else "mask_times_normalised"]
     with np.load(golden("adcc.npz")) as arrays:
-        p, o = torch.from_numpy(arrays[f"B.{key}.p"]), torch.from_numpy(arrays[f"B.{key}.o_{mask}"])
+        p, o = (
+            torch.from_numpy(arrays[f"B.{key}.p"]),
+            torch.from_numpy(arrays[f"B.{key}.o_{mask.replace('normalized', 'normalised')}"]),
+        )
     got = {name: function(p, o).item() for name, function in zip(("AD", "AG", "AI"), FUNCTIONS, strict=True)}
     assert got == pytest.approx(stored, rel=1e-5)
 

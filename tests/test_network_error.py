@@ -297,6 +297,6 @@ def test_a_check_that_a_network_breaks_off_skips_one_method(monkeypatch: pytest.
 
     monkeypatch.setattr(GradCAM, "check", broken)
     outcome = compare.Outcome()
-    start: Any = lambda *_, **__: type("Made", (), {"model": Model()})  # noqa: E731
-    assert not compare._usable(compare.Method("GradCAM", "GradCAM", asked=False), start, [], outcome)
+    monkeypatch.setattr(compare, "OptcamCLI", lambda *_, **__: type("Made", (), {"model": Model()}))
+    assert not compare._usable(compare.Method("GradCAM", "GradCAM", asked=False), [], [], outcome)
     assert outcome.skipped == {"GradCAM": "Staged raised KeyError"}

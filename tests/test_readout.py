@@ -231,11 +231,20 @@ def test_gradient_checkpointing_is_refused_in_words():
 
 
 @pytest.mark.parametrize("explainer", [*METHODS, FullGrad()], ids=lambda explainer: type(explainer).__name__)
-def test_what_is_compiled_is_refused_in_words(explainer):
-    network = vit()
+def test_a_compiled_part_is_looked_into_all_the_same(explainer):
+    network, image = vit(), torch.rand(1, 3, 32, 32)
+    expected = explainer(Classifier(network, input_size=32), image, 0).saliency
     network.blocks[1].compile(backend="eager")  # nothing is compiled before the first call
+    torch.testing.assert_close(explainer(Classifier(network, input_size=32), image, 0).saliency, expected)
+
+
+@pytest.mark.parametrize("explainer", [*METHODS, FullGrad()], ids=lambda explainer: type(explainer).__name__)
+def test_what_is_compiled_later_is_refused_in_words(explainer):
+    network = vit()
+    classifier = Classifier(network, input_size=32)
+    network.blocks[1].compile(backend="eager")
     with pytest.raises(ValueError, match=r"blocks\.1 of VisionTransformer is under torch\.compile"):
-        explainer(Classifier(network, input_size=32), torch.rand(1, 3, 32, 32), 0)
+        explainer(classifier, torch.rand(1, 3, 32, 32), 0)
 
 
 def test_tokens_before_images():

@@ -298,6 +298,8 @@ def _means(behind: _Gradients, direct: Sequence[Tensor]) -> Tensor:
         groups += [_on_tokens(behind, direct, i, weights) for weights in of_rows]
         through = behind.of(behind.values[i], list(left[i].to(behind.values[i].dtype)))
         left = [rest - G if j <= i else rest for j, (rest, G) in enumerate(zip(left, through, strict=True))]
+    if not groups:
+        raise behind.refusal("gives none of its tokens a gradient, as where its weights are zero")
     return torch.stack(groups).sum(0) / len(groups)
 
 

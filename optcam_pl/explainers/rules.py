@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.threads import OwnHook
+from optcam_pl.threads import hook_input, hook_output
 
 Family: TypeAlias = Literal["rescale", "relu", "lrp"]
 
@@ -81,8 +81,8 @@ class Watch(TorchFunctionMode):
             for full, module in self.classifier.named_modules():
                 name = full.removeprefix("network.")
                 before, after = functools.partial(self._enter, name), functools.partial(self._leave, name)
-                stack.callback(module.register_forward_pre_hook(OwnHook(before), prepend=True).remove)
-                stack.callback(module.register_forward_hook(OwnHook(after), prepend=True).remove)
+                stack.callback(hook_input(module, before, first=True))
+                stack.callback(hook_output(module, after, first=True))
             with self:
                 yield self
 
