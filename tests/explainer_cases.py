@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,22 +16,30 @@ from optcam_pl.network.classifier import Classifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 VIT_LAYER = "blocks.3.norm1"
+on_both = pytest.mark.parametrize("images", ["made", "photographs"])
 
 
-def stored_case(golden: Callable[..., Path], which: str, layer: str | list[str]) -> tuple[Classifier, Tensor, Tensor]:
-    """The network "cnn" or "vit" of the reference values, their four photographs (4,3,64,64) and targets."""
+def stored_case(
+    golden: Callable[..., Path], which: str, layer: str | list[str], images: str = "photographs"
+) -> tuple[Classifier, Tensor, Tensor]:
+    """The network "cnn" or "vit" of the reference values, four images (4,3,64,64) and targets.
+
+    The `images` are "photographs", or "made": drawn by formulas, and part of the project.
+    """
     classifier = stored_network(golden, which, layer)
-    with np.load(golden("inputs.npz")) as stored:
-        return classifier, torch.from_numpy(stored["pixels_u8"]).float() / 255, torch.from_numpy(stored["target"])
+    with np.load(golden("made_inputs.npz" if images == "made" else "inputs.npz")) as stored:
+        target = stored[f"{which}_target" if images == "made" else "target"]
+        return classifier, torch.from_numpy(stored["pixels_u8"]).float() / 255, torch.from_numpy(target)
 
 
 def made_case(golden: Callable[..., Path], which: str, layer: str | list[str]) -> tuple[Classifier, Tensor, Tensor]:
-    """The same network with four made-up images, for programs that the test runs itself."""
-    drawn = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    image = F.interpolate(drawn, size=64, mode="bicubic", align_corners=False).clamp(0, 1)
-    classifier = stored_network(golden, which, layer)
-    with torch.no_grad():
-        return classifier, image, classifier(image).argmax(1)
+    """The network with the four drawn images, for programs that the test runs itself."""
+    return stored_case(golden, which, layer, "made")
+
+
+def reference(golden: Callable[..., Path], name: str, images: str) -> dict[str, Tensor]:
+    """What another program computed on the images of `stored_case`: all arrays of the file `name`.npz."""
+    return stored_values(golden(f"made_{name}.npz") if images == "made" else golden(f"{name}.npz", photographs=True))
 
 
 def stored_network(golden: Callable[..., Path], which: str, layer: str | list[str]) -> Classifier:

@@ -112,8 +112,9 @@ def test_probabilities_are_float32_in_half_precision_and_float64_in_double() -> 
         assert Classifier(small()).probabilities(image).dtype == torch.float32
 
 
-def test_stored_logits_of_the_tiny_networks(golden: Callable[[str], Path]) -> None:
-    weights, inputs = np.load(golden("models.npz")), np.load(golden("inputs.npz"))
+@pytest.mark.parametrize("inputs_file", ["made_inputs.npz", "inputs.npz"])
+def test_stored_logits_of_the_tiny_networks(golden: Callable[[str], Path], inputs_file: str) -> None:
+    weights, inputs = np.load(golden("models.npz")), np.load(golden(inputs_file))
     cnn = timm.models.resnet.ResNet(
         timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(16, 24, 32, 48), output_stride=8
     )

@@ -16,8 +16,9 @@ from explainer_cases import (
     enlarged,
     leaves_no_trace,
     made_case,
+    on_both,
+    reference,
     stored_case,
-    stored_values,
     tiny_cnn,
 )
 from torch import Tensor, nn
@@ -87,8 +88,9 @@ def test_stochastic_methods_are_captums_up_to_their_random_numbers(golden, which
     assert correlation(explained["smooth"].saliency, shown(noisy)).min() > 0.95
 
 
+@on_both
 @pytest.mark.parametrize(("which", "layer"), CASES)
-def test_lime_is_captums_with_a_linear_model_that_is_not_ours(golden, which, layer):
+def test_lime_is_captums_with_a_linear_model_that_is_not_ours(golden, which, layer, images):
     linear_model = pytest.importorskip("sklearn.linear_model")
 
     class Ridge:
@@ -103,7 +105,7 @@ def test_lime_is_captums_with_a_linear_model_that_is_not_ours(golden, which, lay
         distance = 1 - float(F.cosine_similarity(z.float(), torch.ones_like(z, dtype=torch.float32)))
         return float(np.sqrt(np.exp(-(distance**2) / 0.25**2)))
 
-    classifier, image, target = stored_case(golden, which, layer)
+    classifier, image, target = stored_case(golden, which, layer, images)
     settings = {"segments": "grid", "num_segments": 9, "n_samples": 600, "sign": "all", "chunk_size": 50}
     ours = LIME(**settings)(classifier, image[:1], target[:1]).saliency
     logit = LIME(**settings, output="logit")(classifier, image[:1], target[:1]).saliency
@@ -134,13 +136,14 @@ def test_lime_finds_the_superpixel_that_the_answer_comes_from():
     assert both[:8].max() == 0
 
 
-def test_a_layers_attribution_is_laid_on_its_grid(golden):
-    classifier, image, target = stored_case(golden, "cnn", "layer4")
-    theirs = stored_values(golden("cam_others_cnn.npz"))["captum_LayerGradCam"]
+@on_both
+def test_a_layers_attribution_is_laid_on_its_grid(golden, images):
+    classifier, image, target = stored_case(golden, "cnn", "layer4", images)
+    theirs = reference(golden, "cam_others_cnn", images)["captum_LayerGradCam"]
     ours = CaptumExplainer("LayerGradCam")(classifier, image, target).saliency
     assert correlation(ours, enlarged(theirs.clamp(min=0))).min() > 0.999
     torch.testing.assert_close(ours, GradCAM()(classifier, image, target).saliency, atol=1e-4, rtol=0)
-    vit, image, target = stored_case(golden, "vit", VIT_LAYER)
+    vit, image, target = stored_case(golden, "vit", VIT_LAYER, images)
     weighted = CaptumExplainer("LayerGradientXActivation", reduction="sum")(vit, image, target)
     assert not weighted.degenerate.any()
     with pytest.raises(ValueError, match="has tokens"):

@@ -15,8 +15,9 @@ from explainer_cases import (
     enlarged,
     leaves_no_trace,
     made_case,
+    on_both,
+    reference,
     stored_case,
-    stored_values,
     tiny_cnn,
     tiny_vit,
 )
@@ -27,10 +28,12 @@ from optcam_pl.explainers import masking as masking_module
 from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.masking import ablate
 from optcam_pl.explainers.upper_part import UpperPart
+from optcam_pl.maps import normalize, upsample
 from optcam_pl.network.capture import LayerNotCalledError
 from optcam_pl.network.classifier import Classifier
 
 
+@on_both
 @pytest.mark.parametrize(
     ("which", "layer", "key", "baseline"),
     [
@@ -41,30 +44,43 @@ from optcam_pl.network.classifier import Classifier
     ],
 )
 def test_score_cam_is_that_of_pytorch_grad_cam_but_for_aligned_corners(
-    golden, monkeypatch, which, layer, key, baseline
+    golden, monkeypatch, which, layer, key, baseline, images
 ):
     # The package masks the normalized image: a masked pixel has the network's mean color. "_pixels" is black.
-    stored = stored_values(
-        golden("cam_pgc_vit.npz" if which == "vit" else f"cam_pgc_cnn_{layer}.npz", photographs=True)
-    )
-    classifier, image, target = stored_case(golden, which, layer)
+    stored = reference(golden, "cam_pgc_vit" if which == "vit" else f"cam_pgc_cnn_{layer}", images)
+    classifier, image, target = stored_case(golden, which, layer, images)
     monkeypatch.setattr(masking_module, "upsample", aligned_upsample)
     explanation = ScoreCAM(baseline=baseline)(classifier, image, target)
     torch.testing.assert_close(explanation.weights, stored[f"{key}.weights"], atol=1e-5, rtol=1e-4)
     assert correlation(explanation.saliency, stored[f"{key}.map"]).min() > 0.999
 
 
+@on_both
+def test_score_cam_is_that_of_torchcam_with_masks_that_are_normalized_before_they_are_upsampled(
+    golden, monkeypatch, images
+):
+    stored = reference(golden, "cam_torchcam_cnn_layer3", images)
+    classifier, image, target = stored_case(golden, "cnn", "layer3", images)
+    monkeypatch.setattr(masking_module, "upsample", lambda maps, size: upsample(normalize(maps), size))
+    monkeypatch.setattr(masking_module, "normalize", lambda maps, **_: maps)
+    explanation = ScoreCAM(baseline="mean")(classifier, image, target)
+    torch.testing.assert_close(explanation.weights, stored["ScoreCAM.weights"], atol=1e-5, rtol=1e-4)
+    assert correlation(explanation.saliency, enlarged(stored["ScoreCAM.raw"])).min() > 0.999
+
+
 def test_score_cam_is_that_of_torchcam_up_to_where_masks_are_normalized(golden):
-    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz", photographs=True))
+    # The order matters more on the drawn images (0.9926), which are compared in torchcam's order above.
+    stored = reference(golden, "cam_torchcam_cnn_layer3", "photographs")
     classifier, image, target = stored_case(golden, "cnn", "layer3")
     saliency = ScoreCAM(baseline="mean")(classifier, image, target).saliency
     assert correlation(saliency, enlarged(stored["ScoreCAM.raw"])).min() > 0.999
 
 
-def test_is_cam_is_that_of_torchcam_with_torchcams_steps(golden, monkeypatch):
+@on_both
+def test_is_cam_is_that_of_torchcam_with_torchcams_steps(golden, monkeypatch, images):
     # torchcam adds the steps up: its masks go from 0.1 to 5.5, where the path of the paper's integral goes to 1.
-    stored = stored_values(golden("cam_torchcam_cnn_layer3.npz", photographs=True))
-    classifier, image, target = stored_case(golden, "cnn", "layer3")
+    stored = reference(golden, "cam_torchcam_cnn_layer3", images)
+    classifier, image, target = stored_case(golden, "cnn", "layer3", images)
     monkeypatch.setattr(ScoreCAM, "step", lambda _, sample: sample * (sample + 1) / 20)
     saliency = ScoreCAM(smooth="integral", baseline="mean")(classifier, image, target).saliency
     assert correlation(saliency, enlarged(stored["ISCAM.raw"])).min() > 0.999
@@ -88,10 +104,11 @@ def test_one_step_of_the_integral_is_score_cam_and_so_is_noise_of_none():
         torch.testing.assert_close(smooth(classifier, image, 1).saliency, plain)
 
 
+@on_both
 @pytest.mark.parametrize("layer", ["layer3", "layer4"])
-def test_ablation_cam_is_that_of_pytorch_grad_cam(golden, layer):
-    stored = stored_values(golden(f"cam_pgc_cnn_{layer}.npz", photographs=True))
-    classifier, image, target = stored_case(golden, "cnn", layer)
+def test_ablation_cam_is_that_of_pytorch_grad_cam(golden, layer, images):
+    stored = reference(golden, f"cam_pgc_cnn_{layer}", images)
+    classifier, image, target = stored_case(golden, "cnn", layer, images)
     logit = classifier(image).gather(1, target.unsqueeze(1))
     explanation = AblationCAM()(classifier, image, target)
     torch.testing.assert_close(explanation.weights / logit, stored["AblationCAM.weights"], atol=1e-5, rtol=1e-3)

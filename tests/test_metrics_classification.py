@@ -103,7 +103,7 @@ def test_edge_values_differ_from_the_raw_formula_only_where_that_is_undefined(go
 
 
 @pytest.mark.parametrize("key", ["cam", "noise"])
-@pytest.mark.parametrize("mask", ["pixels", "normalized"])
+@pytest.mark.parametrize("mask", ["pixels", "normalised"])  # as the stored arrays are called
 def test_probabilities_of_a_real_network_give_the_stored_percentages(key, mask, golden):
     stored = json.loads(golden("adcc.json").read_text())[f"B.{key}"]
     stored = stored["mask_times_01_pixels" if mask == "pixels" else "mask_times_normalised"]

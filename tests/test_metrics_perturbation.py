@@ -34,9 +34,8 @@ def arrays(path):
     return {name: torch.from_numpy(a.astype(np.int64) if a.dtype == np.uint16 else a) for name, a in numbers.items()}
 
 
-@pytest.fixture(scope="module")
-def stored(golden):
-    """The stored network's softmax, its four inputs, and the maps."""
+def stored_inputs(golden, images):
+    """Four images ("made" or "photographs"), their targets, and the stored network's softmax."""
     timm = pytest.importorskip("timm")
     network = timm.models.resnet.ResNet(
         timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(16, 24, 32, 48), output_stride=8
@@ -44,18 +43,34 @@ def stored(golden):
     weights = arrays(golden("models.npz"))
     network.load_state_dict({name[4:]: value for name, value in weights.items() if name.startswith("cnn.")})
     network.eval().requires_grad_(False)
-    inputs = arrays(golden("inputs.npz"))
+    inputs = arrays(golden("made_inputs.npz" if images == "made" else "inputs.npz"))
     x = (inputs["pixels_u8"].float() / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
     torch.testing.assert_close(network(x), inputs["cnn_logits"], rtol=0, atol=1e-5)
-    maps = arrays(golden("maps.npz", photographs=True))
-    maps = {name: value[:, None] for name, value in maps.items() if value.shape == (4, 64, 64)}
 
     def score(images, classes):
         """(4,S,3,H,W) -> (4,S) probabilities of the classes."""
         rows = network(images.flatten(0, 1)).softmax(1).unflatten(0, images.shape[:2])
         return rows[torch.arange(4), :, classes]
 
-    return x, maps, inputs["target"], score
+    return x, inputs["cnn_target" if images == "made" else "target"], score
+
+
+@pytest.fixture(scope="module")
+def stored(golden):
+    """The stored network's softmax, its four photographs, and the maps."""
+    x, target, score = stored_inputs(golden, "photographs")
+    maps = arrays(golden("maps.npz", photographs=True))
+    return x, {name: value[:, None] for name, value in maps.items() if value.shape == (4, 64, 64)}, target, score
+
+
+def stored_road(golden, images):
+    """What grad-cam computed: ROAD of four images each, and two imputed images."""
+    if images == "made":
+        return arrays(golden("made_road.npz"))
+    values = json.loads(golden("adcc.json").read_text())["E"]["values"]
+    road = {f"{name}.{key}": torch.tensor(row) for name in values for key, row in values[name].items() if "ROAD" in key}
+    adcc = arrays(golden("adcc.npz", photographs=True))
+    return road | {key.removeprefix("E."): value for key, value in adcc.items() if key.startswith("E.")}
 
 
 class TestStoredCurves:
@@ -99,25 +114,25 @@ class TestStoredCurves:
         torch.testing.assert_close(curve[:, :1] - curve[:, 1:], fall, rtol=0, atol=1e-5)
         torch.testing.assert_close(AOPC(regions=64).score(curve), 100 * fall.mean(1), rtol=0, atol=1e-3)
 
-    def test_imputation_and_road_equal_grad_cam(self, stored, golden):
-        x, maps, target, score = stored
-        adcc = arrays(golden("adcc.npz", photographs=True))
-        values = json.loads(golden("adcc.json").read_text())["E"]["values"]
+    @pytest.mark.parametrize("images", ["made", "photographs"])
+    def test_imputation_and_road_equal_grad_cam(self, images, golden):
+        x, target, score = stored_inputs(golden, images)
+        maps, theirs = arrays(golden("maps.npz")), stored_road(golden, images)
         percentiles = (20, 40, 60, 80)
         counts = road_counts(64 * 64, percentiles)
         for name in ("cam", "noise"):
             original = score(x[:, None], target)
             curves = {}
-            for order, saliency in (("MoRF", maps[name]), ("LeRF", -maps[name])):
-                images = imputed_images(x, pixel_rank(saliency), counts, noise=0)
+            for order, saliency in (("MoRF", maps[name][:, None]), ("LeRF", -maps[name][:, None])):
+                imputed = imputed_images(x, pixel_rank(saliency), counts, noise=0)
                 if name == "cam":
-                    image = adcc[f"E.cam.imputed_{order.lower()}40_image0"]
-                    torch.testing.assert_close(images[0, 1], image, rtol=0, atol=2e-4)
-                curves[order] = score(images, target)
-                change = [values[name][f"ROAD_{order}_{percentile}"] for percentile in percentiles]
-                torch.testing.assert_close(curves[order] - original, torch.tensor(change).T, rtol=0, atol=2e-4)
+                    image = theirs[f"cam.imputed_{order.lower()}40_image0"]
+                    torch.testing.assert_close(imputed[0, 1], image, rtol=0, atol=2e-4)
+                curves[order] = score(imputed, target)
+                change = torch.stack([theirs[f"{name}.ROAD_{order}_{p}"] for p in percentiles], dim=1)
+                torch.testing.assert_close(curves[order] - original, change, rtol=0, atol=2e-4)
             combined = Road(percentiles).score(curves["MoRF"], curves["LeRF"])
-            want = torch.tensor(values[name]["ROADCombined_20_40_60_80"])
+            want = theirs[f"{name}.ROADCombined_20_40_60_80"]
             torch.testing.assert_close(combined, 100 * want, rtol=0, atol=0.02)
 
     def test_areas_equal_torchcam_where_steps_are_equal_and_smm(self, golden):
