@@ -163,7 +163,7 @@ class ImageDataModule(LightningDataModule, ABC):
             names: names of the network's classes.
             network: the network's name, for the message.
             used: whether labels matter to the task. If not, a label whose class the network does not name becomes -1,
-            and the meaning of labels is not part of the fingerprint.
+                and the meaning of labels is not part of the fingerprint.
 
         Returns:
             Whether every class of the dataset is known to be a class of the network.
