@@ -1,4 +1,4 @@
-"""Pictures of maps: colors, overlays, panels. Arrays in, arrays out; nothing here touches a network."""
+"""Pictures of maps: colors, overlays, panels. Arrays in, arrays out; nothing here uses a network."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def heatmap(saliency: Tensor, colors: str = "jet") -> Picture:
 
 
 def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5) -> Picture:
-    """The colored map laid over the image (3,H,W); `opacity` in [0,1] is the map's share."""
+    """The colored map over the image (3,H,W); `opacity` in [0,1] is the map's share."""
     mixed = (1 - opacity) * picture(image).astype(np.float64) + opacity * heatmap(saliency)
     return np.asarray(mixed.round(), dtype=np.uint8)
 
 
 def row(pictures: Sequence[Picture], titles: Sequence[str] = (), gap: int = 4) -> Picture:
-    """Pictures of one height side by side on white, each under its title.
+    """Pictures of equal height side by side on white, each under its title.
 
     Args:
         pictures: (H,W,3) each.
-        titles: one for each picture, or none at all; may have several lines.
+        titles: one for each picture, or none at all; a title may have several lines.
         gap: white pixels between neighbors.
     """
     height = pictures[0].shape[0]
@@ -74,7 +74,7 @@ def column(pictures: Sequence[Picture], gap: int = 4) -> Picture:
 
 
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:
         return text
@@ -84,11 +84,11 @@ def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Figure:
-    """A figure of how many images of each class (row) were taken for which (column), colored by their share of a row.
+    """A confusion matrix: how many images of each class (row) were predicted as which (column), colored by row shares.
 
     Args:
-        matrix: (C,C) counts. Up to 20 classes they are written into the cells.
-        names: of the classes.
+        matrix: (C,C) counts, which are written into the cells for up to 20 classes.
+        names: names of the classes.
     """
     counts = np.asarray(matrix, dtype=float)
     few = len(counts) <= 20

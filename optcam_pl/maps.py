@@ -1,7 +1,7 @@
-"""Tensor maths that explainers and probes share: combine, upsample, normalize, baselines, masking.
+"""Tensor math that explainers and probes share: combine, upsample, normalize, baselines, masking.
 
 Shape letters, the same in every file: B images, C classes, K channels, h x w feature grid, H x W image, T steps.
-Everything here is differentiable, works on any device and never leaves it.
+Everything here is differentiable, works on any device, and stays on that device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def combine(weights: Tensor, features: Tensor) -> Tensor:
     """Weighted sum of feature maps, ``S = sum_k w_k A_k``.
 
     Args:
-        weights: (B,K) one weight a channel.
+        weights: (B,K) one weight per channel.
         features: (B,K,h,w) feature maps A.
 
     Returns:
@@ -35,8 +35,8 @@ def combine(weights: Tensor, features: Tensor) -> Tensor:
     >>> combine(torch.tensor([[0.25, 0.75]]), torch.tensor([[[[4.0]], [[8.0]]]]))
     tensor([[[[7.]]]])
     """
-    # A matrix product of its own for each image: the result of one does not depend on its neighbors. Autocast would
-    # round the weights, which Opti-CAM's optimizer moves by less than bfloat16 can tell.
+    # A separate matrix product for each image, so that its result does not depend on the other images. Autocast would
+    # round the weights, but Opti-CAM's optimizer moves them by less than bfloat16 can resolve.
     with torch.autocast(weights.device.type, enabled=False):
         maps = torch.bmm(weights.unsqueeze(1), features.flatten(2))
     return maps.view(features.shape[0], 1, *features.shape[2:])
@@ -61,13 +61,13 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def degenerate(maps: Tensor, how: Normalizer = "range") -> Tensor:
     """Which maps say nothing: constant up to rounding, or with a value that is not finite.
 
-    To be asked of a map *before* it is upsampled: interpolation turns a constant into rounding noise. A map is constant
-    where its largest and smallest value differ by four units of rounding of its largest magnitude or less, so that
-    its scale does not matter. A spread below the smallest normal number counts as none.
+    Check a map *before* it is upsampled: interpolation turns a constant into rounding noise. A map is constant if its
+    largest and smallest values differ by at most four rounding units of its largest magnitude, so its scale does not
+    matter. A spread below the smallest normal number counts as zero.
 
     Args:
         maps: (B,K,H,W) or (B,H,W).
-        how: the normalizer that follows; to `max` a map without a positive value says nothing either.
+        how: the normalizer that follows; for `max`, a map without a positive value says nothing either.
 
     Returns:
         (B,) bool.
@@ -83,26 +83,26 @@ def _speaks(low: Tensor, high: Tensor, how: Normalizer) -> Tensor:
     """Whether maps with these extremes say something."""
     info = torch.finfo(low.dtype)
     span = high - low
-    # Bilinear interpolation of a constant errs by up to 3.5 eps of it (tried on many sizes), the mean of six views by
-    # 2.5; hence 4. Neighboring numbers lie eps / 2 to eps apart, relatively: a signal of more than eight steps of
-    # the format is kept, however large its offset.
+    # Bilinear interpolation of a constant errs by up to 3.5 eps relative to it (tried on many sizes), the mean of six
+    # views by 2.5; hence 4. The relative distance of neighboring numbers is eps / 2 to eps: a signal of more than eight
+    # steps of the format is kept, no matter how large its offset is.
     noise = _ROUNDING * info.eps * torch.maximum(low.abs(), high.abs())
     speaks = torch.isfinite(span) & (span > noise) & (span > info.tiny)
     return speaks & (high > info.tiny) if how == "max" else speaks
 
 
 def level(maps: Tensor, features: Tensor) -> Tensor:
-    """Take out of a combination of feature maps what rounding alone has put into it.
+    """Remove from a combination of feature maps what comes from rounding alone.
 
-    Where all feature maps of an image are constant, so is every weighted sum of them. Computed, it is not quite: the
-    sum runs over many channels that may cancel out, and its rounding differs from place to place.
+    If all feature maps of an image are constant, so is every weighted sum of them. The computed sum is not quite
+    constant: it runs over many channels that may cancel, and its rounding differs from position to position.
 
     Args:
         maps: (B,1,h,w).
-        features: (B,K,h,w) of which `maps` is made.
+        features: (B,K,h,w) from which `maps` was computed.
 
     Returns:
-        (B,1,h,w): `maps`; its first value everywhere where all features are constant.
+        (B,1,h,w): `maps`; for an image whose features are all constant, its first value everywhere.
 
     >>> level(torch.tensor([[[[1e-8, 2e-8]]]]), torch.tensor([[[[3.0, 3.0]], [[-3.0, -3.0]]]]))
     tensor([[[[1.0000e-08, 1.0000e-08]]]])
@@ -111,7 +111,7 @@ def level(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def constant(features: Tensor) -> Tensor:
-    """(B,K,h,w) -> (B,): whether every channel of an image is finite and the same at all places, up to rounding."""
+    """(B,K,h,w) -> (B,): whether every channel of an image is finite and constant up to rounding."""
     low, high = features.detach().flatten(2).aminmax(dim=2)
     noise = _ROUNDING * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
     return (torch.isfinite(high - low) & (high - low <= noise)).all(1)
@@ -126,14 +126,14 @@ def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = N
     sigmoid   1/(1 + exp(-A))
     ========  ==========================================
 
-    The extremes are those of the single map (of each channel of an image), never of the batch. A map that is constant
-    up to rounding (see `degenerate`), one with a value that is not finite, and for `max` one without a positive value
-    become zeros; gradients there are zero as well, never NaN.
+    The extremes are those of the single map (of each channel of an image), never those of the batch. A map becomes
+    zeros if it is constant up to rounding (see `degenerate`), if it has a value that is not finite, or, for `max`, if
+    it has no positive value. Gradients there are also zero, never NaN.
 
     Args:
         maps: (B,K,H,W).
         how: the normalizer.
-        silent: bool, broadcasts to (B,K,1,1): maps that are known to say nothing, and become zeros as well.
+        silent: bool, broadcasts to (B,K,1,1): maps that are known to say nothing; they also become zeros.
 
     Returns:
         (B,K,H,W) in [0,1].
@@ -150,7 +150,7 @@ def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = N
         valid = _speaks(low, high, how)
         if silent is not None:
             valid = valid & ~silent
-    # The invalid ones are taken out before anything else, so that no NaN can come back through a gradient.
+    # Invalid maps are replaced before anything else, so that no NaN can come back through a gradient.
     maps = torch.where(valid, maps, 0)
     if how == "sigmoid":
         return torch.where(valid, maps.sigmoid(), 0)
@@ -164,10 +164,10 @@ def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = N
 
 
 def check_baseline(baseline: object) -> Baseline:
-    """The baseline as given, or an error in words.
+    """Check a baseline and return it.
 
     Raises:
-        ValueError: neither a known name nor three numbers in [0,1].
+        ValueError: it is neither a known name nor three numbers in [0,1].
 
     >>> check_baseline([0, 0.5, 1])
     (0.0, 0.5, 1.0)
@@ -185,7 +185,7 @@ def check_baseline(baseline: object) -> Baseline:
 
 @functools.cache
 def _blur_kernel() -> Tensor:
-    """The kernel of RISE's program: a Gaussian filter's answer to one point on an 11 x 11 grid, borders reflected."""
+    """The kernel of RISE's program: a Gaussian filter's response to one point on an 11 x 11 grid, borders reflected."""
     point = torch.zeros(_BLUR_KERNEL, dtype=torch.float64)
     point[_BLUR_KERNEL // 2] = 1
     return torch.from_numpy(gaussian_filter(point.numpy(), _BLUR_SIGMA))
@@ -196,7 +196,7 @@ def blur(image: Tensor, border: Tensor) -> Tensor:
 
     Args:
         image: (B,3,H,W).
-        border: (3,) the color that lies outside of the image. RISE pads the normalized image with zeros, which is the
+        border: (3,) the color outside of the image. RISE pads the normalized image with zeros, that is with the
             network's mean color.
 
     Returns:
@@ -210,7 +210,7 @@ def blur(image: Tensor, border: Tensor) -> Tensor:
 
 
 def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
-    """What stands where the mask is 0.
+    """The image that appears where the mask is 0.
 
     Args:
         image: (B,3,H,W) in [0,1].
@@ -233,7 +233,7 @@ def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
 
 
 def mask_image(image: Tensor, saliency: Tensor, reference: Tensor | None = None) -> Tensor:
-    """``x . s``: what is salient stays, the rest fades into the reference.
+    """``x . s``: the salient part stays, the rest fades into the reference.
 
     Args:
         image: (B,3,H,W) in [0,1], *before* mean/std.
@@ -252,7 +252,7 @@ def mask_image(image: Tensor, saliency: Tensor, reference: Tensor | None = None)
 
 
 def finite_range(values: Tensor) -> tuple[float, float]:
-    """Smallest and largest value in one pass; NaN if there is any.
+    """Smallest and largest value in one pass; NaN if any value is NaN.
 
     >>> finite_range(torch.tensor([1.0, 3.0]))
     (1.0, 3.0)

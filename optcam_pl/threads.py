@@ -1,18 +1,18 @@
-"""One network in many threads: whose hooks are called, and who waits for whom.
+"""One network in many threads: whose hooks are called, and which thread waits.
 
-1. A hook of ours belongs to the thread that installed it: passes that other threads send through the same network, by
-   the classifier or directly, are neither recorded, nor cut, nor changed by it. Methods that only record wait for
-   nobody.
-2. Where attributes of modules are replaced (`changing`), one thread does so at a time, and what is put there lets other
-   threads' passes through.
-3. Where the code of others hangs its own hooks on the network (`alone`), passes of other threads through a `Classifier`
-   wait until it is done. What does not go through a classifier cannot be made to wait.
-4. The generators that torch, numpy and Python share among all threads have one user at a time (`process_wide`). Numbers
-   that other code draws meanwhile, in another thread, come from the borrowed generators.
+1. A hook of this package belongs to the thread that installed it: it does not record, cut or change passes of other
+   threads through the same network, by the classifier or directly. Methods that only record never wait.
+2. Only one thread at a time replaces attributes of modules (`changing`), and the replacements let passes of other
+   threads through.
+3. While other people's code puts its own hooks on the network (`alone`), passes of other threads through a `Classifier`
+   wait until it is done. Passes that bypass the classifier cannot be made to wait.
+4. The random generators that torch, numpy and Python share among all threads have one user at a time (`process_wide`).
+   Numbers that other code draws meanwhile in another thread come from the borrowed generators.
 
-Order of the locks, first to last: `process_wide`, then one network's `changing` or `alone`, then a pass; who holds a
-later one never asks for an earlier one. All are re-entrant, and given back after an exception, KeyboardInterrupt too.
-They belong to the network, not to the classifier, which can be copied and pickled and may share its network.
+Order of the locks, first to last: `process_wide`, then one network's `changing` or `alone`, then a pass. A thread that
+holds a later lock never asks for an earlier one. All locks are re-entrant, and released after an exception, including
+KeyboardInterrupt. They belong to the network, not to the classifier, which can be copied and pickled and may share its
+network.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _NUMBERS = itertools.count(1)
 
 
 class OwnHook:
-    """A forward hook, or one before forward, that does nothing in threads other than the one that made it.
+    """A forward hook or forward pre-hook that does nothing in threads other than the one that created it.
 
-    Only these need it: autograd runs backward hooks, on a GPU, in threads of its own, but those belong to the graph of
-    one pass. `nn.DataParallel` over several GPUs runs parts of the batch in threads of its own, too; what a layer puts
-    out there is a part and is not recorded, so that the layer counts as not called, which is an error in words.
+    Only these hooks need it: on a GPU autograd runs backward hooks in threads of its own, but those belong to the graph
+    of one pass. `nn.DataParallel` over several GPUs also runs parts of the batch in threads of its own. A layer's
+    output there is only a part and is not recorded, so the layer counts as not called, which gives a clear error.
     """
 
     __slots__ = ("_hook", "_thread")
@@ -64,7 +64,7 @@ def hook_output(
         first: whether it is called before the hooks that are there.
 
     Returns:
-        What takes the hook off again.
+        A function that removes the hook again.
 
     >>> layer, seen = nn.Identity(), []
     >>> undo = hook_output(layer, lambda module, args, output: seen.append(output))
@@ -82,9 +82,15 @@ def hook_input(
     return _install(forward_pre_hooks(module), hook, first)
 
 
+<<<<<<< HEAD
 def _install(hooks: OrderedDict[int, Any], hook: Callable[..., Any], first: bool) -> Callable[[], object]:
     # Not by register_forward_hook: the handles of two threads may get the same number there (torch counts them without
     # a lock), and the second hook then takes the first one's place. Torch's own numbers are never negative.
+=======
+def _install(hooks: dict[int, Any], hook: Callable[..., Any]) -> Callable[[], object]:
+    # Not through register_forward_hook: there the handles of two threads may get the same number (torch counts them
+    # without a lock), and the second hook then replaces the first one. Torch's own numbers are never negative.
+>>>>>>> w-english
     number = -next(_NUMBERS)
     hooks[number] = OwnHook(hook)
     if first:
@@ -93,21 +99,22 @@ def _install(hooks: OrderedDict[int, Any], hook: Callable[..., Any], first: bool
 
 
 class _Gate:
-    """Who is in a pass of one network, who changes it, and who wants it alone."""
+    """Which threads are in a pass of one network, which one changes it, and which one wants it alone."""
 
     def __init__(self) -> None:
         self._changing = threading.RLock()
         self._state = threading.Condition()
-        self._passes: dict[int, int] = {}  # thread -> how many passes it is in, one inside the other
+        self._passes: dict[int, int] = {}  # thread -> how many nested passes it is in
         self._alone: int | None = None
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         me = get_ident()
-        depth = self._passes.get(me, 0)  # nobody else writes it
+        depth = self._passes.get(me, 0)  # no other thread writes it
         try:
             with self._state:
-                # In a backward pass checkpointing repeats a pass for a thread that waits for it, maybe in here, alone.
+                # In a backward pass, checkpointing repeats a pass for a thread that waits for it, maybe while holding
+                # `alone`.
                 if self._alone not in (None, me) and not depth and not in_backward():
                     self._state.wait_for(lambda: self._alone in (None, me))
                 self._passes[me] = depth + 1
@@ -119,7 +126,7 @@ class _Gate:
     def changing(self) -> Iterator[None]:
         me = get_ident()
         depth = self._passes.get(me, 0)
-        if depth:  # asked for in the middle of a pass, which the thread that is in here must not wait for
+        if depth:  # requested in the middle of a pass; the thread that holds the lock must not wait for it
             self._count(me, 0)
         with self._changing:
             if depth:
@@ -152,25 +159,25 @@ class _Gate:
 
 
 def passing(network: nn.Module) -> AbstractContextManager[None]:
-    """A pass of this thread through the network; it waits where another thread wants the network `alone`."""
+    """A pass of this thread through the network; it waits while another thread has the network `alone`."""
     return _gate(network).passing()
 
 
 def changing(network: nn.Module) -> AbstractContextManager[None]:
-    """No other thread replaces attributes of the network's modules meanwhile. Passes go on."""
+    """No other thread replaces attributes of the network's modules meanwhile. Passes continue."""
     return _gate(network).changing()
 
 
 def alone(network: nn.Module) -> AbstractContextManager[None]:
-    """`changing`, and no other thread is in a pass: those that have begun are waited for, new ones wait.
+    """`changing`, and no other thread is in a pass: it waits for passes that have begun; new passes wait for it.
 
-    Threads that the holder itself starts count as others: to wait for them, in here, is to wait for ever.
+    Threads that the holder itself starts count as other threads: waiting for them in here is a deadlock.
     """
     return _gate(network).alone()
 
 
 def process_wide() -> AbstractContextManager[object]:
-    """No other thread of this process is in here: for what cannot be one thread's own, as global random generators."""
+    """No other thread of this process is in here: for what all threads share, such as global random generators."""
     return _process
 
 
@@ -191,4 +198,4 @@ _process = threading.RLock()
 _making = threading.Lock()
 _gates: WeakKeyDictionary[nn.Module, _Gate] = WeakKeyDictionary()
 if os.name == "posix":
-    os.register_at_fork(after_in_child=_begin)  # the threads that held a lock do not exist in the child
+    os.register_at_fork(after_in_child=_begin)  # threads that held a lock do not exist in the child

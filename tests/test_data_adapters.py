@@ -114,7 +114,7 @@ def test_labels_of_any_kind_of_number_and_of_none() -> None:
         (1.5, "but got 1.5"),
         (-2, "but got -2"),
         (torch.tensor(1.5), "but got 1.5"),
-        ((0, 1), "Expected one label an image, but got 0 and 1"),
+        ((0, 1), "Expected one label per image, but got 0 and 1"),
     ],
 )
 def test_a_label_that_is_none_of_the_classes_is_refused_with_its_image(label: object, message: str) -> None:

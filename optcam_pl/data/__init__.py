@@ -1,4 +1,4 @@
-"""Datasets as LightningDataModules: every image exactly once, in a fixed order, for any number of processes."""
+"""Datasets as LightningDataModules: each image exactly once, in a fixed order, for any number of processes."""
 
 from optcam_pl.data.adapters import TorchvisionDataset
 from optcam_pl.data.base import ImageDataModule

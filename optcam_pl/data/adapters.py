@@ -1,4 +1,4 @@
-"""Datasets of other packages as ours."""
+"""Datasets of other packages as data modules of this package."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _ANNOTATIONS: dict[str, tuple[Annotation, ...]] = {
 
 _PATHS = ("root", "annFile", "img_folder")
 
-# Text comes first: a configuration's "2012" stays one.
+# Text comes first, so that a configuration's "2012" stays text.
 Argument: TypeAlias = str | bool | int | float | list[Any] | dict[str, Any] | None
 
 
 class TorchvisionReader:
-    """Reads an item of a torchvision dataset: the entry's path is its number, the folder in its id its part.
+    """Reads an item of a torchvision dataset: an entry's path is its number, the folder in its id is its part.
 
-    What comes with the image is understood by its kind: a number is the class; an image is a mask; a mapping is an
-    annotation of Pascal VOC; a list is one of COCO. Of several objects, the class is that of the one whose box is
-    largest, and the boxes (and COCO's masks) are those of all objects of this class.
+    The type of what comes with the image decides its meaning: a number is the class; an image is a mask; a mapping is
+    an annotation of Pascal VOC; a list is an annotation of COCO. If there are several objects, the one with the largest
+    box gives the class, and the boxes (and COCO's masks) are those of all objects of this class.
 
     Args:
-        datasets: the dataset by part; "" is the one to explain and measure on.
-        foreground: values of a mask image that are the object.
+        datasets: the datasets by part; "" is the one to explain and measure on.
+        foreground: values of a mask image that mean the object.
         categories: class index by VOC's name or COCO's category number.
-        classes: number of classes; None where it is unknown.
+        classes: number of classes; None if it is unknown.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class TorchvisionReader:
         """Read the item.
 
         Raises:
-            ImageReadError: its image is damaged or missing.
-            ValueError: its label is none of the dataset's classes.
-            TypeError: what comes with it is no label, mask or annotation.
+            ImageReadError: the image is damaged or missing.
+            ValueError: the label is not one of the dataset's classes.
+            TypeError: what comes with the image is no label, mask or annotation.
         """
         dataset = self.datasets[entry.id.rpartition("/")[0]]
         try:
@@ -106,7 +106,7 @@ class TorchvisionReader:
         number = class_number(label)
         if item.target is not None:
             raise ValueError(
-                f"Expected one label an image, but got {item.target} and {label}: ask for one target type."
+                f"Expected one label per image, but got {item.target} and {label}: ask for one target type."
             )
         if number is not None and self.classes is not None and number >= self.classes:
             raise ValueError(f"Expected a label in 0..{self.classes - 1} (-1: none), but got {label}.")
@@ -122,7 +122,7 @@ class TorchvisionReader:
         found = []
         for thing in annotation["object"]:
             xmin, ymin, xmax, ymax = (float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
-            # VOC numbers pixels from 1 and counts the last one in.
+            # VOC numbers pixels from 1 and includes the last one.
             found.append((self._category(thing["name"]), (xmin - 1, ymin - 1, xmax, ymax)))
         target = _largest(found)
         return item._replace(target=target, boxes=[box for number, box in found if number == target])
@@ -140,22 +140,23 @@ class TorchvisionReader:
 
 
 def _largest(found: Sequence[tuple[int, tuple[float, ...]]]) -> int:
-    """Class of the object with the largest box, -1 without any."""
+    """Class of the object with the largest box; -1 if there is none."""
     areas = [((x2 - x1) * (y2 - y1), -place) for place, (_, (x1, y1, x2, y2)) in enumerate(found)]
     return found[-max(areas)[1]][0] if areas else -1
 
 
 class TorchvisionDataset(ImageDataModule):
-    """Any image dataset of torchvision, with its boxes and masks where it has them; nothing is downloaded.
+    """Any image dataset of torchvision, with its boxes and masks if it has them; nothing is downloaded.
 
     Args:
         dataset: name of a class of ``torchvision.datasets``, such as "OxfordIIITPet", "VOCDetection", "CocoDetection".
-        arguments: its arguments, such as ``{root: data, split: test, target_types: [category, segmentation]}``; in
-            its paths, ~ and variables are expanded.
-        train_arguments: those that differ for its training images, such as ``{split: trainval}``; None: no training.
-        val_arguments: those that differ for its validation images.
-        foreground: values of a mask image that are the object; None: 1 for OxfordIIITPet, whose 2 is the background and
-            3 the border, and for others all but 0 (background) and 255 (void).
+        arguments: its arguments, such as ``{root: data, split: test, target_types: [category, segmentation]}``; ~ and
+            variables are expanded in paths.
+        train_arguments: the arguments that differ for its training images, such as ``{split: trainval}``; None: no
+            training.
+        val_arguments: the arguments that differ for its validation images.
+        foreground: values of a mask image that mean the object. None means 1 for OxfordIIITPet, where 2 is the
+            background and 3 the border, and all values but 0 (background) and 255 (void) for other datasets.
         **kwargs: of ImageDataModule.
 
     Raises:
@@ -196,7 +197,7 @@ class TorchvisionDataset(ImageDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes by index, where torchvision knows them."""
+        """Names of the classes by index, if torchvision knows them."""
         if self.dataset_name == "VOCDetection":
             return _VOC
         if self.dataset_name == "CocoDetection":
@@ -215,7 +216,7 @@ class TorchvisionDataset(ImageDataModule):
         return f"torchvision's {self.dataset_name} with {self.arguments}"
 
     def entries(self) -> list[Entry]:
-        """The numbers of the images; labels and annotations come with the image."""
+        """The numbers of the images; labels and annotations are read with the image."""
         return [Entry(f"{i:06}", str(i)) for i in range(len(self._datasets[""]))]
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
@@ -228,7 +229,7 @@ class TorchvisionDataset(ImageDataModule):
         return [Entry(f"{split}/{i:06}", str(i)) for i in range(len(self._datasets[split]))]
 
     def reader(self) -> Reader:
-        """What asks the dataset for an item."""
+        """The reader that gets an item from the dataset."""
         if self.dataset_name == "CocoDetection":
             categories = {number: index for index, number in enumerate(sorted(self._datasets[""].coco.cats))}
         else:
@@ -237,11 +238,11 @@ class TorchvisionDataset(ImageDataModule):
         return TorchvisionReader(self._datasets, self.foreground, categories, None if names is None else len(names))
 
     def source(self) -> dict[str, Any]:
-        """The dataset and those of its arguments that are no paths."""
+        """The dataset and its arguments, without paths."""
         return {"dataset": self.dataset_name} | _without_paths(self.arguments)
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """With the arguments of the training images, which their numbers do not tell."""
+        """Adds the arguments of the training images, which their numbers do not reveal."""
         return super().training_fingerprint() | {"train": _without_paths(self.part_arguments["train"] or {})}
 
 

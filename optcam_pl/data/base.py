@@ -1,4 +1,4 @@
-"""The abstract dataset: what it consists of is a subclass's business, how it is served stands here once."""
+"""The abstract dataset: subclasses say what it contains; this module says how it is served."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augm
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """A dataset to explain and to measure on: every stage sees the same images once each, in the same order, in blocks.
+    """A dataset to explain and to measure on: every stage sees each image once, in the same order, in blocks.
 
-    A subclass says what its images are (`entries`), perhaps what its classes are called (`class_names`), and which
-    annotations it has. Its loaders deal the blocks out to the trainer's processes by themselves.
+    A subclass says what its images are (`entries`), optionally what its classes are called (`class_names`), and which
+    annotations it has. The loaders distribute the blocks over the trainer's processes by themselves.
 
     A dataset that can train a network also lists its training and validation images (`training_entries`). A task that
-    fine-tunes sets `training`: then `fit` gets shuffled and augmented training images, and validation its own images.
+    fine-tunes a network sets `training`: then `fit` gets shuffled and augmented training images, and validation gets
+    its own images.
 
     Args:
-        batch_size: images in a block; fixed for a run, as results depend on it in the last digits.
-        num_workers: loader processes, 0 to read in this one.
-        size: side, or height and width, of the network's input in pixels; None for what the network was made for
-            (`match_network`), 224 where that is unknown.
-        resize: "stretch" to this size (the paper) or "crop" its middle.
-        interpolation: "bilinear" or "bicubic"; None for the network's own, "bilinear" where that is unknown.
-        limit: use that many images only, spread evenly over the dataset: index i * n // limit.
-        seed: with `limit`, a random choice of images instead; the same for the same seed on every machine.
-        on_error: "raise" ends the run at an image that cannot be read; "record" goes on with a black image whose
-            reason is in the batch's `error`.
-        max_errors: with "record", end the run when more images than that could not be read; None lets all pass.
-        timeout: seconds to wait for a loader process before the run ends with an error; 0 waits for ever.
-        transform: torchvision v2 transform of every image with its boxes and mask, before the resize; if it is random,
-            it is the same at every run.
-        augment: torchvision v2 transform of training images, in the place of a random crop of at least half the image
-            and a flip in every second one.
+        batch_size: images in a block; fixed for a run, because the last digits of the results depend on it.
+        num_workers: number of loader processes; 0 reads in the main process.
+        size: side, or height and width, of the network's input in pixels; None for the size that the network was made
+            for (`match_network`), 224 if that is unknown.
+        resize: "stretch" to this size (as in the paper) or "crop" the middle.
+        interpolation: "bilinear" or "bicubic"; None for the network's own, "bilinear" if that is unknown.
+        limit: use only this many images, spread evenly over the dataset: index i * n // limit.
+        seed: with `limit`, choose the images at random instead; the same seed gives the same choice on every machine.
+        on_error: "raise" ends the run at an image that cannot be read; "record" continues with a black image and puts
+            the reason into the batch's `error`.
+        max_errors: with "record", end the run when more images than this could not be read; None sets no limit.
+        timeout: seconds to wait for a loader process before the run ends with an error; 0 waits forever.
+        transform: torchvision v2 transform of every image with its boxes and mask, before the resize; a random
+            transform gives the same result in every run.
+        augment: torchvision v2 transform of training images; it replaces the default, a random crop of at least half
+            the image and a flip of every second image.
 
     Attributes:
-        name: name of the dataset in run folders and tables; the class's name in snake case where it has no better one.
-        annotations: which of "boxes" and "masks" its batches have.
-        todo: numbers of the blocks that are still to do, None for all; set it to resume a run.
-        training: whether `fit` trains a network; set by the task before loaders are made.
-        class_map: the network's class by the dataset's own one, -1 where it has none, as `match_classes` has found by
-            their names; None where they are the same.
+        name: name of the dataset in run folders and tables; by default the class's name in snake case.
+        annotations: which of "boxes" and "masks" the batches have.
+        todo: numbers of the blocks that remain to be done, None for all; set it to resume a run.
+        training: whether `fit` trains a network; the task sets it before the loaders are made.
+        class_map: the network's class for each class of the dataset, -1 if there is none, as found by `match_classes`
+            from the names; None if the classes are the same.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes by index, None where the dataset has no labels."""
+        """Names of the classes by index; None if the dataset has no labels."""
         return None
 
     @abstractmethod
@@ -120,7 +121,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def looked_for(self) -> str:
-        """What `entries` searches and where, in words, for the message that there is none."""
+        """A phrase that says what `entries` searches and where, for the message that nothing was found."""
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images to train on or to validate with.
@@ -128,23 +129,23 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: the dataset has none.
         """
-        raise ValueError(f"{type(self).__name__} has no {split} images, so that no network can be trained on it.")
+        raise ValueError(f"{type(self).__name__} has no {split} images, so no network can be trained on it.")
 
     def reader(self) -> Reader:
-        """What reads an entry; by default `read_entry`. It is sent to the loader processes, so it must be picklable."""
+        """The function that reads an entry; by default `read_entry`. It must be picklable for the loader processes."""
         return read_entry
 
     def source(self) -> dict[str, Any]:
-        """What the images depend on beside their ids and labels, as JSON, for the fingerprint: by default nothing."""
+        """What the images depend on besides their ids and labels, as JSON, for the fingerprint; by default nothing."""
         return {}
 
     def match_network(self, size: tuple[int, int], interpolation: Interpolation, crop_fraction: float) -> None:
-        """Preprocess as the network wants it wherever the user left it open; to be called before loaders are made.
+        """Use the network's preprocessing for all settings that the user left open; call this before loaders are made.
 
         Args:
             size: the network's input height and width.
-            interpolation: the interpolation that it was trained or is evaluated with.
-            crop_fraction: its share of the shorter side, for ``resize="crop"``.
+            interpolation: the interpolation with which it was trained or is evaluated.
+            crop_fraction: the crop's share of the shorter side, for ``resize="crop"``.
         """
         self._preprocessing = Preprocessing(
             self._size or (size[0], size[1]),
@@ -154,21 +155,22 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def match_classes(self, names: Sequence[str] | None, network: str, *, used: bool = True) -> bool:
-        """Give labels as the classes of a network that have the same names (`names.match_names`) from now on.
+        """From now on give labels as the network's classes with the same names (`names.match_names`).
 
-        Where names on either side are not known, labels stay as they are.
+        If the names on either side are unknown, labels stay unchanged.
 
         Args:
-            names: of the network's classes.
-            network: what it is called, for the message.
+            names: names of the network's classes.
+            network: the network's name, for the message.
             used: whether labels matter to the task. If not, a label whose class the network does not name becomes -1,
-                and what labels mean is no part of the fingerprint.
+                and the meaning of labels is not part of the fingerprint.
 
         Returns:
-            Whether every class of the dataset is known to be one of the network's.
+            Whether every class of the dataset is known to be a class of the network.
 
         Raises:
-            ValueError: labels matter, and the network does not have all of the dataset's classes; both sides' are told.
+            ValueError: labels matter, but the network lacks some of the dataset's classes; the message names those of
+                both sides.
         """
         own = self.class_names
         self.class_map, self._labels_used = None, used
@@ -182,15 +184,15 @@ class ImageDataModule(LightningDataModule, ABC):
         return -1 not in found and len(own) <= len(names)
 
     def network_class(self, label: int) -> int:
-        """The network's class of a label of `entries`, -1 without one."""
+        """The network's class for a label of `entries`; -1 if there is none."""
         return label if label < 0 or self.class_map is None else self.class_map[label]
 
     @staticmethod
     def of(trainer: Trainer) -> ImageDataModule:
-        """The data module that a trainer was given.
+        """The data module of a trainer.
 
         Raises:
-            TypeError: it is another kind, or none.
+            TypeError: it is of another kind, or missing.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ImageDataModule):
@@ -206,10 +208,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._preprocessing
 
     def setup(self, stage: str | None = None) -> None:
-        """List the images, once.
+        """List the images; done only once.
 
         Raises:
-            ValueError: there is none, two have the same id, or a label lies outside the classes.
+            ValueError: there is no image, two images have the same id, or a label lies outside the classes.
         """
         self._list("train" if self.training and stage == "fit" else "all")
 
@@ -232,8 +234,8 @@ class ImageDataModule(LightningDataModule, ABC):
         foreign = [name for name in classes or () if name and hidden(name)]
         if foreign:
             raise ValueError(
-                f"Expected names of classes, but {foreign[0]!r} is what a file manager calls a folder of its own. Take "
-                "it out of the images' folder, or use ImageFolder, which passes it over."
+                f"Expected names of classes, but {foreign[0]!r} is what a file manager calls a folder of its own. Move "
+                "it out of the images' folder, or use ImageFolder, which skips it."
             )
         wrong = next((e for e in entries if e.target < -1 or (classes and e.target >= len(classes))), None)
         if wrong:
@@ -261,15 +263,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks that the chosen images make."""
+        """Number of blocks of the chosen images."""
         return -(-len(self._list("all")) // self.batch_size)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a result depends on: name, images, labels and boxes (as SHA-256), source, transform, preprocessing."""
+        """What a result depends on: name, images, labels and boxes (SHA-256), source, transform, preprocessing."""
         return self._fingerprint("all")
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """What a fit depends on: `fingerprint`'s, of the training images, and their blocks, augmentation and order."""
+        """All that a fit depends on: `fingerprint` of the training images, their blocks, augmentation and order."""
         order = {"batch_size": self.batch_size, "augment": repr(self.augment), "seed": run_seed()}
         return self._fingerprint("train") | order
 
@@ -291,7 +293,7 @@ class ImageDataModule(LightningDataModule, ABC):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The block loader, or where a network is `training` the shuffled and augmented training images."""
+        """The block loader; if a network is `training`, the shuffled and augmented training images."""
         if not self.training:
             return self._block_loader()
         size = self.preprocessing.size
@@ -300,13 +302,13 @@ class ImageDataModule(LightningDataModule, ABC):
         prepare = Preprocessing(size, "stretch", interpolation=self.preprocessing.interpolation)
         table = self._table("train", prepare, transform)
         loader = TrainingLoader(table, self.batch_size, self._shares(), self._progress, self._options)
-        if self.trainer:  # Lightning starts the first iteration before it sets the epoch, which may not be the first
+        if self.trainer:  # Lightning starts iterating before it sets the epoch, which may not be the first
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             loader.set_epoch(progress.processed)
         return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The block loader; where a network is `training`, of the validation images."""
+        """The block loader; if a network is `training`, over the validation images."""
         if not self.training:
             return self._block_loader()
         table = self._table("val", self.preprocessing, self.transform)
@@ -327,14 +329,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _progress(self) -> tuple[int, int]:
-        """Blocks that were trained on so far, and blocks in an epoch."""
+        """Number of blocks trained on so far, and number of blocks in an epoch."""
         assert self.trainer is not None
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return total.processed, int(self.trainer.num_training_batches)
 
 
 def run_seed() -> int:
-    """The run's seed, where Lightning's `seed_everything` put it."""
+    """The run's seed, as set by Lightning's `seed_everything`."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 

@@ -1,4 +1,4 @@
-"""From entries to samples to batches; a broken image is its own row and nobody else's."""
+"""From entries to samples to batches; a broken image affects its own row only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Entry(NamedTuple):
 
     Attributes:
         id: name of the image, the same on every machine: its POSIX path relative to the data's root.
-        path: where the image is read from: its file, or whatever else the dataset's reader understands.
-        target: class index, -1 without a label.
-        boxes: xyxy boxes in the pixels of the upright image; None where the dataset has none or its reader brings them.
-        frame: width and height of the image that the boxes were drawn on, where that may be another size of this one.
+        path: the source of the image: its file, or anything else that the dataset's reader understands.
+        target: class index; -1 if there is no label.
+        boxes: xyxy boxes in the pixels of the upright image; None if the dataset has none or its reader provides them.
+        frame: width and height of the image on which the boxes were drawn, if that may be a resized version of this
+            one.
     """
 
     id: str
@@ -43,8 +44,8 @@ class Item(NamedTuple):
     Attributes:
         image: RGB.
         boxes: xyxy in its pixels.
-        mask: gray image of its size, not 0 on the object; None without one.
-        target: class index, where only reading the image tells it; None: the entry's.
+        mask: gray image of the same size, not 0 on the object; None if there is none.
+        target: class index, if only reading the image reveals it; None means the entry's.
     """
 
     image: Image.Image
@@ -57,10 +58,10 @@ Reader = Callable[[Entry], Item]
 
 
 def read_entry(entry: Entry) -> Item:
-    """Read an entry's image from its file; its boxes are scaled from the frame that they were drawn on.
+    """Read an entry's image from its file; scale its boxes from the frame on which they were drawn.
 
     Raises:
-        ImageReadError: the image cannot be read, or its sides have another ratio than the frame's by more than 2 %.
+        ImageReadError: the image cannot be read, or its aspect ratio differs from the frame's by more than 2 %.
     """
     image = read_image(entry.path)
     boxes = entry.boxes or ()
@@ -75,7 +76,7 @@ def read_entry(entry: Entry) -> Item:
 
 
 class Sample(TypedDict, total=False):
-    """One image as the network wants it; `boxes` and `mask` only where the dataset has them."""
+    """One image as the network expects it; `boxes` and `mask` only if the dataset has them."""
 
     image: Tensor  # (3,H,W) float32 in [0,1]
     target: int  # -1: no label
@@ -87,7 +88,7 @@ class Sample(TypedDict, total=False):
 
 
 class Batch(TypedDict, total=False):
-    """B samples; `boxes` and `mask` only where the dataset has them."""
+    """B samples; `boxes` and `mask` only if the dataset has them."""
 
     image: Tensor  # (B,3,H,W) float32 in [0,1]
     target: Tensor  # (B,) int64
@@ -104,14 +105,14 @@ class ImageTable(Dataset[Sample]):
     Args:
         entries: the images.
         preprocessing: how each becomes a tensor.
-        reader: reads an entry; raises ImageReadError where that fails.
-        on_error: "raise" lets an ImageReadError through; "record" returns a black sample that keeps its id and target
-            and holds the reason in `error`.
+        reader: reads an entry; raises ImageReadError if that fails.
+        on_error: "raise" raises the ImageReadError; "record" returns a black sample that keeps its id and target and
+            holds the reason in `error`.
         annotations: which of "boxes" and "masks" the samples have.
-        transform: torchvision v2 transform of the image with its boxes and mask, before the preprocessing. If it is
-            random, it depends on `seed`, the epoch and the index, and neither draws from nor moves any other state.
-        seed: of the transform.
-        class_map: the class that a label means, by label, -1 for none; None: the label itself.
+        transform: torchvision v2 transform of the image with its boxes and mask, before the preprocessing. A random
+            transform depends on `seed`, the epoch and the index; it neither reads nor changes any other random state.
+        seed: seed of the transform.
+        class_map: the class for each label, -1 for none; None means the label itself.
 
     Example:
         >>> table = ImageTable([Entry("a.png", "/nowhere/a.png", 3)], Preprocessing((2, 2)), on_error="record")
@@ -148,7 +149,7 @@ class ImageTable(Dataset[Sample]):
         return self.sample(index)
 
     def sample(self, index: int, epoch: int = 0) -> Sample:
-        """The sample of an index; `epoch` only matters to a random transform."""
+        """The sample at an index; `epoch` matters only to a random transform."""
         if index == PADDING:
             return self._sample(Entry("", ""), PADDING, None, "")
         if not 0 <= index < len(self.entries):
@@ -166,7 +167,7 @@ class ImageTable(Dataset[Sample]):
         return self._sample(entry, index, item, "")
 
     def _sample(self, entry: Entry, index: int, item: Item | None, error: str) -> Sample:
-        """The sample of an item that was read, a black one without an item."""
+        """The sample of an item that was read; a black sample if there is no item."""
         prepare = self.preprocessing
         image = prepare(item.image) if item else torch.zeros(3, *prepare.size)
         label = entry.target if item is None or item.target is None else item.target

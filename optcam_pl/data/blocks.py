@@ -1,4 +1,4 @@
-"""Which images a process sees, and in which order: blocks to measure on, shuffled blocks to train on, subsets."""
+"""Which images a process sees, and in which order: blocks for measuring, shuffled blocks for training, subsets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Block(NamedTuple):
 
 
 class BlockSampler(DistributedSampler[list[int]]):
-    """Cuts the indices 0 ... n-1 into blocks of one size and deals the blocks out to the processes.
+    """Cuts the indices 0 ... n-1 into blocks of one size and distributes the blocks over the processes.
 
-    Block k holds the indices from k * block_size on; the last one is filled up with -1. The block at position p of
-    `todo` belongs to rank p mod world_size. Every rank yields the same number of blocks, at least one; where there are
-    not enough, blocks of nothing but -1. It is a DistributedSampler so that Lightning, which under ddp puts its own
-    sampler in the place of any other kind, leaves it alone.
+    Block k holds the indices from k * block_size on; the last block is filled up with -1. The block at position p of
+    `todo` belongs to rank p mod world_size. Every rank yields the same number of blocks, at least one; missing blocks
+    consist of -1 only. The class is a DistributedSampler because Lightning replaces any other kind of sampler under
+    ddp.
 
     Args:
         n: number of images.
         block_size: images in a block.
         rank: this process.
         world_size: number of processes.
-        todo: numbers of the blocks that are still to do, None for all.
+        todo: numbers of the blocks that remain to be done, None for all.
 
     Example:
         >>> [list(BlockSampler(5, block_size=2, rank=rank, world_size=2)) for rank in (0, 1)]
@@ -70,19 +70,19 @@ class BlockSampler(DistributedSampler[list[int]]):
 class ShuffleSampler(DistributedSampler[Block]):
     """Shuffled full blocks for training, the same for the same seed and epoch; an epoch can start in its middle.
 
-    Every image is in at least one block of some rank. So that all blocks are full and all ranks have equally many,
-    the first images of the shuffled order come again at its end.
+    Every image is in at least one block of some rank. The first images of the shuffled order are repeated at its end,
+    so that all blocks are full and all ranks have the same number of blocks.
 
     Args:
         n: number of images, at least 1.
         block_size: images in a block.
-        seed: of the order; the epoch is added to it.
+        seed: seed of the order; the epoch is added to it.
         rank: this process.
         world_size: number of processes.
 
     Attributes:
         epoch: set by Lightning through `set_epoch`.
-        start: an epoch, and how many of its blocks are already done: when it is iterated, these are left out.
+        start: an epoch, and how many of its blocks are already done: iterating over that epoch skips these.
 
     Example:
         >>> sampler = ShuffleSampler(3, block_size=2, seed=0)
@@ -107,7 +107,7 @@ class ShuffleSampler(DistributedSampler[Block]):
         return self.length
 
     def __iter__(self) -> Iterator[Block]:
-        # Not a generator: the epoch counts when the iteration begins, not when its first block is asked for.
+        # Not a generator: the epoch is read when the iteration begins, not when the first block is requested.
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         total, size = self.length * self.num_replicas, self.block_size
         order = [order[i % self.n] for i in range(total * size)]
@@ -126,7 +126,7 @@ def _check_shares(n: int, block_size: int, rank: int, world_size: int) -> None:
 
 
 def seeded_order(names: Sequence[str], seed: int) -> list[int]:
-    """Positions of `names` in a random order that depends on the names and the seed alone, on every machine.
+    """Positions of `names` in a random order that depends only on the names and the seed, on every machine.
 
     Example:
         >>> seeded_order(["a", "b", "c"], 0), seeded_order(["c", "b", "a"], 0)
@@ -140,7 +140,7 @@ T = TypeVar("T")
 
 
 def choose(items: Sequence[T], names: Sequence[str], limit: int | None, seed: int | None = None) -> list[T]:
-    """At most `limit` items in their order: evenly spread, or with `seed` a random choice by their names.
+    """At most `limit` items in their order: evenly spread, or with `seed` chosen at random by their names.
 
     Example:
         >>> choose(range(10), "abcdefghij", 4), choose(range(10), "abcdefghij", 4, seed=0)

@@ -1,4 +1,4 @@
-"""Boxes: their formats, and XML annotations in Pascal VOC's layout, which is ImageNet's too, in a folder or a tar."""
+"""Boxes: their formats, and XML annotations in the layout of Pascal VOC and ImageNet, in a folder or a tar file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from optcam_pl.data.files import list_files, load_json, stem, store_json
 
 BoxFormat: TypeAlias = Literal["xyxy", "xywh"]
 
-_MAX_BYTES = 1_000_000  # of one annotation; ImageNet's are about a thousand
+_MAX_BYTES = 1_000_000  # limit for one annotation; ImageNet's have about a thousand
 
 
 def check_format(box_format: str) -> BoxFormat:
-    """The format. Raises ValueError where it is another than "xyxy" or "xywh"."""
+    """Return the format. Raises ValueError if it is neither "xyxy" nor "xywh"."""
     for known in get_args(BoxFormat):
         if box_format == known:
             return known  # type: ignore[no-any-return]
@@ -42,9 +42,9 @@ class Annotated(NamedTuple):
     """The objects of one image.
 
     Attributes:
-        frame: width and height of the image that was annotated, None where the file does not say.
-        boxes: xyxy as the file has them, taken as distances from the left and upper edge.
-        names: of the objects, in the order of the boxes.
+        frame: width and height of the image that was annotated; None if the file does not say.
+        boxes: xyxy as in the file, understood as distances from the left and upper edge.
+        names: names of the objects, in the order of the boxes.
     """
 
     frame: tuple[int, int] | None
@@ -53,7 +53,7 @@ class Annotated(NamedTuple):
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses document types, and with them every trick that entities can play."""
+    """Refuses document types, and thereby all attacks through entities."""
 
     def doctype(self, *_: object) -> None:
         raise ValueError("it declares a document type, which is refused")
@@ -63,7 +63,7 @@ def parse_annotation(data: bytes) -> Annotated:
     """Read one XML annotation.
 
     Raises:
-        ValueError: it is no such annotation, declares a document type, or is larger than a megabyte.
+        ValueError: the data is no such annotation, declares a document type, or is larger than a megabyte.
 
     Example:
         >>> parse_annotation(b'''<annotation><size><width>500</width><height>375</height></size><object>
@@ -98,22 +98,22 @@ def _text(element: ElementTree.Element, tag: str) -> str:
 
 
 def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
-    """All annotations of a folder (searched with what is below it) or of a tar file, by their stem.
+    """All annotations of a folder (searched recursively) or of a tar file, by their stem.
 
-    What was read is stored beside the source, and read from there for as long as no file's name, size or time changes.
+    The result is stored beside the source, and read from there as long as no file's name, size or time changes.
 
     Args:
         source: folder or .tar, .tar.gz, .tgz file.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: an annotation is damaged or two have the same stem; the message names it.
+        ValueError: an annotation is damaged, or two have the same stem; the message names it.
     """
     source = expanded_path(source)
     if not source.exists():
         raise FileNotFoundError(f"There is no folder or tar file of boxes {str(source)!r}.")
     files = list_files(source, frozenset({".xml"})) if source.is_dir() else [""]
-    digest = hashlib.sha256(b"1")  # the number of the format in which they are stored
+    digest = hashlib.sha256(b"1")  # version of the storage format
     for name in files:
         info = os.stat(f"{source}/{name}" if name else source)  # noqa: PTH116 (Path takes as long as the call itself)
         digest.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
@@ -127,7 +127,7 @@ def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
 
 
 def _pack(item: Annotated) -> str:
-    """One string, which is read much faster than nested lists: width, height, and a name and four numbers a box."""
+    """One string, which is faster to read than nested lists: width, height, then a name and four numbers per box."""
     boxes = [text for name, box in zip(item.names, item.boxes, strict=True) for text in (name, *map(repr, box))]
     return "\t".join([*map(str, item.frame or (0, 0)), *boxes])
 
@@ -159,7 +159,7 @@ def _folder_members(folder: Path, files: list[str]) -> Iterator[tuple[str, bytes
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The annotations in a tar, without unpacking it anywhere."""
+    """The annotations in a tar file, without unpacking it to disk."""
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:

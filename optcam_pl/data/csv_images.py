@@ -1,4 +1,4 @@
-"""Images that a CSV file lists, with their labels, boxes and split."""
+"""Images that are listed in a CSV file, with their labels, boxes and split."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class CSVImages(ImageDataModule):
 
     Args:
         file: the CSV file.
-        root: the folder that its paths begin at; None: the file's own.
+        root: the folder to which its paths are relative; None: the file's folder.
         path: column of the image's path.
-        label: column of the label: a class's name, or its index from 0, written as a whole number (7, 7.0, 007); empty,
-            -1, nan, NaN, None, NA, null or the like for none. None: there are no labels.
-        boxes: the four columns of a box, empty where an image has none; None: the dataset has no boxes.
+        label: column of the label: a class's name, or its index from 0, written as a whole number (7, 7.0, 007). Empty,
+            -1, nan, NaN, None, NA, null or the like mean no label. None: there are no labels.
+        boxes: the four columns of a box, empty if an image has none; None: the dataset has no boxes.
         box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
-        classes: the classes, as in ImageFolder; None: the sorted names that occur, or where all labels are numbers,
-            these. Then a file may not have words and numbers.
-        split: the part to explain and measure on, "train", "val" or "test"; None for every row. With a split, a network
+        classes: the classes, as in ImageFolder; None: the sorted names that occur, or the numbers if all labels are
+            numbers. In that case a file must not mix words and numbers.
+        split: the part to explain and measure on, "train", "val" or "test"; None for all rows. With a split, a network
             can be trained on the rows of "train" and validated on those of "val".
         split_column: column of the split.
-        delimiter: what separates columns, one character; "\t" for a tab.
-        encoding: what the file is written in, such as "latin-1" or "utf-16".
+        delimiter: the character that separates columns; "\t" for a tab.
+        encoding: the file's encoding, such as "latin-1" or "utf-16".
         allow_outside: whether paths may be absolute or lead out of `root`.
         **kwargs: of ImageDataModule.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: (in `setup`) a column is missing, or a row is wrong; the message says which.
+        ValueError: (in `setup`) a column is missing or a row is wrong; the message says which.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class CSVImages(ImageDataModule):
         return self._of(self.split)
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
-        """The images of a split. Raises ValueError where `split` is None, as the two would be the same images."""
+        """The images of a split. Raises ValueError if `split` is None, because the parts would be the same images."""
         if self.split is None:
             raise ValueError("Expected `split` to be given to train a network, whose test images must be others.")
         return self._of(split)
 
     def _read(self) -> dict[int, dict[str, str]]:
-        """The rows by the line that each ends in, with the columns by what they mean."""
+        """The rows by the number of their last line, with the columns by their meaning."""
         if self._rows is None:
             text = read_text(self.file, self.encoding, ", or give its `encoding`, such as latin-1 or utf-16")
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)
@@ -132,7 +132,7 @@ class CSVImages(ImageDataModule):
         return self._rows
 
     def _columns(self, header: list[str]) -> dict[str, int]:
-        """The place of each column that is used, by what it means; the number of columns as ""."""
+        """The position of each column in use, by its meaning; the number of columns as ""."""
         wanted = {kind: name for kind, name in self.columns.items() if name}
         wanted |= {f"box{i}": name for i, name in enumerate(self.boxes or [])}
         missing = sorted(set(wanted.values()) - set(header))

@@ -1,4 +1,4 @@
-"""Reading one image file into RGB pixels, or saying in words why that cannot be done."""
+"""Reads an image file into RGB pixels, or says in words why that cannot be done."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats that Pillow recognizes by their first bytes and decodes itself. Left out are those that take almost any bytes
-# for an image (TGA) and those that start another program (EPS starts Ghostscript).
+# Formats that Pillow recognizes by their first bytes and decodes itself. Formats that accept almost any bytes as an
+# image (TGA) or start another program (EPS starts Ghostscript) are left out.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "MPO", "AVIF")
 
 IMAGE_SUFFIXES = frozenset(
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif"),
     )
 )
-"""Endings, in lower case, of the files that are taken for images when a folder is searched."""
+"""Lower-case endings of the files that count as images when a folder is searched."""
 
 
 class ImageReadError(ValueError):
@@ -32,28 +32,28 @@ class ImageReadError(ValueError):
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
-        # One argument has to do: a DataLoader worker's exception is made anew from its message alone.
+        # One argument must suffice: an exception of a DataLoader worker is recreated from its message alone.
         super().__init__(message)
         self.reason = reason or message
 
 
 def read_image(path: str | os.PathLike[str] | bytes, *, as_stored: bool = False) -> Image.Image:
-    """Read an image file as it is meant to be looked at, in RGB with 8 bits a channel.
+    """Read an image file as it is meant to be viewed, in RGB with 8 bits per channel.
 
     The EXIF orientation is applied (a damaged EXIF block is ignored). Palettes, gray and CMYK are converted. 16-bit
-    gray is scaled by 255/65535, where Pillow's own conversion would clip it; floating-point gray must lie in [0, 1].
-    Transparent pixels are laid over white. Of an animation, the first frame is taken. Color profiles are ignored.
+    gray is scaled by 255/65535 (Pillow's own conversion would clip it); floating-point gray must lie in [0, 1].
+    Transparent pixels are put on white. The first frame of an animation is used. Color profiles are ignored.
 
     Args:
         path: the file, or its bytes.
-        as_stored: neither turn nor convert the pixels: those of a palette stay its numbers.
+        as_stored: neither rotate nor convert the pixels: those of a palette image stay palette indices.
 
     Returns:
-        An image of mode "RGB" (`as_stored`: of its own), fully decoded; the file is closed.
+        An image of mode "RGB" (with `as_stored`: of its own mode), fully decoded; the file is closed.
 
     Raises:
-        ImageReadError: the file is missing, empty, no image, cut off, damaged, or has more than Pillow's
-            ``Image.MAX_IMAGE_PIXELS`` pixels (a decompression bomb); the message holds its name and the reason.
+        ImageReadError: the file is missing, empty, no image, truncated, damaged, or has more than Pillow's
+            ``Image.MAX_IMAGE_PIXELS`` pixels (a decompression bomb); the message contains its name and the reason.
 
     Example:
         >>> import tempfile
@@ -78,7 +78,7 @@ def read_image(path: str | os.PathLike[str] | bytes, *, as_stored: bool = False)
 
 
 def _checked(path: str | os.PathLike[str] | bytes) -> str | io.BytesIO:
-    """What Pillow opens."""
+    """The file or bytes in a form that Pillow opens."""
     if isinstance(path, bytes):
         if not path:
             raise ImageReadError("the file is empty")
@@ -87,7 +87,7 @@ def _checked(path: str | os.PathLike[str] | bytes) -> str | io.BytesIO:
     if stat.S_ISDIR(info.st_mode):
         raise ImageReadError("it is a folder")
     if not stat.S_ISREG(info.st_mode):
-        raise ImageReadError("it is not a regular file")  # opening a pipe would wait for ever
+        raise ImageReadError("it is not a regular file")  # opening a pipe would wait forever
     if info.st_size == 0:
         raise ImageReadError("the file is empty")
     return os.fspath(path)
@@ -101,10 +101,10 @@ def _decode(file: str | io.BytesIO, as_stored: bool) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF block says; as it is stored where that block is damaged."""
+    """The image rotated as its EXIF block says; unchanged if that block is damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are sound, whatever the metadata is
+    except Exception:  # the pixels are sound, even if the metadata is not
         return image
 
 

@@ -1,4 +1,4 @@
-"""Searching folders, and keeping what was costly to find beside the data."""
+"""Searches folders, and stores results that were costly to find beside the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.data.decode import IMAGE_SUFFIXES
 
 _FOLDER = ".optcam_pl"
-# What file managers, network drives and archives put beside files, as thumbnails, bins and copies; all in lower case.
+# Names that file managers, network drives and archives give to thumbnails, trash and copies; all in lower case.
 _FOREIGN = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "lost+found", "__pycache__"),
@@ -27,7 +27,7 @@ _FOREIGN = frozenset(
 def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside: bool = False) -> list[str]:
     """POSIX paths, relative to `root`, of the files below it with one of these endings, sorted by code point.
 
-    Names that `hidden` tells are left out.
+    Names for which `hidden` is true are left out.
 
     Args:
         root: the folder to search.
@@ -40,7 +40,7 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
     """
     real = os.path.realpath(existing_folder(root))
     found: list[str] = []
-    stack: list[tuple[str, tuple[str, ...]]] = [("", (real,))]  # folder below root, real paths of it and those above
+    stack: list[tuple[str, tuple[str, ...]]] = [("", (real,))]  # folder below root, its real path and those above
     while stack:
         below, chain = stack.pop()
         with os.scandir(f"{real}{os.sep}{below}") as items:
@@ -60,13 +60,13 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
 
 
 def subfolders(root: Path) -> list[str]:
-    """Sorted names of the folders in `root`, without those that `hidden` tells."""
+    """Sorted names of the folders in `root`, without those for which `hidden` is true."""
     with os.scandir(root) as items:
         return sorted(item.name for item in items if not hidden(item.name) and item.is_dir())
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is nobody's own: its name begins with a dot, or is one that file managers give.
+    """Whether a file or folder is not the user's: its name begins with a dot, or is one that file managers use.
 
     Example:
         >>> [hidden(name) for name in ("._photo.jpg", "__MACOSX", "@eaDir", "cats", "lost+found")]
@@ -76,7 +76,7 @@ def hidden(name: str) -> bool:
 
 
 def holds_image(folder: Path, *, directly: bool = False) -> bool:
-    """Whether there is an image in a folder, or only `directly` in it; searched no further than to the first one."""
+    """Whether there is an image below a folder, or `directly` in it; the search stops at the first one."""
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -88,7 +88,7 @@ def holds_image(folder: Path, *, directly: bool = False) -> bool:
 
 
 def suffix(name: str) -> str:
-    """The ending of a file's name in lower case with its dot, "" without one.
+    """The ending of a file's name in lower case with its dot; "" if there is none.
 
     Example:
         >>> suffix("a.b.JPEG"), suffix("README")
@@ -113,8 +113,8 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     """The path of a folder, with ~ and variables expanded.
 
     Raises:
-        FileNotFoundError: there is nothing there.
-        NotADirectoryError: there is a file.
+        FileNotFoundError: nothing exists there.
+        NotADirectoryError: it is a file.
     """
     folder = expanded_path(path)
     if not folder.exists():
@@ -144,7 +144,7 @@ def check_inside(path: Path, root: Path, outside: bool) -> str:
 
 
 def load_json(root: Path, name: str) -> Any:
-    """What `store_json` stored for this folder under this name; None where there is nothing that can be read."""
+    """What `store_json` stored for this folder under this name; None if nothing can be read."""
     for folder in _stores(root):
         with contextlib.suppress(OSError, ValueError):
             return json.loads((folder / name).read_bytes())
@@ -152,10 +152,10 @@ def load_json(root: Path, name: str) -> Any:
 
 
 def store_json(root: Path, name: str, value: Any) -> None:
-    """Store a JSON value in the hidden folder `.optcam_pl` of `root`, or in the user's cache where that is read-only.
+    """Store a JSON value in the hidden folder `.optcam_pl` of `root`, or in the user's cache if `root` is read-only.
 
-    It is written to a temporary name and renamed, so that a reader never sees half of it. Where nothing can be written,
-    nothing is stored: everything that is stored here can be found anew.
+    The file is written under a temporary name and renamed, so that a reader never sees half of it. If nothing can be
+    written, nothing is stored: every value that is stored here can be computed again.
     """
     for folder in _stores(root):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Images as they lie about: single files, folders, and folders of classes with or without a split."""
+"""Datasets made of plain image folders: single files, folders, and folders of classes with or without a split."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _SPLIT_NAMES = frozenset((*_SPLITS, "training", "valid", "validation", "dev", "t
 
 
 class ImagePaths(ImageDataModule):
-    """Any images, without labels: files, folders (searched with what is below them) and patterns such as ``*.jpg``.
+    """Any images, without labels: files, folders (searched recursively) and patterns such as ``*.jpg``.
 
     Args:
-        paths: one of them or several. A file is read whatever its name ends in; in folders and patterns only files with
-            an image's ending count, and none whose name begins with a dot or that lies in a file manager's own folder.
-            An image that is named twice is taken once.
+        paths: one or several of these. A single file is read whatever its ending is; in folders and patterns only files
+            with an image's ending count, except those whose name begins with a dot or that lie in a file manager's own
+            folder. An image that is named twice is used once.
         **kwargs: of ImageDataModule.
 
     Raises:
@@ -51,7 +51,7 @@ class ImagePaths(ImageDataModule):
         if not self.paths:
             raise ValueError("Expected `paths` to name at least one file or folder, but it is empty.")
         for path in self.paths:
-            next(_expand(path), None)  # a wrong path is told at once
+            next(_expand(path), None)  # report a wrong path at once
         only = expanded_path(self.paths[0]).resolve()
         self.name = only.name if len(self.paths) == 1 and only.is_dir() and only.name else "images"
 
@@ -70,7 +70,7 @@ class ImagePaths(ImageDataModule):
 
 
 def _expand(path: str) -> Iterator[Path]:
-    """The image files of a file, a folder or a pattern. A name that exists is never taken for a pattern."""
+    """The image files of a file, a folder or a pattern. A name that exists is never treated as a pattern."""
     name = expanded_path(path)
     if name.is_dir():
         yield from (name / relative for relative in list_files(name))
@@ -92,27 +92,28 @@ def _expand(path: str) -> Iterator[Path]:
 class ImageFolder(ImageDataModule):
     """Folders of images, one for each class.
 
-    With a `split`, a network can be trained on the dataset too (on "train", validated on "val"). The split's images are
-    those of the folder of that name in `root`. Where there is no such folder, a split is drawn: of every class, an
-    eighth is for "val" and an eighth for "test", by `split_seed` and the images' ids, the same on every machine; the
-    list is stored as ``.optcam_pl/split_<seed>.json`` in `root`, and kept for as long as it names every image.
+    With a `split`, a network can also be trained on the dataset (on "train", validated on "val"). The images of a split
+    are those in the folder of that name in `root`. If there is no such folder, a split is drawn: an eighth of every
+    class goes to "val" and an eighth to "test". The draw depends on `split_seed` and the images' ids, so it is the same
+    on every machine. The list is stored as ``.optcam_pl/split_<seed>.json`` in `root`, and kept as long as it names
+    every image.
 
     Args:
-        root: the folder that holds the class folders, or the folders of a split; images may lie deeper in them.
-        classes: what the classes are and how they are numbered. "imagenet": ImageNet's 1000 classes, folders named by
-            wnid or by class name, any number of them, so that 500 of the 1000 folders still have ImageNet's indices. A
-            text file (one class a line) or a list: folders named by these. None: "imagenet" where every folder is named
-            by a wnid of ImageNet, otherwise the sorted names of the folders that hold an image. Case, and underscores
-            and hyphens for spaces, only matter where two classes differ in nothing else.
+        root: the folder that contains the class folders, or the folders of a split; images may lie deeper in them.
+        classes: what the classes are and how they are numbered. "imagenet": ImageNet's 1000 classes; folders are named
+            by wnid or by class name, and any number of them may exist, so that 500 of the 1000 folders still have
+            ImageNet's indices. A text file (one class per line) or a list: folders have these names. None: "imagenet"
+            if every folder is named by a wnid of ImageNet, otherwise the sorted names of the folders that contain an
+            image. Case, and underscores and hyphens for spaces, matter only if two classes differ in nothing else.
         split: "train", "val" or "test", the part to explain and measure on; None for everything.
-        split_seed: of the split that is drawn.
+        split_seed: seed of the split that is drawn.
         allow_outside: whether symbolic links may lead out of `root`.
         **kwargs: of ImageDataModule.
 
     Raises:
         FileNotFoundError: there is no such folder or class list.
-        ValueError: (in `setup`) a folder belongs to no class, or two to one, the nearest names are listed; or the class
-            folders lie deeper than in `root`, or `root` is one of them.
+        ValueError: (in `setup`) a folder belongs to no class (the message lists the nearest names), or two folders
+            belong to one; or the class folders lie deeper than in `root`, or `root` is one of them.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class ImageFolder(ImageDataModule):
         return self._of(self.split)
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
-        """The images of a split. Raises ValueError where `split` is None, as the two would be the same images."""
+        """The images of a split. Raises ValueError if `split` is None, because the parts would be the same images."""
         if self.split is None:
             raise ValueError("Expected `split` to be given to train a network, whose test images must be others.")
         return self._of(split)
@@ -192,7 +193,7 @@ class ImageFolder(ImageDataModule):
         return [entry for entry in entries if drawn[entry.id] == split]
 
     def _targets(self, folder: Path, filled: Sequence[str], names: tuple[str, ...]) -> Mapping[str, int]:
-        """Class index of each folder with images; folders without any that were to be classes are told."""
+        """Class index of each folder with images; warns of class folders without images."""
         aliases = imagenet_wnids() if names == imagenet_names() else ()
         try:
             target = match_folders(filled, names, aliases)
@@ -208,7 +209,7 @@ class ImageFolder(ImageDataModule):
         return target
 
     def _draw(self, entries: list[Entry]) -> Mapping[str, str]:
-        """Split of every id: the stored one, or else a new one with an eighth of every class each for val and test."""
+        """Split of every id: the stored one, or a new one with an eighth of every class each for val and test."""
         name = f"split_{self.split_seed}.json"
         stored = load_json(self.root, name)
         if isinstance(stored, dict) and stored.keys() >= {entry.id for entry in entries}:
@@ -224,13 +225,13 @@ class ImageFolder(ImageDataModule):
 
 
 class ChestXRay(ImageFolder):
-    """Kermany's chest X-rays (5216 to train, 16 to validate, 624 to test on): healthy or with pneumonia.
+    """Kermany's chest X-rays (5216 for training, 16 for validation, 624 for testing): healthy or with pneumonia.
 
     D. Kermany et al., "Identifying medical diagnoses and treatable diseases by image-based deep learning", Cell 172
     (2018). The layout is that of the download: chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg.
 
     Args:
-        root: the folder chest_xray or the one that it lies in.
+        root: the folder chest_xray or the folder that contains it.
         split: the part to explain and measure on.
         **kwargs: of ImageFolder.
     """
@@ -248,7 +249,7 @@ class Kvasir(ImageFolder):
     MMSys 2017. The layout is that of the download: one folder for each class; the split is drawn (see ImageFolder).
 
     Args:
-        root: the folder of the class folders, or the one that kvasir-dataset-v2 lies in.
+        root: the folder of the class folders, or the folder that contains kvasir-dataset-v2.
         split: the part to explain and measure on.
         **kwargs: of ImageFolder.
     """
@@ -265,7 +266,7 @@ class Kvasir(ImageFolder):
 
 
 def _check_level(root: Path, folders: Sequence[str]) -> None:
-    """Raises ValueError where the folders with images are parts of a split, or their only one holds the classes."""
+    """Raises ValueError if the folders with images are parts of a split, or if the only one contains the classes."""
     if ("train" in folders and {"val", "test"} & set(folders)) or (len(folders) > 1 and set(folders) <= _SPLIT_NAMES):
         raise ValueError(
             f"{str(root)!r} holds a split, {folders}: choose a part of it with `split`. (Its folders are to be named "
@@ -284,7 +285,7 @@ def _check_level(root: Path, folders: Sequence[str]) -> None:
 
 
 def _advice(root: Path, folders: Sequence[str], index: ClassIndex) -> str:
-    """Where the class folders are, if they lie one level deeper than in `root`."""
+    """Advice that says where the class folders are, if they lie one level deeper than in `root`."""
     for name in folders:
         if not index.knows(name) and any(index.knows(inner) for inner in subfolders(root / name)):
             return f" The classes are folders of {str(root / name)!r}: give it as `root`."

@@ -1,4 +1,4 @@
-"""Image datasets of Hugging Face's `datasets` as ours."""
+"""Image datasets of Hugging Face's `datasets` as data modules of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from optcam_pl.data.text import class_names_of
 
 
 def _modules() -> Any:
-    """The package, or how to get it."""
+    """Import the package, or say how to install it."""
     try:
         import datasets
     except ImportError as error:
@@ -33,7 +33,7 @@ _PATHS = ("data_dir", "data_files", "cache_dir")
 
 
 def _expanded(paths: Any) -> Any:
-    """A path, or a list of paths or those by part, with ~ and variables expanded; addresses stay as they are."""
+    """A path, a list of paths, or paths by part, with ~ and variables expanded; addresses stay unchanged."""
     if isinstance(paths, str):
         return paths if "://" in paths else str(expanded_path(paths))
     if isinstance(paths, dict):
@@ -42,22 +42,22 @@ def _expanded(paths: Any) -> Any:
 
 
 def _column(rows: Any, name: str) -> list[Any]:
-    """A column's cells, without the images beside them."""
+    """The cells of a column, without loading the images of the rows."""
     cells: list[Any] = rows.select_columns([name])[:][name]
     return cells
 
 
 class HuggingFaceReader:
-    """Reads a row: the entry's path is its number, the folder in its id its part. Images are decoded by `read_image`.
+    """Reads a row: an entry's path is its number, the folder in its id is its part. `read_image` decodes images.
 
     Args:
-        rows: the dataset by part, its images not decoded; "" is the one to explain and measure on.
+        rows: the datasets by part, with images not decoded; "" is the one to explain and measure on.
         image: column of the image.
-        mask: column of the mask, None without one.
-        boxes: column of the boxes, None without one; "objects.bbox" is a field of each of the column's objects.
+        mask: column of the mask; None if there is none.
+        boxes: column of the boxes; None if there is none. "objects.bbox" is a field of each of the column's objects.
         box_format: "xyxy" or "xywh".
-        foreground: values of a mask that are the object; None for all but 0.
-        root: images that the dataset only names lie in here; None: it may not name any.
+        foreground: values of a mask that mean the object; None for all but 0.
+        root: folder of the images that the dataset only names; None: it must not name any.
         allow_outside: whether they may lie anywhere.
     """
 
@@ -77,7 +77,7 @@ class HuggingFaceReader:
         self.root, self.allow_outside = root, allow_outside
 
     def __call__(self, entry: Entry) -> Item:
-        """Read the row. Raises ImageReadError where its image, mask or boxes are damaged, missing or out of bounds."""
+        """Read the row. Raises ImageReadError if its image, mask or boxes are damaged, missing or out of bounds."""
         row = self.rows[entry.id.rpartition("/")[0]][int(entry.path)]
         try:
             image = read_image(self._source(row[self.image]))
@@ -107,7 +107,7 @@ class HuggingFaceReader:
             return []
         column, _, field = self.boxes.partition(".")
         cell = row[column]
-        if field:  # a mapping of lists, or a list of mappings, as the version of `datasets` has it
+        if field:  # a mapping of lists or a list of mappings, depending on the version of `datasets`
             cell = cell[field] if isinstance(cell, dict) else [thing[field] for thing in cell or []]
         boxes = [[float(side) for side in box] for box in cell or []]
         if any(len(box) != 4 for box in boxes):
@@ -115,7 +115,7 @@ class HuggingFaceReader:
         return [to_corners(box, self.box_format) for box in boxes]
 
     def _mask(self, cell: dict[str, Any]) -> Image.Image:
-        # As stored: the numbers of a palette are classes, its colors are not.
+        # As stored: palette indices are classes, the palette's colors are not.
         pixels = np.asarray(read_image(self._source(cell), as_stored=True))
         pixels = pixels.max(2) if pixels.ndim == 3 else pixels
         shown = pixels != 0 if self.foreground is None else np.isin(pixels, self.foreground)
@@ -123,10 +123,10 @@ class HuggingFaceReader:
 
 
 class HuggingFaceDataset(ImageDataModule):
-    """An image dataset of Hugging Face's `datasets`: of the hub, of a folder, or written by ``save_to_disk``.
+    """An image dataset of Hugging Face's `datasets`: from the hub, from a folder, or written by ``save_to_disk``.
 
     Its labels are a column of class numbers or names. The images are decoded here, not by that package, so that
-    orientation, depth and damage are treated as in every other dataset. Code of a dataset is never run.
+    orientation, depth and damage are handled as in every other dataset. A dataset's own code is never run.
 
     Args:
         path: what ``datasets.load_dataset`` takes, such as "beans", "imagefolder" or "parquet"; or a folder that
@@ -136,19 +136,19 @@ class HuggingFaceDataset(ImageDataModule):
         val_split: the part to validate on while training.
         arguments: other arguments of ``load_dataset``, such as ``{data_dir: FOLDER}``, ``{name: CONFIGURATION}``.
         image: column of the image; None: the only one that has images.
-        label: column of the class; None: the only one with named classes, if there is one. Of a column without named
-            classes, text that is numbers is read as numbers; nothing, -1, NaN and the like is no label.
-        boxes: column of a list of boxes an image, such as "boxes" or "objects.bbox"; None: the dataset has no boxes.
+        label: column of the class; None: the only one with named classes, if there is one. In a column without named
+            classes, text that consists of numbers is read as numbers; empty cells, -1, NaN and the like mean no label.
+        boxes: column of a list of boxes per image, such as "boxes" or "objects.bbox"; None: the dataset has no boxes.
         box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
         mask: column of the mask; None: the dataset has no masks.
-        foreground: values of the mask that are the object; None: all but 0.
-        image_root: folder of the images where the dataset holds only their paths; None: ``data_dir``, or `path` if it
+        foreground: values of the mask that mean the object; None: all but 0.
+        image_root: folder of the images if the dataset contains only their paths; None: ``data_dir``, or `path` if it
             is a folder.
         allow_outside: whether such paths may lie outside `image_root`.
         **kwargs: of ImageDataModule.
 
     Raises:
-        ImportError: without the extra ``optcam_pl[datasets]``.
+        ImportError: the extra ``optcam_pl[datasets]`` is not installed.
         ValueError: a setting is wrong; or (in `setup`) a column is missing or of the wrong kind, or has to be named.
     """
 
@@ -191,7 +191,7 @@ class HuggingFaceDataset(ImageDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes by index: the dataset's own; for a column of names, these sorted."""
+        """Names of the classes by index: the dataset's own; for a column of names, the sorted names."""
         rows = self._part("")
         label = self.columns["label"]
         if label is None:
@@ -212,11 +212,11 @@ class HuggingFaceDataset(ImageDataModule):
         return f"rows of the split {self.splits['']!r} of the dataset {self.path!r}"
 
     def entries(self) -> list[Entry]:
-        """The rows by their number, with their labels; boxes and masks come with the image."""
+        """The rows by their number, with their labels; boxes and masks are read with the image."""
         return self._of("")
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
-        """The rows of a part. Raises ValueError where `train_split` or `val_split` is None."""
+        """The rows of a part. Raises ValueError if `train_split` or `val_split` is None."""
         if self.splits[split] is None:
             raise ValueError(f"Expected `{split}_split` to be given to train a network, but got None.")
         return self._of(split)
@@ -235,7 +235,7 @@ class HuggingFaceDataset(ImageDataModule):
         return [Entry(f"{prefix}{i:06}", str(i), target) for i, target in enumerate(targets)]
 
     def reader(self) -> Reader:
-        """What reads a row."""
+        """The reader of a row."""
         self._part("")  # its columns may not be known yet
         shown = (self.box_format, self.foreground, self.root, self.allow_outside)
         return HuggingFaceReader(self._rows, str(self.columns["image"]), self.columns["mask"], self.boxes, *shown)
@@ -248,11 +248,11 @@ class HuggingFaceDataset(ImageDataModule):
         return {"dataset": Path(self.path).name, "split": self.splits[""]} | settings | columns
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """With the part of the training images, which their numbers do not tell."""
+        """Adds the part of the training images, which their numbers do not reveal."""
         return super().training_fingerprint() | {"train": self.splits["train"]}
 
     def _part(self, part: str) -> Any:
-        """The dataset of a part, its images not decoded."""
+        """The dataset of a part, with images not decoded."""
         if part not in self._rows:
             datasets = _modules()
             rows = self._load(datasets, str(self.splits[part]))
@@ -275,7 +275,7 @@ class HuggingFaceDataset(ImageDataModule):
         return found[split]
 
     def _choose_columns(self, datasets: Any, rows: Any) -> None:
-        """Fill in the columns that were left open, and check those that were given."""
+        """Choose the columns that were left open, and check those that were given."""
         features = rows.features
         given = [name for name in (*self.columns.values(), self.boxes and self.boxes.partition(".")[0]) if name]
         missing = sorted(set(given) - set(features))

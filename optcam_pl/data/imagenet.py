@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as people have it, with its boxes."""
+"""ImageNet (ILSVRC 2012) in its usual layouts, with its boxes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from optcam_pl.data.text import decode_text
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 Label = tuple[int, "tuple[Box, ...] | None"]
-"""Class and boxes of one image; None where the labels' source has no boxes."""
+"""Class and boxes of one image; None if the source of the labels has no boxes."""
 
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _LABELS = ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val.txt", "val.csv")
 
 
 class ImageNet(ImageFolder):
-    """ImageNet's 1000 classes: in folders named by wnid, or flat as the validation images are downloaded.
+    """ImageNet's 1000 classes: in folders named by wnid, or flat like the download of the validation images.
 
-    The images lie in ``root/<split>`` where there is such a folder, as torchvision has it, and otherwise in `root`.
+    The images lie in ``root/<split>`` if that folder exists (torchvision's layout), otherwise in `root`.
 
     Args:
         root: the folder.
-        labels: where the labels of flat images come from; None: one of the following in `root` by its usual name, or
-            else the names of the objects in `boxes`.
+        labels: the source of the labels of flat images; None: one of the following in `root` by its usual name, or else
+            the names of the objects in `boxes`.
 
             - the development kit (folder or .tar.gz), or its ground-truth file with ``meta.mat`` beside it
             - a text or CSV file with a file's name and its class in each row: a wnid, a name or an index from 0.
               -1, nan or nothing says that an image has none.
               Kaggle's ``LOC_val_solution.csv``, where the wnid is followed by a box, gives the boxes too.
-        boxes: folder or tar(.gz) of the official XML annotations; images without one have no box.
+        boxes: folder or tar(.gz) of the official XML annotations; images without an annotation have no box.
         split: "val" or "train".
         **kwargs: of ImageFolder.
 
@@ -119,7 +119,7 @@ class ImageNet(ImageFolder):
 
 
 def _check_level(root: Path, files: Sequence[str]) -> None:
-    """Raises ValueError where the folders by wnid lie deeper than in `root`."""
+    """Raises ValueError if the folders by wnid lie deeper than in `root`."""
     known = set(imagenet_wnids())
     for file in files:
         folders = file.split("/")[:-1]
@@ -133,11 +133,11 @@ def _check_level(root: Path, files: Sequence[str]) -> None:
 
 
 def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
-    """Class (and boxes, where Kaggle's file has them) of the images with these stems.
+    """Class (and boxes, if Kaggle's file has them) of the images with these stems.
 
     Args:
         source: development kit, its ground-truth file, or a file of two columns.
-        stems: names of the images without their ending; rows of other images are passed over.
+        stems: names of the images without their ending; rows of other images are skipped.
 
     Raises:
         ValueError: the file is none of these, or names an unknown class.
@@ -166,7 +166,7 @@ def read_labels(source: Path, stems: set[str]) -> dict[str, Label]:
 
 
 def _rows(lines: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
-    """Number, stem and the words of the label of every row; a comma, a tab or a space sets the two columns apart."""
+    """Number, stem and the words of the label of every row; a comma, a tab or a space separates the two columns."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             row = next(csv.reader([line]))
@@ -200,7 +200,7 @@ def _from_truth(numbers: list[int], meta: bytes, stems: set[str], source: Path) 
 
 
 def _devkit(source: Path) -> tuple[bytes, bytes]:
-    """The ground truth and meta.mat of a development kit, which is not unpacked anywhere."""
+    """The ground truth and meta.mat of a development kit, without unpacking it to disk."""
     wanted = {_TRUTH: b"", "meta.mat": b""}
     if source.is_dir():
         for name in wanted:

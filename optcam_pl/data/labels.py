@@ -1,4 +1,4 @@
-"""What class a label of a table means."""
+"""Finds out which class a label of a table means."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from optcam_pl.data.text import class_number
 
 
 class LabelReader:
-    """Tells the class of a label: by its name, or else by its number.
+    """Finds the class of a label: by its name, or else by its number.
 
-    Where names of classes are numbers themselves, a label is a name, and never the position of another one.
+    If the class names are numbers themselves, a label is a name, never the position of another name.
 
     Args:
-        names: the classes' names; none where only numbers are labels.
+        names: the classes' names; empty if only numbers are labels.
         aliases: the classes' other names (wnids), in the same order.
 
     Example:
@@ -36,7 +36,7 @@ class LabelReader:
                     self.by_number[number] = None if number in self.by_number else position
 
     def __call__(self, label: object) -> int:
-        """The class's index, -1 for none. Raises ValueError where there is no such class."""
+        """The class's index, -1 for none. Raises ValueError if there is no such class."""
         if isinstance(label, str) and label.strip() in self.index.exact:
             return self.index.exact[label.strip()]
         number = class_number(label)

@@ -1,4 +1,4 @@
-"""Loaders whose elements are whole blocks: one to measure on, one to train on that can go on within an epoch."""
+"""Loaders whose elements are whole blocks: one for measuring, and one for training that can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _as_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Make a loader process outlive what ends the run: only its parent, which has a block to finish, may end it.
+    """Let a loader process ignore the signals that end the run: only its parent, which finishes its block, may end it.
 
-    Ctrl-C and a cluster's signals go to all processes of a job. A SIGTERM from the parent still has to work: it is how
-    a process that hangs is ended.
+    Ctrl-C and a cluster's signals go to all processes of a job. A SIGTERM from the parent must still work, because it
+    ends a process that hangs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":
@@ -55,7 +55,7 @@ def _leave_signals_to_parent(_: int) -> None:
 
 
 class LoaderOptions(TypedDict):
-    """What both kinds of loader are given."""
+    """The arguments of both kinds of loader."""
 
     num_workers: int
     timeout: float
@@ -65,7 +65,7 @@ def _arguments(table: ImageTable, sampler: Sampler[Any], options: LoaderOptions)
     workers = options["num_workers"]
     return {
         "dataset": _Blocks(table),
-        # A block is one element, not a batch sampler's: Lightning takes those apart when it predicts.
+        # A block is one element, not the batch of a batch sampler, which Lightning takes apart when it predicts.
         "batch_size": None,
         "sampler": sampler,
         "collate_fn": _as_is,
@@ -74,7 +74,7 @@ def _arguments(table: ImageTable, sampler: Sampler[Any], options: LoaderOptions)
         "persistent_workers": workers > 0,
         "worker_init_fn": _leave_signals_to_parent,
         "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator().manual_seed(0),  # else starting a loader moves the global random state
+        "generator": torch.Generator().manual_seed(0),  # otherwise starting a loader changes the global random state
     }
 
 
@@ -87,22 +87,22 @@ def block_loader(
         table: the images.
         block_size: images in a block.
         shares: rank and number of processes.
-        todo: numbers of the blocks that are still to do, None for all.
+        todo: numbers of the blocks that remain to be done, None for all.
         options: of the loader processes.
     """
     return DataLoader(**_arguments(table, BlockSampler(len(table), block_size, *shares, todo), options))
 
 
 class TrainingLoader(DataLoader[Batch]):
-    """Shuffled full blocks that differ from epoch to epoch. Lightning stores where it is, and it goes on from there.
+    """Shuffled full blocks that differ from epoch to epoch. Lightning stores the position and resumes from it.
 
-    Where it is cannot be counted here, as loader processes read ahead; it is asked from the trainer.
+    The position cannot be counted here, because loader processes read ahead; the trainer is asked for it.
 
     Args:
-        table: the images, with a transform that augments them; its seed is the order's too.
+        table: the images, with a transform that augments them; its seed is also the seed of the order.
         block_size: images in a block.
         shares: rank and number of processes.
-        progress: returns how many blocks this rank has been trained on so far, and how many make an epoch.
+        progress: returns how many blocks this rank has trained on so far, and how many blocks an epoch has.
         options: of the loader processes.
     """
 
@@ -125,10 +125,10 @@ class TrainingLoader(DataLoader[Batch]):
         return {"done": done, "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the epoch that the training had come to where it had come to."""
+        """Resume the epoch that the training had reached, at the block that it had reached."""
         self.shuffle.start = divmod(state["done"], max(1, state["per_epoch"]))
         self.set_epoch(self.shuffle.start[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of an epoch."""
+        """Set the epoch of the next iteration."""
         self.shuffle.set_epoch(epoch)

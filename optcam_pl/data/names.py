@@ -1,4 +1,4 @@
-"""Names of classes: lists of them, finding one by its name, and the classes of a dataset in those of a network."""
+"""Names of classes: lists of names, finding a class by name, and matching a dataset's classes to a network's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SHOWN = 8  # names in a message
 
 
 def class_list(classes: Sequence[str] | str | None) -> tuple[str, ...] | str | None:
-    """The classes of a list or of a text file, one a line; "imagenet" and None as they are.
+    """The classes of a list or of a text file (one per line); "imagenet" and None stay unchanged.
 
     Raises:
         FileNotFoundError: there is no such text file.
-        ValueError: a name is empty or occurs twice, or there is none; or the file is not UTF-8.
+        ValueError: a name is empty or occurs twice, there is no name, or the file is not UTF-8.
     """
     if classes is None or classes == "imagenet":
         return None if classes is None else "imagenet"
@@ -56,7 +56,7 @@ class ClassIndex:
         self.count = len(names)
         self.exact = {name: number for some in (aliases, names) for number, name in enumerate(some)}
         self.alike: dict[str, int | None] = {}
-        for name, number in self.exact.items():  # ImageNet has a Cardigan (a dog) and a cardigan: these must be exact
+        for name, number in self.exact.items():  # ImageNet has a Cardigan (a dog) and a cardigan: exact names
             key = _key(name)
             self.alike[key] = number if self.alike.get(key, number) == number else None
 
@@ -65,7 +65,7 @@ class ClassIndex:
         return name in self.exact or self.alike.get(_key(name)) is not None
 
     def __call__(self, name: str) -> int:
-        """The class's index. Raises ValueError, with the nearest names, where there is no such class."""
+        """The class's index. Raises ValueError, with the nearest names, if there is no such class."""
         number = self.exact.get(name)
         if number is None:
             number = self.alike.get(_key(name))
@@ -77,17 +77,17 @@ class ClassIndex:
 
 
 def _key(name: str) -> str:
-    """What names have in common that differ in case, or in underscores, hyphens and spaces only."""
+    """The common key of names that differ only in case, or in underscores, hyphens and spaces."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def match_names(own: Sequence[str], network: Sequence[str]) -> tuple[int, ...]:
-    """The network's class of each of a dataset's classes, by name; -1 where it has none.
+    """The network's class for each class of a dataset, by name; -1 if it has none.
 
-    Names are the same that differ in case, or in underscores, hyphens and spaces only. Of ImageNet's classes, a wnid
-    is one of the names, and of a list of synonyms ("tench, Tinca tinca") each is. Where the network's names are words
-    and the dataset's are numbers, class "281" is the network's class 281. A network whose names are 0, 1, ... in order
-    has no names, so that class i of a dataset of words is class i.
+    Names are equal if they differ only in case, or in underscores, hyphens and spaces. For ImageNet's classes, the wnid
+    is also a name, and so is each synonym in a list ("tench, Tinca tinca"). If the network's names are words and the
+    dataset's are numbers, class "281" is the network's class 281. A network whose names are 0, 1, ... in order counts
+    as unnamed, so class i of a dataset with words is class i.
 
     Example:
         >>> match_names(["cats", "Polar_bears"], ["polar bears", "dogs", "cats"])
@@ -116,31 +116,31 @@ def _by_name(own: Sequence[str], network: Sequence[str]) -> tuple[int, ...]:
     taken: set[int] = set()
     for position, name in enumerate(own):
         number = exact[name] if name in exact else _find(name, similar)
-        if number not in taken:  # else two classes here are one there
+        if number not in taken:  # otherwise two classes here are one class there
             found[position] = number
             taken.add(number)
     return tuple(found.values())
 
 
 def _standard(names: Sequence[str]) -> Sequence[str]:
-    """ImageNet's own names, where these are its classes in its order, however they are spelled."""
+    """ImageNet's own names, if these are its classes in its order, in any spelling."""
     if len(names) != len(imagenet_names()):
         return names
     rows = zip(names, imagenet_names(), imagenet_wnids(), strict=True)
     same = sum(not {_key(name), wnid}.isdisjoint(map(_key, _spellings(given))) for given, name, wnid in rows)
-    # Lists differ in what they call a few classes; another order has few in their place.
+    # Lists differ in the names of a few classes; in another order only few classes are in their place.
     return imagenet_names() if same > 0.8 * len(names) else names
 
 
 @lru_cache(maxsize=1)
 def _other_names() -> Mapping[str, str]:
-    """Name by wnid and wnid by name, of ImageNet."""
+    """ImageNet's names by wnid, and wnids by name."""
     pairs = list(zip(imagenet_wnids(), imagenet_names(), strict=True))
     return dict(pairs) | {name: wnid for wnid, name in pairs}
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A name, each of its synonyms, and what else ImageNet calls them."""
+    """A name, each of its synonyms, and ImageNet's other names for them."""
     for part in dict.fromkeys((name, *(part.strip() for part in name.split(",")))):
         yield part
         if part in _other_names():
@@ -148,7 +148,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _unique_spellings(names: Sequence[str]) -> dict[str, int | None]:
-    """Class by each spelling's key; None where several classes share it."""
+    """Class by the key of each spelling; None if several classes share the key."""
     found: dict[str, int | None] = {}
     for number, name in enumerate(names):
         for key in {_key(spelling) for spelling in _spellings(name)}:
@@ -157,7 +157,7 @@ def _unique_spellings(names: Sequence[str]) -> dict[str, int | None]:
 
 
 def _find(name: str, known: Mapping[str, int | None]) -> int:
-    """The class that a name means, or else all of its other spellings that are known; -1 without one."""
+    """The class that a name means, or that all of its other known spellings mean; -1 if there is none."""
     whole = known.get(_key(name))
     if whole is not None:
         return whole
@@ -166,7 +166,7 @@ def _find(name: str, known: Mapping[str, int | None]) -> int:
 
 
 def contradiction(data: str, own: Sequence[str], title: str, network: Sequence[str]) -> str:
-    """Why labels of a dataset cannot be given as a network's classes, and what to do about it."""
+    """Says why a dataset's labels cannot be turned into a network's classes, and what to do about it."""
     found = match_names(own, network)
     named = set(found)
     lost = [name for name, number in zip(own, found, strict=True) if number < 0]

@@ -12,7 +12,7 @@ _PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "mot
 
 
 class SamplePhotos(ImageDataModule):
-    """Five photographs out of scikit-image's package: a cat, coffee, a rocket, an astronaut, a motorcycle.
+    """Five photographs from scikit-image's package: a cat, coffee, a rocket, an astronaut, a motorcycle.
 
     They have no labels. Nothing is downloaded, and scikit-image itself is not imported.
 

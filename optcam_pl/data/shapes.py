@@ -1,4 +1,4 @@
-"""A made-up dataset: textured shapes in textured surroundings, which may or may not give the class away."""
+"""A synthetic dataset: textured shapes in textured surroundings, which may or may not reveal the class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optcam_pl.data.folders import Split
 
 Array = NDArray[np.float64]
 
-# Signed inside tests of shapes of "radius" 1 around the origin, y pointing down: true inside.
+# Tests for points inside shapes of "radius" 1 around the origin, y pointing down: true inside.
 _SHAPES: dict[str, Callable[[Array, Array], NDArray[np.bool_]]] = {
     "disc": lambda x, y: x**2 + y**2 < 0.8,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.8,
@@ -44,14 +44,14 @@ def _wave(x: Array, period: float, rng: np.random.Generator) -> Array:
 
 @dataclass(frozen=True)
 class ShapeReader:
-    """Draws the image of an entry, whose path is its number: the same on every machine for the same seed.
+    """Draws the image of an entry, whose path is its number; the same seed gives the same image on every machine.
 
     Args:
-        side: of the image in pixels.
-        correlation: probability that the surroundings' pattern is the one that belongs to the class; otherwise it is
-            one of all six, so that 0 leaves no relation and 1 gives the class away.
-        fidelity: probability that the shape is the one that belongs to the class; otherwise it is one of all six.
-        seed: of everything that is random.
+        side: side of the image in pixels.
+        correlation: probability that the surroundings have the pattern of the class; otherwise their pattern is one of
+            all six. Thus 0 means no relation and 1 reveals the class.
+        fidelity: probability that the shape is that of the class; otherwise it is one of all six.
+        seed: seed of everything random.
 
     Example:
         >>> item = ShapeReader(side=64)(Entry("train/0", "0", target=1))
@@ -83,7 +83,7 @@ class ShapeReader:
         return at[None, :], at[:, None]
 
     def _place(self, rng: np.random.Generator, shape: str) -> NDArray[np.bool_]:
-        """Mask (side,side) of a shape that is turned a little and takes up a quarter to a half of the side."""
+        """Mask (side,side) of a shape that is slightly rotated and takes up a quarter to a half of the side."""
         x, y = self._grid()
         radius = self.side * (0.14 + 0.1 * rng.random())
         center_x, center_y = radius + (self.side - 2 * radius) * rng.random(2)
@@ -109,18 +109,18 @@ def _with_probability(rng: np.random.Generator, probability: float, value: int, 
 class Shapes(ImageDataModule):
     """Images of six textured shapes in six kinds of textured surroundings, with exact boxes and masks, made on the fly.
 
-    It tests the whole pipeline offline, and is a controlled case of what the paper argues: where the surroundings tell
-    the class better than the shape does (`correlation` above `fidelity`), a faithful map is not on the object.
+    It tests the whole pipeline offline, and is a controlled case of the paper's argument: if the surroundings reveal
+    the class better than the shape does (`correlation` above `fidelity`), a faithful map does not lie on the object.
 
     Args:
-        images: number of test images, and of validation images.
+        images: number of test images, and also of validation images.
         train_images: number of training images.
         split: the part to explain and measure on.
-        side: of the images in pixels; the network's input too, unless `size` is given.
+        side: side of the images in pixels, and of the network's input unless `size` is given.
         correlation: see ShapeReader.
         fidelity: see ShapeReader.
-        data_seed: of the drawing.
-        size: of the network's input.
+        data_seed: seed of the drawing.
+        size: size of the network's input.
         **kwargs: of ImageDataModule.
     """
 
@@ -159,7 +159,7 @@ class Shapes(ImageDataModule):
         return CLASSES
 
     def looked_for(self) -> str:
-        """Never needed: there is always an image."""
+        """Never needed, because there is always an image."""
         return "numbers of images"
 
     def entries(self) -> list[Entry]:
@@ -174,7 +174,7 @@ class Shapes(ImageDataModule):
         return [Entry(f"{split}/{i:06}", str(i), i % len(CLASSES)) for i in range(self.counts[split])]
 
     def reader(self) -> Reader:
-        """What draws the images."""
+        """The reader that draws the images."""
         return self.drawing
 
     def source(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text files and labels as people have them: read right, or refused in words."""
+"""Reads text files and labels in the forms that occur in practice, or refuses them in words."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-# As pandas, R, spreadsheets and databases write that there is nothing. Lower-case "none" is a word, and a class's name.
+# How pandas, R, spreadsheets and databases write an empty cell. Lower-case "none" is a word: it may name a class.
 _MISSING = frozenset(
     ("", "nan", "NaN", "NAN", "-nan", "-NaN", "None", "NA", "N/A", "n/a", "<NA>", "#N/A", "null", "NULL")
 )
-# With a decimal comma or separated thousands, too, which are refused.
+# Matches a decimal comma and separated thousands, too, which are refused.
 _NUMBER = re.compile(r"[+-]?(\d[\d.,]*|[.,]\d+)([eE][+-]?\d+)?")
 _MOST = 1_000_000  # classes
 
 
 def check_encoding(encoding: str) -> str:
-    """The name of an encoding. Raises ValueError where Python knows none of that name."""
+    """Return the name of an encoding. Raises ValueError if Python does not know it."""
     try:
         return codecs.lookup(encoding).name
     except LookupError:
@@ -30,13 +30,13 @@ def check_encoding(encoding: str) -> str:
 
 
 def decode_text(data: bytes, source: str, encoding: str = "utf-8", advice: str = "") -> str:
-    """The text of a file, without the mark that some programs put at its beginning.
+    """The text of a file, without the byte order mark that some programs put at its beginning.
 
     Args:
         data: its bytes.
         source: the file's name, for the message.
-        encoding: what it is written in.
-        advice: what else can be done about another encoding than saving the file anew.
+        encoding: the encoding of the data.
+        advice: what else helps against a wrong encoding, besides saving the file again.
 
     Raises:
         ValueError: it is written in another encoding.
@@ -60,17 +60,17 @@ def read_text(file: Path, encoding: str = "utf-8", advice: str = "") -> str:
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell of a table says that there is nothing."""
+    """Whether a cell of a table means "empty"."""
     return text.strip() in _MISSING
 
 
 def class_number(label: object) -> int | None:
-    """The number that a label is, -1 for none; None where it is a word.
+    """The number of a label, -1 for none; None if the label is a word.
 
     A number may be written as 3, 3.0, 003, 3e0, or with spaces around it.
 
     Raises:
-        ValueError: it is a number, but not one of a class.
+        ValueError: it is a number, but not the number of a class.
         TypeError: it is neither a number nor text.
 
     Example:
@@ -101,14 +101,14 @@ def class_number(label: object) -> int | None:
 
 
 def class_names_of(labels: Iterable[tuple[int, object]], source: str) -> tuple[str, ...] | None:
-    """The classes that labels tell by themselves: words sorted, or numbers from 0; None where there is no label.
+    """The classes that follow from the labels: sorted words, or numbers from 0; None if there is no label.
 
     Args:
-        labels: the number of its row, and each label.
+        labels: the row number and the label of each row.
         source: the table's name, for the message.
 
     Raises:
-        ValueError: a number is not one of a class, or there are words and numbers; the rows are named.
+        ValueError: a number is not the number of a class, or words and numbers are mixed; the message names the rows.
 
     Example:
         >>> class_names_of([(2, "dog"), (3, ""), (4, "cat")], "the table")

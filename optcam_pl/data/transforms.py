@@ -1,4 +1,4 @@
-"""From an image of any size to the network's input, with its boxes and masks carried along exactly."""
+"""From an image of any size to the network's input; its boxes and masks are transformed exactly like the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optcam_pl.threads import process_wide
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-_ELONGATED = 16  # beyond so many times the pixels of the result, the whole image is not resized for its crop
+_ELONGATED = 16  # an image with more than this many times the result's pixels is not resized as a whole
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -26,10 +26,10 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 class Preprocessing:
     """Resizes images to one size. The pixels stay in [0, 1]: mean and standard deviation belong to the network.
 
-    ``resize="stretch"`` resizes to H x W directly, as the paper does. ``resize="crop"`` is the other habit of the
-    field: the image is resized until its shorter side is ``size / crop_fraction`` and the H x W in the middle is kept;
-    it gives the pixels of torchvision's ``Resize`` and ``CenterCrop`` on the same Pillow image. Of a very elongated
-    image only the part that is kept is ever made, which may move a pixel by the rounding of the two passes.
+    ``resize="stretch"`` resizes to H x W directly, as in the paper. ``resize="crop"`` is the other common way: the
+    image is resized until its shorter side is ``size / crop_fraction``, and the H x W in the middle is kept. It gives
+    the same pixels as torchvision's ``Resize`` and ``CenterCrop`` on the same Pillow image. For a very elongated image
+    only the part that is kept is ever computed, which may change a pixel by the rounding of the two passes.
 
     Both resample with Pillow on 8-bit channels, antialiased. Bicubic overshoot is clipped there, so that the result
     always lies in [0, 1].
@@ -37,7 +37,7 @@ class Preprocessing:
     Args:
         size: height and width of the result in pixels.
         resize: "stretch" or "crop".
-        crop_fraction: the crop's share of the shorter side, in (0, 1]; of no effect with "stretch".
+        crop_fraction: the crop's share of the shorter side, in (0, 1]; it has no effect with "stretch".
         interpolation: "bilinear" or "bicubic".
 
     Example:
@@ -79,14 +79,14 @@ class Preprocessing:
         return torch.from_numpy(np.array(self._resample(mask.convert("L"), Image.Resampling.NEAREST)) > 0)
 
     def boxes(self, boxes: Tensor | Sequence[Sequence[float]], image_size: tuple[int, int]) -> Tensor:
-        """Carry boxes through the same resize and crop, in float64.
+        """Apply the same resize and crop to boxes, in float64.
 
         Args:
-            boxes: (n,4) xyxy in the pixels of the image, its corners being (0,0) and (width,height).
+            boxes: (n,4) xyxy in the pixels of the image, whose corners are (0,0) and (width,height).
             image_size: width and height of the image, as Pillow gives them.
 
         Returns:
-            (m,4) float32 xyxy in the pixels of the result, clipped to it; boxes of which nothing is left are dropped.
+            (m,4) float32 xyxy in the pixels of the result, clipped to it; boxes without any remaining area are dropped.
         """
         H, W = self.size
         left, top, right, bottom = self.region(image_size)
@@ -128,7 +128,7 @@ class Preprocessing:
 
 
 def augmentation(size: tuple[int, int]) -> v2.Transform:
-    """What training images go through by default: a random crop of at least half of the image, and a flip."""
+    """The default augmentation of training images: a random crop of at least half of the image, and a flip."""
     return v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()])
 
 
@@ -139,14 +139,14 @@ def transform_image(
     mask: Image.Image | None,
     seed: tuple[int, ...],
 ) -> tuple[Image.Image, list[list[float]], Image.Image | None]:
-    """Apply a torchvision v2 transform to an image and what is drawn on it.
+    """Apply a torchvision v2 transform to an image with its boxes and mask.
 
     Args:
         transform: sees a PIL image and tv_tensors; may return the image as a PIL image or a tensor, of any size.
         image: RGB.
         boxes: (n,4) xyxy in the pixels of the image.
         mask: gray image of the same size, or None.
-        seed: where a random transform starts from; torch's global state is left as it was.
+        seed: seed of a random transform; torch's global random state stays unchanged.
 
     Returns:
         Image, boxes and mask after the transform.

@@ -1,4 +1,4 @@
-"""Saliency methods: every one is an `Explainer`."""
+"""Saliency methods: each one is an `Explainer`."""
 
 from optcam_pl.explainers.attention import TIBAV, AttentionRollout, RawAttention
 from optcam_pl.explainers.base import Explainer, Explanation

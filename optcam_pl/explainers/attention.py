@@ -21,10 +21,10 @@ HeadFusion: TypeAlias = Literal["mean", "max", "min"]
 
 
 def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
-    """``readout . M_L ... M_2 M_1``, M being ``A + I`` with rows that sum to 1: how the tokens that are read are mixed.
+    """``readout . M_L ... M_2 M_1``, where M is ``A + I`` with rows that sum to 1: how much each token counts.
 
     Args:
-        maps: L times (B,N,N), A of each block, first block first.
+        maps: L tensors (B,N,N), the A of each block, first block first.
         readout: (N,) or, for each image, (B,N) weights of the tokens that the head reads.
 
     Returns:
@@ -35,17 +35,17 @@ def rollout(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
     tensor([[0.3750, 0.6250]])
     """
     rows = readout.unsqueeze(-2).expand(maps[-1].shape[0], 1, -1)
-    for A in reversed(maps):  # from the left: a row times a matrix, never a matrix times a matrix
+    for A in reversed(maps):  # from the left: only products of a row and a matrix
         rows = rows / (A.sum(-1).unsqueeze(1) + 1)
         rows = torch.bmm(rows, A) + rows
     return rows.squeeze(1)
 
 
 def accumulate(maps: Sequence[Tensor], readout: Tensor) -> Tensor:
-    """``readout . ((A_L + I) ... (A_1 + I) - I)``: the same without normalization, less what a token keeps of itself.
+    """``readout . ((A_L + I) ... (A_1 + I) - I)``: without normalization, minus each token's own share.
 
-    The tokens' own share, `readout`, is the same for all patches and falls out when the map is normalized; relevance
-    may be so much smaller that it would be lost beside it.
+    The tokens' own share, `readout`, is the same for all patches, so it cancels when the map is normalized. Relevance
+    may be so much smaller that adding the share would drown it.
 
     >>> A, B = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     >>> accumulate([A, B], torch.tensor([1.0, 0.0]))
@@ -64,21 +64,22 @@ def fuse_heads(attention: Tensor, how: HeadFusion = "mean") -> Tensor:
 
 
 class AttentionExplainer(Explainer):
-    """What explainers of vision transformers share: from one number a token to a map.
+    """The shared part of all explainers of vision transformers: from one number per token to a map.
 
     1. `token_scores`: the method itself.
-    2. The tokens on their grid; class, distillation and register tokens are dropped.
-    3. Upsampled to the image, then range-normalized.
+    2. The tokens are laid on their grid; class, distillation and register tokens are dropped.
+    3. The map is upsampled to the image, then range-normalized.
 
-    A score is that of a token for those that the classification head reads, which is found by a pass of noise (see
-    `optcam_pl.explainers.readout.find_readout`), not by the network's name: the class token; the mean of class and
-    distillation token where the head averages both; the mean of all patches where the head pools them; half the class
-    token and half the patches where the head gets both. Where the tokens are pooled by an attention, its map says how
-    much of each is read, for each image by itself: it stands for one more block, whose only token is the query.
+    A token's score says how much it contributes to the tokens that the classification head reads. A pass of noise finds
+    out which ones these are (see `optcam_pl.explainers.readout.find_readout`), not the network's name: the class token;
+    the mean of class and distillation token where the head averages both; the mean of all patches where the head pools
+    them; half the class token and half the patches where the head gets both. Where an attention pools the tokens, its
+    map says, for each image separately, how much of each token is read. The pooling counts as one more block, whose
+    only token is the query.
 
     Raises:
-        ValueError: the network has no attention over the tokens of a whole image (a CNN, a Swin transformer), mixes
-            its tokens in other ways too, is compiled, or reads its tokens in a way that cannot be told.
+        ValueError: the network has no attention over the tokens of a whole image (a CNN, a Swin transformer), also
+            mixes its tokens in other ways, is compiled, or reads its tokens in a way that cannot be determined.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class AttentionExplainer(Explainer):
 
     @abstractmethod
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
-        """(B,N): a number for each token, prefix tokens first."""
+        """(B,N): one number for each token, prefix tokens first."""
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 3; see the class."""
@@ -113,7 +114,7 @@ class AttentionExplainer(Explainer):
 
     @staticmethod
     def readout(classifier: Classifier, image: Tensor, tokens: int, pools: Sequence[Tensor] = ()) -> Tensor:
-        """(N,) weights, summing to 1, of the tokens that the head reads; (B,N) where `pools` (B,1,N) say it."""
+        """(N,) weights, summing to 1, of the tokens that the head reads; (B,N) where `pools` (B,1,N) define them."""
         return find_readout(classifier, image, tokens).of(pools, image)
 
 
@@ -121,7 +122,7 @@ class RawAttention(AttentionExplainer):
     """The attention of the class token in one block, averaged over the heads; the same for every class.
 
     Args:
-        block: which block, counted from 0, or from the end where negative. The paper's table 2 reads the last one.
+        block: which block, counted from 0, or from the end if negative. The paper's table 2 reads the last one.
     """
 
     def __init__(self, block: int = -1) -> None:
@@ -144,9 +145,9 @@ class RawAttention(AttentionExplainer):
 class AttentionRollout(AttentionExplainer):
     """Attention rollout (Abnar and Zuidema, ACL 2020): ``prod_l (A_l + I) / 2``, the class token's row.
 
-    Attention multiplied up through the blocks, half of each block's output being its residual; the same for every
-    class. Row-normalizing ``A + I`` (as the paper writes it) is halving it, as attention sums to 1; fused by "max" or
-    "min" it does not, and the rows are normalized by their sums.
+    The attention of all blocks is multiplied, where half of each block's output is its residual. The map is the same
+    for every class. Row-normalizing ``A + I`` (as the paper writes it) means halving it, because attention sums to 1.
+    Attention that is fused by "max" or "min" does not sum to 1; its rows are normalized by their sums.
 
     Args:
         start_block: the first block that counts.
@@ -173,16 +174,16 @@ class AttentionRollout(AttentionExplainer):
 class TIBAV(AttentionExplainer):
     """Transformer interpretability beyond attention visualization (Chefer, Gur, Wolf, CVPR 2021).
 
-    ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row: G the gradient of the class's logit with respect
-    to the attention of a block, R the attention's relevance for it (see `RelevanceTape` for the rules). As in the
-    authors' program, and unlike in rollout, the rows are not normalized. A pooling attention, where the head has one,
-    gives the row that is read in the same way, ``mean_heads ReLU(G . R)`` of its own map.
+    ``prod_l (I + mean_heads ReLU(G_l . R_l))``, the class token's row. G is the gradient of the class's logit with
+    respect to the attention of a block, R is the attention's relevance for the logit (see `RelevanceTape` for the
+    rules). The rows are not normalized, as in the authors' program and unlike in rollout. If the head has a pooling
+    attention, the row that is read comes from it in the same way: ``mean_heads ReLU(G . R)`` of its own map.
 
-    1. G: one pass forward and one backward, with the network's own gradients.
-    2. R: another one, with relevance in their place.
+    1. G: one forward and one backward pass, with the network's own gradients.
+    2. R: another forward and backward pass, with relevance in place of the gradients.
 
-    It runs in the image's precision, also under autocast: relevance is divided by sums that may nearly cancel.
-    Two float32 computations of it may differ by 2e-4 of the map's maximum for that reason.
+    The method runs in the image's precision, also under autocast, because relevance is divided by sums that may nearly
+    cancel. For the same reason two float32 computations may differ by 2e-4 of the map's maximum.
 
     Args:
         start_block: the first block that counts.
@@ -204,14 +205,14 @@ class TIBAV(AttentionExplainer):
             )
             readout = self.readout(classifier, image.detach(), maps[-1].shape[-1], pools)
             gained = accumulate(_from_block(maps, self.start_block), readout)
-            # What patches keep of themselves, where it is not the same for all of them.
+            # The patches' own share, where it is not the same for all of them.
             return gained + (readout - readout.median(-1, keepdim=True).values)
 
 
 def _toward_attention(
     tape: AttentionTape, classifier: Classifier, image: Tensor, target: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The derivative of y_c at each block's attention (B,H,N,N) and at pooling queries', by the tape's notion of it."""
+    """What the tape propagates from y_c to each block's attention (B,H,N,N) and to that of pooling queries."""
     with tape:
         logits = classifier(image)
     maps = tape.attention(image.shape[0], classifier.name)

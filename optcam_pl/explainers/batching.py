@@ -13,13 +13,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Chunks:
-    """Cuts a long row of passes into chunks; where a GPU runs out of memory, into halves of them from then on.
+    """Cuts a long row of passes into chunks; halves them from then on when a GPU runs out of memory.
 
-    A chunk holds the same part of the row for every image, or belongs to a single image: where the cuts lie never
-    depends on what is in the batch, only on how many images it has.
+    A chunk holds the same part of the row for every image, or belongs to a single image. The cuts depend on the number
+    of images in the batch, never on its contents.
 
     Args:
-        size: images in one pass, all of the batch's together.
+        size: number of images in one pass, over the whole batch.
         batch: how many images each item of the row stands for.
 
     >>> Chunks(4, batch=2).cat(lambda part: torch.arange(part.start, part.stop).view(1, -1), 5)
@@ -30,14 +30,14 @@ class Chunks:
         self.size = max(1, size // batch)
 
     def each(self, step: Callable[[slice], None], total: int) -> None:
-        """Call `step` for one slice of 0..total after the other; a call that runs out of memory is repeated smaller.
+        """Call `step` for each slice of 0..total in turn; a call that runs out of memory is repeated with less.
 
         Args:
-            step: must not change anything before the last line that can run out of memory.
+            step: must not change any state before its last line that can run out of memory.
             total: items in the row.
 
         Raises:
-            torch.OutOfMemoryError: a single item is too much.
+            torch.OutOfMemoryError: even a single item does not fit.
         """
         start = 0
         while start < total:
@@ -50,7 +50,7 @@ class Chunks:
             else:
                 start = part.stop
                 continue
-            # Out here the exception is gone, and with it what its frames had kept in memory.
+            # Outside of the except block the exception is gone, and so is the memory that its frames held.
             torch.cuda.empty_cache()
             _tell(self.size, self.size // 2)
             self.size //= 2
@@ -64,9 +64,9 @@ class Chunks:
 
 @functools.cache
 def _tell(size: int, smaller: int) -> None:
-    """Once for each size: the next batch tries anew, so that a result never depends on earlier ones."""
+    """Warn once for each size. The next batch starts again at `size`: no result depends on earlier batches."""
     _logger.warning(
-        "The GPU ran out of memory with %d items in a pass; going on with %d. A smaller `chunk_size` saves the attempt."
+        "The GPU ran out of memory with %d items in a pass; continuing with %d. A smaller `chunk_size` avoids this."
         " The last digits of the results may differ.",
         size,
         smaller,
@@ -74,10 +74,10 @@ def _tell(size: int, smaller: int) -> None:
 
 
 def check_positive(name: str, value: object) -> int:
-    """The value, if it is a positive integer.
+    """Return the value if it is a positive integer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")
@@ -85,7 +85,7 @@ def check_positive(name: str, value: object) -> int:
 
 
 def check_number(name: str, value: float, low: float = 0.0, *, strict: bool = False) -> float:
-    """The value, if it is finite and at least `low` (`strict`: larger).
+    """Return the value if it is finite and at least `low` (with `strict`: larger than `low`).
 
     Raises:
         ValueError: it is not.

@@ -1,8 +1,8 @@
 """Class activation maps: weighted sums of a layer's feature maps, after one forward and few backward passes.
 
-Conventions that all methods of this module share, and where other programs differ: the score is the class's logit
-y_c; a map is clamped at 0 (the ReLU of the formulas), *then* upsampled (bilinear, corners not aligned), *then*
-range-normalized, once. pytorch-grad-cam normalizes before and after upsampling; torchcam does not upsample.
+Conventions of all methods in this module, and where other programs differ: the score is the class's logit y_c; a map is
+clamped at 0 (the ReLU of the formulas), *then* upsampled (bilinear, corners not aligned), *then* range-normalized,
+once. pytorch-grad-cam normalizes before and after upsampling; torchcam does not upsample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optcam_pl.network.errors import backward_errors
 class FakeCAM(Explainer):
     """A map of ones whose top-left pixel is 0 (Poppi et al., CVPR workshops, 2021).
 
-    It explains nothing, yet wins Average Drop and Average Increase: the check of every faithfulness metric.
+    It explains nothing, yet it wins Average Drop and Average Increase. Use it to check any faithfulness metric.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class FakeCAM(Explainer):
 
 
 class LayerMaps(list[Tensor]):
-    """Maps (B,1,h,w) before the ReLU, one a layer, with what they were made of: that tells why one says nothing.
+    """Maps (B,1,h,w) before the ReLU, one per layer, with their ingredients, which tell why a map says nothing.
 
     Args:
         maps: the maps.
-        features: (B,K,h,w) of each layer; none where they are not known.
-        gradients: likewise.
+        features: (B,K,h,w) of each layer; empty where they are not known.
+        gradients: the same for the gradients.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LayerMaps(list[Tensor]):
         self.features, self.gradients = features, gradients
 
     def causes(self) -> Causes:
-        """Why a map says nothing, see `why`; the least special ones last."""
+        """Reasons why a map says nothing, see `why`; the most general ones come last."""
         return [
             ("no gradient of the class's score reaches the layer", self._without_gradient),
             ("the layer's feature maps are constant", self._constant),
@@ -72,18 +72,19 @@ class LayerMaps(list[Tensor]):
         return below & ~self._all(map(degenerate, self))
 
     def _all(self, of_layers: Iterable[Tensor]) -> Tensor:
-        """(B,): what holds for every layer; nothing does where none is known."""
+        """(B,): whether it holds for every layer; False if no layer is known."""
         found = list(of_layers)
         return torch.stack(found).all(0) if found else torch.zeros_like(self[0][:, 0, 0, 0], dtype=torch.bool)
 
 
 class FeatureCAM(Explainer):
-    """Methods that make a map of each layer's feature maps. A subclass is its formula, `maps`.
+    """Methods that turn each layer's feature maps into a map. A subclass provides its formula, `maps`.
 
-    1. The raw maps (B,1,h,w) of the formula, one a layer.
+    1. The formula gives raw maps (B,1,h,w), one per layer.
     2. Their negative part is cut off.
-    3. Upsampled to the image; several layers are fused: added up, unless a method's authors do otherwise.
-    4. Range-normalized.
+    3. The maps are upsampled to the image. Maps of several layers are added up, unless the method's authors fuse them
+       in another way.
+    4. The map is range-normalized.
     """
 
     relu: ClassVar[bool] = True
@@ -110,7 +111,7 @@ class FeatureCAM(Explainer):
         return self.finish(whole, image, target, parts=maps, causes=known.causes())
 
     def fuse(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Several layers' maps (B,1,h,w) as one (B,1,H,W)."""
+        """Fuse several layers' maps (B,1,h,w) into one (B,1,H,W)."""
         return torch.stack([upsample(raw, size) for raw in maps]).sum(0)
 
     @torch.no_grad()
@@ -125,8 +126,8 @@ class CAM(FeatureCAM):
     """CAM (Zhou et al., CVPR 2016): ``sum_k w_kc A_k`` with the head's weights w, without a ReLU.
 
     It exists only for networks whose logits are a linear map of the averaged feature maps, ``y = W mean_ij(A) + b``;
-    that this holds for the layer is checked in numbers, so that networks that merely look like it are refused. There
-    ``w_kc`` is Grad-CAM's weight times h w: the two differ in the ReLU alone.
+    a numerical check makes sure that this holds for the layer, so networks that merely look suitable are refused. For
+    suitable networks ``w_kc`` is Grad-CAM's weight times h w: the two methods differ in the ReLU alone.
 
     Args:
         layer: see `Explainer`; the last one before average pooling.
@@ -165,7 +166,7 @@ def _class_weights(head: nn.Module, pooled: Tensor, logits: Tensor) -> Tensor | 
         return None
     weight = head.weight.flatten(1)
     found = nn.functional.linear(pooled.to(weight), weight, head.bias).to(logits)
-    # To half of the digits that both have: their sums run in another order.
+    # Compare half of the available digits, because the two sums run in different orders.
     coarsest = max(torch.finfo(value.dtype).eps for value in (logits, pooled, weight))
     tolerance = coarsest**0.5 * float(logits.abs().max())
     return weight if torch.allclose(found, logits, rtol=0, atol=tolerance) else None
@@ -174,8 +175,9 @@ def _class_weights(head: nn.Module, pooled: Tensor, logits: Tensor) -> Tensor | 
 class EigenCAM(FeatureCAM):
     """Eigen-CAM (Muhammad and Yeasin, IJCNN 2020): ``O v_1``, the features along their first principal direction.
 
-    O (hw,K) has a feature map a column; v_1 is its first right singular vector. No class takes part: the map is the
-    same for every target. A singular vector's sign is arbitrary; here the entry of the largest magnitude is positive.
+    Each column of O (hw,K) is a feature map; v_1 is its first right singular vector. The class plays no role: the map
+    is the same for every target. A singular vector's sign is arbitrary; here the entry of the largest magnitude is
+    positive.
 
     Args:
         layer: see `Explainer`.
@@ -201,7 +203,7 @@ def principal_map(features: Tensor, center: bool = False) -> Tensor:
         center: subtract the mean of each feature map first.
 
     Returns:
-        (B,1,h,w), its entry of the largest magnitude positive; NaN where a feature is not finite.
+        (B,1,h,w), whose entry of the largest magnitude is positive; NaN where a feature is not finite.
 
     >>> principal_map(torch.tensor([[[[-3.0, 0.0]], [[-4.0, 0.0]]]]))
     tensor([[[[5., 0.]]]])
@@ -218,9 +220,9 @@ def principal_map(features: Tensor, center: bool = False) -> Tensor:
 
 
 class RandomCAM(FeatureCAM):
-    """Random weights in (-1,1) instead of a method's: what the feature maps alone are worth, a control.
+    """Random weights in (-1,1): a control that shows what the feature maps alone are worth.
 
-    The weights of a seed are the same for every image.
+    The same seed gives the same weights for every image.
 
     Args:
         layer: see `Explainer`.
@@ -242,10 +244,10 @@ class RandomCAM(FeatureCAM):
 
 
 class GradientCAM(FeatureCAM):
-    """Methods that read the gradient of the class's logit at a layer. A subclass is its formula, `raw_map`.
+    """Methods that read the gradient of the class's logit at a layer. A subclass provides its formula, `raw_map`.
 
-    A are the layer's feature maps, where the graph begins, and G = d y_c / d A comes from one backward pass that ends
-    at the (lowest) layer. The rest is `FeatureCAM`'s.
+    A are the layer's feature maps, where the graph begins. G = d y_c / d A comes from one backward pass that ends at
+    the (lowest) layer. `FeatureCAM` does the rest.
     """
 
     needs_gradient = True
@@ -255,7 +257,7 @@ class GradientCAM(FeatureCAM):
         """The formula: (B,K,h,w), (B,K,h,w) -> (B,1,h,w), before the ReLU."""
 
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
-        """One raw map a layer."""
+        """One raw map per layer."""
         layers = self.gradients(classifier, image, target)
         return LayerMaps([self.raw_map(A, G) for A, G in layers], [A for A, _ in layers], [G for _, G in layers])
 
@@ -288,7 +290,7 @@ class GradCAMPlusPlus(GradientCAM):
     r"""Grad-CAM++ (Chattopadhay et al., WACV 2018): ``ReLU(sum_k w_k A_k)``, ``w_k = sum_ij alpha_kij ReLU(G_kij)``.
 
     ``alpha_kij = G^2 / (2 G^2 + sum_ab(A_kab) G^3)``: equation 19 for a score ``exp(y_c)``, whose second and third
-    derivatives are powers of the first; the factor ``exp(y_c)`` is the same for all k and falls out in normalization.
+    derivatives are powers of the first; the factor ``exp(y_c)`` is the same for all k and cancels in the normalization.
     Where the gradient (or the denominator) is 0, alpha is 0. pytorch-grad-cam adds 1e-6 to the denominator, which
     matters where gradients are small.
     """
@@ -316,12 +318,12 @@ class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
 
     Args:
         layer: see `Explainer`.
-        num_samples: noisy copies, one forward and backward pass each.
-        std: of the noise, in pixel units (the image's range is 1).
+        num_samples: number of noisy copies; each takes one forward and one backward pass.
+        std: standard deviation of the noise, in pixel units (the image's range is 1).
         seed: of the noise.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -349,8 +351,8 @@ class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
 class XGradCAM(GradientCAM):
     """XGrad-CAM (Fu et al., BMVC 2020): ``ReLU(sum_k w_k A_k)``, ``w_k = sum_ij(A_kij G_kij) / sum_ij(A_kij)``.
 
-    A channel whose activations add up to 0 has the weight 0. Where activations have both signs (a transformer's), the
-    sum can come close to 0 and its weight large.
+    A channel whose activations add up to 0 has the weight 0. Where activations have both signs (in a transformer), the
+    sum can come close to 0 and the weight becomes large.
     """
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
@@ -361,10 +363,10 @@ class XGradCAM(GradientCAM):
 
 
 class LayerCAM(GradientCAM):
-    """Layer-CAM (Jiang et al., TIP 2021): ``ReLU(sum_k ReLU(G_k) . A_k)``, a weight for each place.
+    """Layer-CAM (Jiang et al., TIP 2021): ``ReLU(sum_k ReLU(G_k) . A_k)``, one weight per position.
 
-    Several layers are fused as in the paper: each map M becomes ``tanh(2 M / max M)``, and the largest counts. (There
-    the lower stages alone are scaled; here all of them are, as in torchcam.)
+    Several layers are fused as in the paper: each map M becomes ``tanh(2 M / max M)``, and the largest value counts.
+    (The paper scales the lower stages only; here all of them are scaled, as in torchcam.)
     """
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
@@ -384,7 +386,7 @@ class LayerCAM(GradientCAM):
 class HiResCAM(GradientCAM):
     """HiRes-CAM (Draelos and Carin, 2020): ``ReLU(sum_k G_k . A_k)``.
 
-    On a network that ends in average pooling and a linear layer it is Grad-CAM, and so is XGrad-CAM.
+    On a network that ends in average pooling and a linear layer it equals Grad-CAM, and so does XGrad-CAM.
     """
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:
@@ -394,7 +396,7 @@ class HiResCAM(GradientCAM):
 
 
 class EigenGradCAM(GradientCAM):
-    """Eigen-CAM of ``G_k . A_k``, which brings the class into it; a method of pytorch-grad-cam. See `EigenCAM`.
+    """Eigen-CAM of ``G_k . A_k``, which makes it depend on the class; from pytorch-grad-cam. See `EigenCAM`.
 
     Args:
         layer: see `Explainer`.

@@ -1,4 +1,4 @@
-"""Methods that others have written, as explainers: any Captum attribution, and an own function.
+"""Other people's methods as explainers: any Captum attribution, and your own function.
 
 Shape letters: B images, K channels, H x W image, M superpixels, n samples.
 """
@@ -33,62 +33,63 @@ Reduction: TypeAlias = Literal["sum", "mean", "max"]
 Sign: TypeAlias = Literal["positive", "absolute", "all"]
 Segments: TypeAlias = Literal["slic", "grid"]
 Output: TypeAlias = Literal["logit", "probability"]
-# Plain values: a command line would make an object of any class for a value of type Any.
+# Plain values only: for a value of type Any, a command line would create an object of any class.
 Scalar: TypeAlias = bool | int | float | str | None
 Arguments: TypeAlias = dict[str, Scalar | list[Scalar]]
 if TYPE_CHECKING:
     SaliencyFunction: TypeAlias = Callable[[Classifier, Tensor, Tensor], Tensor]
 else:
-    SaliencyFunction = FunctionType  # what a command line sees: something that it cannot make or import
+    SaliencyFunction = FunctionType  # what a command line sees: a type that it cannot create or import
 
-# What draws no random numbers and keeps images apart may see the whole batch; everything else sees one at a time.
+# Methods that draw no random numbers and keep images apart get the whole batch; all others get one image at a time.
 _BATCHED = {
     *("Saliency", "InputXGradient", "IntegratedGradients", "GuidedBackprop", "Deconvolution", "DeepLift", "LRP"),
     *("Occlusion", "FeatureAblation", "GuidedGradCam", "LayerGradCam", "LayerGradientXActivation", "LayerActivation"),
 }
 _HOOKS_WARNING = "Setting (forward, )?backward hooks"
-# No explanation of a single image: they compare the images of a batch, or explain a neuron.
+# These do not explain a single image: they compare the images of a batch, or explain a neuron.
 _REFUSED = ("FeaturePermutation", "LayerFeaturePermutation", "LimeBase", "Neuron")
 
 
 class CaptumExplainer(Explainer):
     """Any attribution method of Captum, by its name.
 
-    1. The attribution, of the whole batch or, where the method draws random numbers, of one image at a time, each from
-       the same seed: so an image's map does not depend on its neighbors.
-    2. `reduction` over the channels; a layer's attribution is laid on its grid.
+    1. The attribution of the whole batch or, where the method draws random numbers, of one image at a time, each from
+       the same seed. Thus an image's map does not depend on the other images.
+    2. `reduction` over the channels. A layer's attribution is laid on its grid.
     3. `sign`.
     4. `smoothing`.
-    5. Upsampled to the image, then range-normalized.
+    5. The map is upsampled to the image, then range-normalized.
 
-    Gradients are those with respect to the image. What a method hangs on the network is taken off again, also after an
-    exception, and the random number generators of torch, numpy and Python stand as before. Calls in several threads on
-    one network take turns, those of methods that draw random numbers on all networks.
+    Gradients are taken with respect to the image. All hooks that a method puts on the network are removed again, also
+    after an exception. The random number generators of torch, numpy and Python are restored. Calls in several threads
+    on one network take turns; calls of methods that draw random numbers take turns across all networks.
 
     Args:
         method: "IntegratedGradients", or "captum.attr.IntegratedGradients". Only attributions of `captum.attr`.
-        method_args: further arguments of its constructor; network and layer are handed in.
-        attribute_args: further arguments of its `attribute`; image and target are handed in, and `baselines`
-            (the `baseline`) and `feature_mask` (the `segments`) where it takes them. Lists become tuples.
-        wrapper: an attribution around the method; "NoiseTunnel" makes SmoothGrad of a gradient. `attribute_args` may
+        method_args: further arguments of its constructor; the network and the layer are passed automatically.
+        attribute_args: further arguments of its `attribute`. The image and the target are passed automatically, and so
+            are `baselines` (the `baseline`) and `feature_mask` (the `segments`) if the method takes them. Lists become
+            tuples.
+        wrapper: an attribution around the method; "NoiseTunnel" turns a gradient into SmoothGrad. `attribute_args` may
             name the arguments of both.
         layer: for layer attributions; see `Explainer`.
         segments: superpixels for methods that take a `feature_mask`: "slic" (scikit-image) or "grid" (rectangles).
-        num_segments: about so many of them.
+        num_segments: approximate number of superpixels.
         reduction: "sum" or "mean" over the channels, or "max", the largest magnitude (Simonyan et al., 2014).
-        sign: what counts after that: the "positive" part, "absolute" values, or "all" (the map then shows the most
-            negative place as 0).
+        sign: which values count after that: the "positive" part, "absolute" values, or "all" (the map then shows the
+            most negative place as 0).
         smoothing: sigma of a Gaussian filter, in pixels of the attribution; 0 is none.
         output: what is explained, the class's logit or its probability.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         baseline: see `Explainer`.
 
     Raises:
         ImportError: Captum is not installed.
-        ValueError: no such attribution or argument; when called or checked, a method of rules for modules (guided
-            backpropagation, deconvolution, DeepLift, LRP) and a network that calls something else, or a module twice,
-            which would silently keep its plain gradient; a DeepLift that does not add up to ``f(x) - f(x')``.
-        TypeError: when called, LRP of a network with a module that it has no rule for.
+        ValueError: there is no such attribution or argument; when called or checked: the method has rules for modules
+            (guided backpropagation, deconvolution, DeepLift, LRP), but the network calls plain functions, or a module
+            twice, which would silently keep the plain gradient; a DeepLift does not add up to ``f(x) - f(x')``.
+        TypeError: when called: LRP has no rule for a module of the network.
     """
 
     def __init__(
@@ -129,17 +130,17 @@ class CaptumExplainer(Explainer):
         self._class = attribution_class(method)
         self._wrapper = None if wrapper is None else attribution_class(wrapper)
         self._takes = self._check_arguments()
-        self._told: set[str] = set()  # what was warned of, once
+        self._told: set[str] = set()  # warnings that were already given
 
     @property
     def title(self) -> str:
-        """Captum's class, with what it is wrapped in before it: "NoiseTunnel-Saliency"."""
+        """Captum's class, preceded by its wrapper: "NoiseTunnel-Saliency"."""
         if type(self) is not CaptumExplainer:
             return super().title
         return "-".join(kind.__name__ for kind in (self._wrapper, self._class) if kind is not None)
 
     def _check_arguments(self) -> set[str]:
-        """The names that `attribute` takes, after a look at all that were given."""
+        """Check all names that were given; return those that `attribute` takes."""
         for kind, wraps in ((self._class, False), (self._wrapper, True)):
             if kind is not None and ("attribution_method" in _parameters(kind.__init__)) != wraps:
                 raise ValueError(
@@ -184,7 +185,7 @@ class CaptumExplainer(Explainer):
         return smooth(a, self.smoothing)
 
     def check(self, classifier: Classifier) -> None:
-        """See `Explainer.check`; without the attribution, unless it has rules, which are seen in it alone."""
+        """See `Explainer.check`; it skips the attribution, unless rules for modules have to be watched in it."""
         self.check_network(classifier)
         if self._layers(classifier):
             self.check_layers(classifier)
@@ -194,14 +195,14 @@ class CaptumExplainer(Explainer):
             superpixels(torch.zeros(3, 2, 2), self.segments, 1)
 
     def _layers(self, classifier: Classifier) -> dict[str, nn.Module]:
-        """The layer of a layer attribution; none for the others."""
+        """The layer of a layer attribution; empty for other methods."""
         layers = self.layers(classifier) if "layer" in _parameters(self._class.__init__) else {}
         if len(layers) > 1:
             raise ValueError(f"Expected one `layer` for {self.method}, but got {len(layers)}.")
         return layers
 
     def _sees_batch(self) -> bool:
-        """Whether it may: it draws no random numbers then, too."""
+        """Whether the method may get the whole batch; such methods draw no random numbers."""
         return self._class.__name__ in _BATCHED and self._wrapper is None and self.segments is None
 
     def _attribute(
@@ -227,20 +228,20 @@ class CaptumExplainer(Explainer):
         if not issubclass(self._class, _captum().LayerAttribution):
             return attribution
         name = next(iter(layers))
-        if attribution.ndim == 3 and attribution.shape[1] == 1:  # Captum takes the first of the axes for channels
+        if attribution.ndim == 3 and attribution.shape[1] == 1:  # Captum takes the first axis for the channels
             raise ValueError(f"Expected {self.method} on a layer with maps (B,K,h,w), but {name!r} has tokens.")
         return classifier.to_grid(attribution, (image.shape[2], image.shape[3]), name)
 
     def _by_rules(
         self, attribute: Callable[[], Tensor], classifier: Classifier, target: Tensor, layer: nn.Module | None
     ) -> Tensor:
-        """The attribution, of which it is seen whether its rules hold for what the network calls."""
+        """The attribution, with a check whether its rules hold for everything that the network calls."""
         watch = Watch(self._class.__name__, classifier, None if self._class.__name__ == "GuidedGradCam" else layer)
         check_modules(watch.method, classifier)
         try:
             with watch.watching():
                 attribution = attribute()
-        except Exception as error:  # what Captum raises where a rule does not apply
+        except Exception as error:  # Captum raises anything where a rule does not apply
             if (why := watch.violation()) is not None:
                 raise ValueError(why) from error
             raise
@@ -251,7 +252,8 @@ class CaptumExplainer(Explainer):
             warnings.warn(note, stacklevel=2)
         if self._wrapper is None and self.method_args.get("multiply_by_inputs", True):
             watch.check_complete(attribution, target)
-        # The relevance of a normalized pixel, which Captum divides by the standard deviation on its way to the pixel.
+        # Restore the relevance of the normalized pixel: Captum divides it by the standard deviation on its way to the
+        # pixel.
         return attribution * classifier.std.to(attribution).view(3, 1, 1) if watch.method == "LRP" else attribution
 
     def constructor_args(self) -> dict[str, Any]:
@@ -259,9 +261,9 @@ class CaptumExplainer(Explainer):
         return _tuples(self.method_args)
 
     def call_args(self, classifier: Classifier, image: Tensor) -> dict[str, Any]:
-        """Arguments for `attribute`; those that it does not take are left out."""
+        """Arguments for `attribute`; the caller drops those that it does not take."""
         reference = baseline_image(image.detach(), self.baseline, classifier.mean).expand_as(image).contiguous()
-        # DeepLiftShap insists on a distribution: the one reference twice.
+        # DeepLiftShap insists on a distribution, so pass the one reference twice.
         arguments: dict[str, Any] = {"baselines": reference.repeat(2 if "DeepLiftShap" in self.method else 1, 1, 1, 1)}
         if self.segments is not None:
             arguments["feature_mask"] = superpixels(image[0].detach(), self.segments, self.num_segments)[None, None]
@@ -271,22 +273,22 @@ class CaptumExplainer(Explainer):
 class LIME(CaptumExplainer):
     r"""LIME (Ribeiro, Singh, Guestrin, KDD 2016): a linear model of the network, around the image, over superpixels.
 
-    n times a random half of the M superpixels, ``z`` in {0,1}^M, is replaced by the baseline; ridge regression of the
-    class's probability on z, weighted by ``sqrt(exp(-d^2 / kernel_width^2))`` with d the cosine distance of z from ones
-    (so the authors' program); the map shows each superpixel's coefficient.
+    A random half of the M superpixels, ``z`` in {0,1}^M, is replaced by the baseline, n times. A ridge regression of
+    the class's probability on z follows, weighted by ``sqrt(exp(-d^2 / kernel_width^2))``, where d is the cosine
+    distance of z from ones (as in the authors' program). The map shows each superpixel's coefficient.
 
-    The Opti-CAM paper leaves LIME's settings open. Here they are the authors' program's (n = 1000, width 0.25, ridge
-    penalty 1, every superpixel) but for the superpixels (quickshift there, SLIC here) and their replacement (their mean
-    color there, the run's baseline here).
+    The Opti-CAM paper leaves LIME's settings open. The defaults here are those of the authors' program (n = 1000, width
+    0.25, ridge penalty 1, every superpixel), with two exceptions: the superpixels (quickshift there, SLIC here) and
+    their replacement (their mean color there, the run's baseline here).
 
     Args:
         segments: "slic" (scikit-image, in the extra `optcam_pl[demo]`) or "grid" (rectangles).
-        num_segments: M, about.
+        num_segments: M, approximately.
         n_samples: n.
-        kernel_width: of the weights.
+        kernel_width: width of the kernel that weights the samples.
         ridge: penalty on the squared coefficients.
         chunk_size: perturbed images in one forward pass.
-        sign: see `CaptumExplainer`; "positive" shows what speaks for the class.
+        sign: see `CaptumExplainer`; "positive" shows evidence for the class.
         output: see `CaptumExplainer`.
         seed: see `CaptumExplainer`.
         baseline: see `Explainer`.
@@ -335,10 +337,10 @@ class LIME(CaptumExplainer):
 class GradientSHAP(CaptumExplainer):
     """GradientSHAP (Lundberg and Lee, NeurIPS 2017, as in Captum).
 
-    ``mean of (x + e - x') . grad f_c(x' + t (x + e - x'))`` with t uniform in [0,1], e Gaussian noise, x' the baseline;
-    summed over the channels. The Opti-CAM paper leaves samples, noise, reference images and the handling of signs open.
-    Here they are those of Captum's vision tutorial, n = 50 and deviation 0.0001, with one reference, the run's
-    baseline, and what speaks for the class is shown.
+    ``mean of (x + e - x') . grad f_c(x' + t (x + e - x'))``, summed over the channels, where t is uniform in [0,1], e
+    is Gaussian noise and x' is the baseline. The Opti-CAM paper leaves samples, noise, reference images and the
+    handling of signs open. The defaults here are those of Captum's vision tutorial, n = 50 and deviation 0.0001, with
+    one reference, the run's baseline. The map shows evidence for the class.
 
     Args:
         n_samples: n, all in one forward and backward pass.
@@ -369,16 +371,17 @@ class GradientSHAP(CaptumExplainer):
 
 
 class CallableExplainer(Explainer):
-    """An own function as an explainer, from Python only: no configuration names a function to be run.
+    """Your own function as an explainer, from Python only: a configuration cannot name a function to run.
 
     Args:
-        function: ``f(classifier, image, target) -> map``, with `image` (B,3,H,W) in [0,1] and `target` (B,), gradients
-            on; the map (B,H,W), (B,1,H,W) or (B,1,h,w). It is upsampled and range-normalized here. It may hang hooks on
-            the network: calls of it in several threads take turns, and no other thread uses the classifier meanwhile.
-            So it must not wait for threads of its own that do.
+        function: ``f(classifier, image, target) -> map`` with `image` (B,3,H,W) in [0,1] and `target` (B,), called with
+            gradients enabled. The map has the shape (B,H,W), (B,1,H,W) or (B,1,h,w); it is upsampled and
+            range-normalized here. The function may put hooks on the network: calls in several threads take turns, and
+            no other thread uses the classifier meanwhile. So it must not wait for threads of its own that use the
+            classifier.
 
     Raises:
-        TypeError: no function.
+        TypeError: `function` is not a function.
 
     >>> explainer = CallableExplainer(lambda classifier, image, target: image.mean(1))
     >>> explainer(Classifier(nn.Flatten(), input_size=2), torch.arange(12.0).view(1, 3, 2, 2) / 12).saliency.flatten()
@@ -399,12 +402,12 @@ class CallableExplainer(Explainer):
         return str(getattr(self.function, "__name__", type(self.function).__name__))
 
     def settings(self) -> dict[str, object]:
-        """See `Explainer.settings`; the function by its name."""
+        """See `Explainer.settings`; the function is given by its name."""
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
         return {"function": name, **self.changes()}
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """Call it, check what it gives."""
+        """Call the function and check what it returns."""
         with process_wide(), untouched(classifier):
             raw = self.function(classifier, image, target)
         if not isinstance(raw, Tensor):
@@ -419,11 +422,11 @@ class CallableExplainer(Explainer):
 
 
 def attribution_class(name: str) -> type[Any]:
-    """An attribution of `captum.attr` by its name, and nothing else: a configuration cannot run other code by it.
+    """An attribution of `captum.attr` by its name, and nothing else: a configuration cannot run other code with it.
 
     Raises:
         ImportError: Captum is not installed.
-        ValueError: there is no such attribution, or none for single images.
+        ValueError: there is no such attribution, or it does not explain single images.
     """
     if not isinstance(name, str):
         raise TypeError(f"Expected the name of an attribution in captum.attr, but got {type(name).__name__}.")
@@ -450,10 +453,10 @@ def superpixels(image: Tensor, how: Segments, count: int) -> Tensor:
     Args:
         image: (3,H,W) in [0,1].
         how: "slic" (Achanta et al., 2012; compactness 10) or "grid", rectangles of equal size.
-        count: about so many.
+        count: approximate number of segments.
 
     Returns:
-        (H,W) int64, every number from 0 to M-1.
+        (H,W) int64 with every number from 0 to M-1.
 
     Raises:
         ImportError: "slic" without scikit-image.
@@ -479,7 +482,7 @@ def superpixels(image: Tensor, how: Segments, count: int) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of maps (B,1,h,w), cut off at 3 sigma or the map's size, borders reflected; 0 is none."""
+    """Gaussian filter of maps (B,1,h,w), cut off at 3 sigma or the map's size, borders reflected; 0 means no filter."""
     if sigma == 0:
         return maps
     sizes = [2 * max(0, min(math.ceil(3 * sigma), side - 1)) + 1 for side in (maps.shape[3], maps.shape[2])]
@@ -489,9 +492,9 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from `seed` on; afterwards the generators of torch, numpy and Python go on as if nothing was.
+    """Seed the generators of torch, numpy and Python; restore their states afterwards.
 
-    One thread at a time: the generators are the whole process's.
+    Only one thread at a time: the generators belong to the whole process.
     """
     with process_wide(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
@@ -510,10 +513,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """On the way out every module has the attributes, hooks and mode that it had on the way in, and its parameters too.
+    """On exit every module has the attributes, hooks, mode and parameters that it had on entry.
 
-    Methods of others take their own hooks off, but not all of them after an exception. No other thread passes through
-    the network meanwhile, but it may hang hooks of ours on it, or take them off.
+    Other people's methods remove their own hooks, but not all of them after an exception. No other thread runs the
+    network meanwhile, but it may add or remove hooks of this package.
     """
     with alone(network.network if isinstance(network, Classifier) else network), _put_back(network):
         yield
@@ -535,7 +538,7 @@ def _put_back(network: nn.Module) -> Iterator[None]:
 
 
 def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Make `now` equal to `before`, item by item, as other threads read it; their hooks are left as they are."""
+    """Make `now` equal to `before`, item by item, because other threads read it; their hooks stay untouched."""
     for key, value in list(now.items()):
         if key not in before and not isinstance(value, OwnHook):
             del now[key]
@@ -543,13 +546,13 @@ def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
     for key, value in before.items():
         if key not in now or now[key] is not value:
             now[key] = value
-    if [key for key in list(now) if key in before] != list(before):  # something was taken out: it is last now
+    if [key for key in list(now) if key in before] != list(before):  # a removed item was put back at the end
         for key in before:
             now[key] = now.pop(key)
 
 
 class _Ridge:
-    """Weighted ridge regression in closed form, with what Captum's LIME asks of a linear model."""
+    """Weighted ridge regression in closed form, with the interface of a linear model for Captum's LIME."""
 
     def __init__(self, penalty: float) -> None:
         self._penalty, self._coefficients = penalty, torch.empty(0)
@@ -575,15 +578,16 @@ def _lime_weight(_image: Tensor, _perturbed: Tensor, z: Tensor, *, width: float,
 
 
 def _ignore_hooks_warning() -> None:
-    """Silence Captum's warning that it hangs hooks on the network, as they are taken off.
+    """Silence Captum's warning that it puts hooks on the network, because they are removed again.
 
-    For good, as `warnings.catch_warnings` would now and then put another thread's filters into the place of ours.
+    The filter stays for good, because `warnings.catch_warnings` is not thread-safe: now and then it would restore
+    another thread's filters.
     """
     for _, text, category, *_ in warnings.filters:
         if getattr(text, "pattern", text) == _HOOKS_WARNING:
             return
         if text is None and issubclass(UserWarning, category):
-            break  # goes before ours
+            break  # takes precedence over ours
     warnings.filterwarnings("ignore", _HOOKS_WARNING, UserWarning)
 
 
@@ -600,7 +604,7 @@ def _parameters(function: Any) -> set[str]:
 
 
 def _tuples(arguments: Arguments) -> dict[str, Any]:
-    """Lists, as a configuration file has them, are tuples in Captum."""
+    """Turn lists, which configuration files contain, into tuples, which Captum expects."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 

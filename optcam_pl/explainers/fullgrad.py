@@ -21,21 +21,22 @@ from optcam_pl.network.errors import backward_errors
 class FullGrad(Explainer):
     """FullGrad (Srinivas and Fleuret, NeurIPS 2019): ``psi(G_x . x) + sum_l sum_c psi(G_l . b_l)_c``.
 
-    x is the input after mean/std and G_x the logit's gradient there; z_l is the output of a layer with the bias b_l,
-    ``G_l = d y_c / d z_l``; for a batch normalization b_l is what its statistics and its bias add together. ``psi`` is
-    absolute value, range normalization over all of an image's channels together, bilinear upsampling. Of a ReLU
-    network the terms add up to the logit; with other activations they are as well defined, but leave a rest. Where
-    there is a rest though only piecewise linear functions were seen, there are biases that were not: refused.
+    x is the input after mean/std and G_x is the logit's gradient there. z_l is the output of a layer with the bias b_l,
+    and ``G_l = d y_c / d z_l``. For a batch normalization b_l is the sum of what its statistics and its bias add.
+    ``psi`` is the absolute value, range normalization over all channels of an image together, and bilinear upsampling.
+    For a ReLU network the terms add up to the logit; with other activations they are also well defined, but leave a
+    remainder. A remainder although only piecewise linear functions were seen means that some biases were not seen: such
+    a network is refused.
 
     The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalization),
-    whatever module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's grid, such
-    as the head, have no place in the map. No `layer` is chosen: all of them count. Corners are not aligned in
-    upsampling, unlike in the authors' program; pytorch-grad-cam normalizes each channel by itself, which is another
-    method.
+    no matter which module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's
+    grid, such as the head, do not appear in the map. There is no `layer` to choose: all of them count. Corners are not
+    aligned in upsampling, unlike in the authors' program. pytorch-grad-cam normalizes each channel separately, which is
+    another method.
 
     Raises:
-        ValueError: when called with a network that has no bias on a grid, or adds constants in a way that is not seen
-            (by hand, or under `torch.compile`).
+        ValueError: when called with a network that has no bias on a grid, or that adds constants in a way that cannot
+            be seen (by hand, or under `torch.compile`).
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class FullGrad(Explainer):
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
         with backward_errors(classifier):
             first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
-        # (x - mean)/std . d y/d((x - mean)/std): the standard deviation falls out.
+        # (x - mean)/std . d y/d((x - mean)/std): the standard deviation cancels.
         of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
         of_biases = [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
         if seen.piecewise_linear:
@@ -72,7 +73,7 @@ class FullGrad(Explainer):
 
 
 def _check_complete(terms: Sequence[Tensor], logits: Tensor, classifier: Classifier) -> None:
-    """Of a network without any other nonlinear function than ReLU and its like: that the terms add up to the logit."""
+    """Check, for a network with piecewise linear functions only, that the terms add up to the logit."""
     B = len(logits)
     terms = [term for term in terms if len(term) == B]
     total = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
@@ -83,20 +84,20 @@ def _check_complete(terms: Sequence[Tensor], logits: Tensor, classifier: Classif
         i = int(wrong.nonzero()[0])
         raise ValueError(
             f"Expected FullGrad's terms of a network of piecewise linear functions to add up to its logit "
-            f"{float(logits[i]):.4g}, but those of {classifier.name} add up to {float(total[i]):.4g}: it adds "
+            f"{float(logits[i]):.4g}, but those of {classifier.name} add up to {float(total[i]):.4g}: the network adds "
             "constants otherwise than by the bias of a layer of torch (linear, convolution, normalization), which are "
-            "not seen. Take a method that needs no biases, such as GradCAM or OptiCAM."
+            "not seen. Use a method that needs no biases, such as GradCAM or OptiCAM."
         )
 
 
 def _psi(term: Tensor) -> Tensor:
-    """(B,K,h,w) -> (B,1,h,w), each image's values between its own smallest and largest, summed over the channels."""
+    """(B,K,h,w) -> (B,1,h,w): each image's magnitudes, range-normalized over its channels together, then summed."""
     B, K, h, w = term.shape
     return normalize(term.abs().reshape(B, 1, K * h, w)).view(B, K, h, w).sum(1, keepdim=True)
 
 
 def _grid(term: Tensor, classifier: Classifier, image: Tensor) -> Tensor | None:
-    """(B,K,h,w), or None for what does not lie on the image's grid."""
+    """(B,K,h,w), or None for a term that does not lie on the image's grid."""
     if term.shape[0] != image.shape[0] or term.ndim not in (3, 4):
         return None
     try:
@@ -106,7 +107,7 @@ def _grid(term: Tensor, classifier: Classifier, image: Tensor) -> Tensor | None:
 
 
 class _Biases(TorchFunctionMode):
-    """While open: the outputs of torch's functions that add a bias, and that bias, shaped to broadcast to them."""
+    """Collects, while open, the outputs of torch's functions that add a bias, and the bias, shaped to broadcast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,17 +133,17 @@ class _Biases(TorchFunctionMode):
         self.found.append(
             (output, bias.detach() if channels_last else bias.detach().view(-1, *[1] * (output.ndim - 2)))
         )
-        return output.clone()  # a later layer may work in place on what it gets
+        return output.clone()  # a later layer may modify its input in place
 
 
-_COMPLETE = 0.02  # of the logit: how far from it the terms may be by rounding
+_COMPLETE = 0.02  # share of the logit by which rounding may change the sum of the terms
 _ROUNDING = 1e-4  # of the sum of the terms' magnitudes
 _KINKED = {"relu", "clamp", "clamp_min", "leaky_relu", "prelu", "abs", "max", "amax", "maximum", "max_pool2d"}
 _KINKED |= {"max_pool2d_with_indices", "adaptive_max_pool2d"}
 
 
 def _is_piecewise_linear(func: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Whether a function is one, without a constant of its own; what is not known is none."""
+    """Whether a function is piecewise linear without a constant of its own; unknown functions are not."""
     name = func.__name__
     name = name.strip("_") if name.startswith("__") else name.removesuffix("_")
     if name in PRODUCTS:
@@ -160,7 +161,7 @@ _ARGUMENTS: dict[Any, tuple[str, ...]] = {
 
 
 def _bias(given: dict[str, Any]) -> Tensor | None:
-    """What a function of torch, called with these arguments, adds to what is linear in its input."""
+    """The constant that a function of torch, called with these arguments, adds to the part linear in its input."""
     bias: Tensor | None = given.get("bias")
     mean, variance = given.get("running_mean"), given.get("running_var")
     if mean is not None and variance is not None:

@@ -1,4 +1,4 @@
-"""Methods that weight a layer's feature maps by what the network answers to masked images or ablated features."""
+"""Methods that weight a layer's feature maps by the network's scores for masked images or ablated features."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _SAMPLES: dict[Smoothing, int] = {"none": 1, "noise": 35, "integral": 10}
 
 
 class ChannelScoring(Explainer):
-    """What the methods of this module share: one layer, chunks, and ``ReLU(sum_k w_k A_k)`` at the end.
+    """The shared part of the methods in this module: one layer, chunks, and ``ReLU(sum_k w_k A_k)`` at the end.
 
     Args:
         layer: see `Explainer`; one layer.
-        chunk_size: images (or ablated features) in one pass; halved by itself where a GPU runs out of memory.
+        chunk_size: number of images (or ablated features) in one pass; halved automatically if a GPU runs out of
+            memory.
         baseline: see `Explainer`.
     """
 
@@ -42,7 +43,7 @@ class ChannelScoring(Explainer):
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
     def layer_name(self, classifier: Classifier) -> str:
-        """The one layer.
+        """The name of the one layer.
 
         Raises:
             ValueError: there are several.
@@ -53,7 +54,7 @@ class ChannelScoring(Explainer):
         return names[0]
 
     def check(self, classifier: Classifier) -> None:
-        """See `Explainer.check`; without a pass for each channel."""
+        """See `Explainer.check`; it does not run a pass for each channel."""
         self.layer_name(classifier)
         self.check_layers(classifier)
 
@@ -67,16 +68,16 @@ class ScoreCAM(ChannelScoring):
     """Score-CAM (Wang et al., CVPR workshops, 2020): ``ReLU(sum_k softmax(C)_k A_k)``.
 
     ``C_k = f_c(x . n(up(A_k))) - f_c(baseline)``, the increase of confidence: the logit of the class when the image is
-    masked by the channel's own upsampled, range-normalized map. As in the paper's algorithm 1 the softmax runs over
-    the channels (the constant ``f_c(baseline)`` falls out of it and is not computed). Others do otherwise: the
-    authors' program weights by softmax probabilities and has no softmax over channels; pytorch-grad-cam and torchcam
-    mask the normalized image (here baseline "mean"), torchcam by maps that are normalized before upsampling.
+    masked by the channel's own upsampled, range-normalized map. As in the paper's algorithm 1 the softmax runs over the
+    channels (the constant ``f_c(baseline)`` cancels and is not computed). Other programs differ: the authors' program
+    weights by softmax probabilities and has no softmax over channels; pytorch-grad-cam and torchcam mask the normalized
+    image (here: baseline "mean"); torchcam normalizes the maps before upsampling.
 
-    Two papers average C_k over samples, which `smooth` chooses:
+    Two papers average C_k over samples; `smooth` selects one of them:
 
     ========  =====================================================================================================
     noise     SS-CAM (Wang et al., 2020): ``mean_i f_c(x . (n(up(A_k)) + d_i))`` with ``d_i ~ N(0, std^2)``. A sample's
-              noise (H,W) is the same for all channels and images: what differs between channels is the channel.
+              noise (H,W) is the same for all channels and images, so scores differ by the channel alone.
     integral  IS-CAM (Naidu et al., 2020): ``mean_i f_c(x . i/N n(up(A_k)))``, i = 1 ... N, the path from the baseline
               to the masked image. (torchcam adds the steps up, so that its masks grow far beyond 1.)
     ========  =====================================================================================================
@@ -85,8 +86,8 @@ class ScoreCAM(ChannelScoring):
         layer: see `ChannelScoring`.
         chunk_size: see `ChannelScoring`.
         smooth: "none", or one of the above.
-        num_samples: N; None is the papers', 35 for noise and 10 for the integral.
-        std: of the noise, where the mask's range is 1; SS-CAM's is 2.
+        num_samples: N; None means the papers' values, 35 for noise and 10 for the integral.
+        std: standard deviation of the noise, relative to the mask's range of 1; SS-CAM uses 2.
         seed: of the noise.
         baseline: see `Explainer`.
 
@@ -115,13 +116,13 @@ class ScoreCAM(ChannelScoring):
 
     @torch.no_grad()
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """One forward pass a channel (and sample), many channels at once."""
+        """One forward pass per channel (and sample), many channels at once."""
         self.layer_name(classifier)
         with self.recording(classifier) as record:
             classifier(image)
             A = self.grids(record, classifier, image)[0]
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
-        # Before upsampling, which makes noise of a constant: such a channel's mask is 0.
+        # Check before upsampling, which turns a constant into noise: the mask of a constant channel is 0.
         silent = degenerate(A.flatten(0, 1)).view(*A.shape[:2], 1, 1)
         chunks, generator = Chunks(self.chunk_size, len(image)), torch.Generator().manual_seed(self.seed)
         scores = torch.zeros_like(A[:, :, 0, 0])
@@ -157,10 +158,10 @@ class AblationCAM(ChannelScoring):
     """Ablation-CAM (Desai and Ramaswamy, WACV 2020): ``ReLU(sum_k w_k A_k)``, ``w_k = y_c - y_c^k``.
 
     y_c^k is the class's logit when feature map k is set to 0 (for a transformer: feature k of every token, the class
-    token's too). The paper divides by y_c, which is the same for all k and falls out in normalization; where y_c is
-    negative the division would turn the map into its opposite, and is left out for that, too.
+    token's too). The paper divides by y_c, which is the same for all k and cancels in the normalization. The division
+    is left out here, also because a negative y_c would turn the map into its opposite.
 
-    Only the layers above are run for the K ablations (`UpperPart`), of one image after the other: its result does not
+    Only the layers above are run for the K ablations (`UpperPart`), one image at a time, so an image's result does not
     depend on the batch at all. pytorch-grad-cam runs the whole network K times and, where a layer has negative
     activations, sets the feature to a large negative number instead of 0.
 
@@ -177,7 +178,7 @@ class AblationCAM(ChannelScoring):
 
     @torch.no_grad()
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """One pass through the upper layers a channel."""
+        """One pass through the upper layers per channel."""
         name, size = self.layer_name(classifier), (image.shape[2], image.shape[3])
         features, drops = [], []
         for one, c in zip(torch.split(image, 1), target.tolist(), strict=True):
@@ -196,7 +197,7 @@ class AblationCAM(ChannelScoring):
 
 
 def ablate(activation: Tensor, channels: slice, classifier: Classifier, size: tuple[int, int], layer: str) -> Tensor:
-    """Copies of one image's activation (1,...), each with another channel at 0, in the layer's own layout (n,...)."""
+    """Copies of one image's activation (1,...), each with a different channel at 0, in the layer's layout (n,...)."""
     index = torch.arange(channels.start, channels.stop, device=activation.device)
     rows = torch.arange(len(index), device=activation.device)
     copies = activation.repeat(len(index), *[1] * (activation.ndim - 1))

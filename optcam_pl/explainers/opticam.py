@@ -31,10 +31,10 @@ OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Stepper(Protocol):
-    """What the inner fit loop needs of an optimizer: torch's own, or Lightning's wrapper that counts steps."""
+    """What the inner fit loop needs from an optimizer: torch's own, or Lightning's wrapper that counts steps."""
 
     def step(self) -> object:
-        """Move the parameters along their ``.grad``; leave those alone that have none."""
+        """Move the parameters along their ``.grad``; leave parameters without one unchanged."""
 
 
 def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
@@ -48,7 +48,7 @@ def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside
         outside: (B,) g_c of the image masked by 1 - s; the ``io`` objectives need it.
 
     Returns:
-        (B,) to be maximized.
+        (B,) values to be maximized.
 
     >>> logit, inside, outside = torch.tensor([5.0]), torch.tensor([4.0]), torch.tensor([2.0])
     >>> [objective_value(name, logit, inside, outside).item() for name in get_args(Objective)]
@@ -68,35 +68,36 @@ def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside
 class OptiCAM(Explainer):
     """``s(x; u) = n(up(sum_k softmax(u)_k A_k))`` with ``u* = argmax_u F_c(x; u)``.
 
-    The inner fit loop, T = `max_iter` steps an image at most:
+    The inner fit loop, at most T = `max_iter` steps per image:
 
-    1. A: feature maps of the layer, from one forward pass; several layers share one softmax over all their channels,
-       each upsampled on its own.
-    2. u = 0, the uniform combination (where the authors' program starts too, with another constant).
-    3. F_c of every image; a whole image stops where F_c changes by less than `tol` from one step to the next, and
-       stays as it is from then on.
-    4. One step of the optimizer up the gradient of F_c with respect to u, and u alone: neither the network's
-       parameters nor the image ever get a gradient.
-    5. After the last step, F_c once more; the map of the final u.
+    1. A: feature maps of the layer, from one forward pass. Several layers share one softmax over all their channels;
+       each layer is upsampled separately.
+    2. u = 0, the uniform combination. The authors' program also starts there, with another constant.
+    3. F_c of every image. An image stops when F_c changes by less than `tol` from one step to the next, and stays as it
+       is from then on.
+    4. The optimizer takes one step up the gradient of F_c with respect to u alone. Neither the network's parameters nor
+       the image ever get a gradient.
+    5. After the last step: F_c once more, and the map of the final u.
 
-    Every image has a parameter of its own, and the objectives are added up, never averaged: an image's steps do not
-    depend on the batch that it came in. Differences from the authors' program: its stop rule looks at the sum over
-    the batch and only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing
-    after a layer that ends in one).
+    Every image has its own parameter, and the objectives are added up, never averaged, so an image's steps do not
+    depend on its batch. Differences from the authors' program: its stopping rule looks at the sum over the batch and
+    only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing after a layer
+    that ends in a ReLU).
 
-    The uniform start says nothing where a layer's channels sum to 0 at every place, as those of a layer normalization
-    without weights do (an untrained transformer's `norm1`): there the first map is rounding noise, stretched to [0,1],
-    and so is the first step's direction. The definition is kept; `relu`, or another layer, avoids it.
+    The uniform start carries no information where a layer's channels sum to 0 at every position. This is so for a layer
+    normalization without weights (an untrained transformer's `norm1`): the first map is rounding noise, stretched to
+    [0,1], and so is the direction of the first step. The definition is kept; `relu` or another layer avoids the
+    problem.
 
     Args:
         layer: see `Explainer`.
         objective: F_c, see `objective_value`.
         normalizer: n, see `optcam_pl.maps.normalize`.
-        max_iter: T, at most so many steps.
+        max_iter: T, the largest number of steps.
         lr: learning rate of the default optimizer.
-        tol: an image stops where its objective changes by less; 0 never stops.
-        optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None is Adam with `lr`.
-            Those that need a closure (LBFGS) are refused.
+        tol: an image stops when its objective changes by less than this; 0 never stops early.
+        optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None means Adam with `lr`.
+            Optimizers that need a closure (LBFGS) are refused.
         relu: clamp the features at 0 first, as the authors' program does.
         baseline: see `Explainer`.
 
@@ -134,7 +135,7 @@ class OptiCAM(Explainer):
         self.optimizer = optimizer
 
     def settings(self) -> dict[str, object]:
-        """See `Explainer.settings`; the optimizer is given by what it says of itself."""
+        """See `Explainer.settings`; the optimizer is described by its class and options."""
         named = super().settings()
         if self.optimizer is None:
             named["optimizer"] = "Adam"
@@ -148,7 +149,7 @@ class OptiCAM(Explainer):
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
         features, logit = self.features(classifier, image, target)
-        # One parameter an image, so that no optimizer can mix them, not even one that looks at a whole parameter.
+        # One parameter per image, so that no optimizer can mix them, not even one that looks at a whole parameter.
         u = [nn.Parameter(image.new_zeros(sum(A.shape[1] for A in features))) for _ in image]
         return self._optimize(classifier, image, target, features, logit, u, self.make_optimizer(u))
 
@@ -160,14 +161,14 @@ class OptiCAM(Explainer):
         u: Sequence[nn.Parameter],
         optimizer: Stepper,
     ) -> Explanation:
-        """The same as a call, on parameters and an optimizer that the caller keeps, as a LightningModule does.
+        """Do the same as a call, on parameters and an optimizer that the caller owns, such as a LightningModule.
 
         Args:
             classifier: the network.
             image: (B,3,H,W) in [0,1].
             target: (B,) classes.
             u: B parameters (K,) on the image's device, set to 0 here.
-            optimizer: steps `u`; its state must be fresh.
+            optimizer: optimizes `u`; its state must be fresh.
 
         Raises:
             ValueError: `augment` is on.
@@ -181,29 +182,29 @@ class OptiCAM(Explainer):
             return self.select(self._optimize(classifier, image, target, features, logit, u, optimizer))
 
     def check(self, classifier: Classifier) -> None:
-        """See `Explainer.check`; without the optimization."""
+        """See `Explainer.check`; it skips the optimization."""
         self.check_layers(classifier)
 
     def check_one_view(self) -> None:
-        """Stored weights are those of one view of an image.
+        """Refuse `augment`: stored weights belong to one view of an image.
 
         Raises:
             ValueError: `augment` is on.
         """
         if self.augment:
             raise ValueError(
-                "Expected `augment` to be off where weights are fitted to be stored, or are read again, as they are "
-                "those of one view of an image: use `test` or `predict` without `weights_from`."
+                "Expected `augment` to be off where weights are fitted to be stored, or are read again, because they "
+                "belong to one view of an image: use `test` or `predict` without `weights_from`."
             )
 
     def from_weights(self, classifier: Classifier, image: Tensor, target: Tensor, weights: Tensor) -> Explanation:
-        """The map of weights found earlier (`Explanation.weights`), without optimizing anew.
+        """The map of weights that were found earlier (`Explanation.weights`), without optimizing again.
 
         Args:
             classifier: the network that the weights were found for.
             image: (B,3,H,W) in [0,1].
             target: (B,) the classes that the weights were found for.
-            weights: (B,K) non-negative, each row summing to 1.
+            weights: (B,K), non-negative; each row sums to 1.
 
         Raises:
             ValueError: K is not the number of the layer's channels, or `augment` is on.
@@ -241,7 +242,7 @@ class OptiCAM(Explainer):
         """The configured optimizer over the images' parameters.
 
         Raises:
-            TypeError: the slot did not give a torch optimizer, or one that needs a closure.
+            TypeError: `optimizer` did not return a torch optimizer, or returned one that needs a closure.
         """
         if self.optimizer is None:
             return Adam(u, lr=self.lr)
@@ -277,7 +278,7 @@ class OptiCAM(Explainer):
             F = value()
             trace.append(F.detach())
             if len(trace) > 1:
-                # A NaN change counts as a stop too: from there no step can lead anywhere.
+                # A NaN change also stops the image: no step leads anywhere from there.
                 active &= (trace[-1] - trace[-2]).abs() >= self.tol
             moves = active.tolist()
             if not any(moves):
@@ -286,7 +287,7 @@ class OptiCAM(Explainer):
                 self._set_gradients(F, u, moves)
             optimizer.step()
         with torch.no_grad():
-            # Where all have stopped early their last value is repeated: a curve always has T + 1 points.
+            # If all images have stopped early, repeat their last values: a curve always has T + 1 points.
             trace += [value()] if any(moves) else []
             trace += [trace[-1]] * (self.max_iter + 1 - len(trace))
             weights = torch.softmax(torch.stack(list(u)), dim=1)
@@ -298,7 +299,7 @@ class OptiCAM(Explainer):
     def _explanation(
         self, weights: Tensor, features: Sequence[Tensor], image: Tensor, target: Tensor, silent: Tensor
     ) -> Explanation:
-        """Step 5: the map of weights (B,K), and why it says nothing where it does."""
+        """Step 5: the map of weights (B,K), and the reason where it says nothing."""
         saliency, silent_layers, full = self._map(weights, features, image, silent)
         says_nothing = silent_layers | degenerate(full, self.normalizer)
         causes = [
@@ -311,9 +312,9 @@ class OptiCAM(Explainer):
     def _map(
         self, weights: Tensor, features: Sequence[Tensor], image: Tensor, silent: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalized map (B,1,H,W), which is 0 where the layers say nothing (B,), and that before normalization."""
+        """The normalized map (B,1,H,W), which is 0 where the layers say nothing (B,), and the unnormalized map."""
         layers = self.layer_maps(weights, features)
-        # Before upsampling, which makes noise of a constant; `silent` are features whose sums may be noise already.
+        # Check before upsampling, which turns a constant into noise. Sums of `silent` features may be noise already.
         silent = silent | torch.stack([degenerate(part) for part in layers]).all(0)
         full = self._upsampled(layers, image)
         return normalize(full, self.normalizer, silent.view(-1, 1, 1, 1)), silent, full
@@ -350,14 +351,14 @@ class OptiCAM(Explainer):
 
     @staticmethod
     def _set_gradients(F: Tensor, u: Sequence[nn.Parameter], moves: Sequence[bool]) -> None:
-        """Downhill gradients of -F; an image that has stopped gets none, so that the optimizer leaves it alone."""
+        """Gradients of -F for descent; a stopped image gets none, so that the optimizer leaves it alone."""
         gradients = torch.autograd.grad(-F.sum(), list(u))
         for parameter, gradient, move in zip(u, gradients, moves, strict=True):
             parameter.grad = gradient if move else None
 
 
 def _silent_features(features: Sequence[Tensor]) -> Tensor:
-    """(B,): all feature maps of all layers are constant, and with them every combination of them."""
+    """(B,): whether all feature maps of all layers are constant, and so is every combination of them."""
     return torch.stack([constant(A) for A in features]).all(0)
 
 

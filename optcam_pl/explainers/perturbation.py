@@ -1,4 +1,4 @@
-"""Methods that look for the pixels that matter by masking the image itself, without any layer."""
+"""Methods that find the important pixels by masking the image itself, without using any layer."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Reward: TypeAlias = Literal["logit", "contrastive"]
 class RISE(Explainer):
     """RISE (Petsiuk, Das, Saenko, BMVC 2018): ``S = 1/(N p1) sum_i p_c(x . M_i) M_i``.
 
-    p_c is the class's probability. A mask M_i is a coarse grid of s x s cells, each 1 with probability p1, upsampled
-    bilinearly to (s+1) cells a side and cut out with a random shift of up to one cell. The masks are the same for
-    every image; mask i depends on the seed and i alone, and is made when its turn comes: N masks never lie in memory.
-    The authors' program masks the normalized image (here baseline "mean").
+    p_c is the class's probability. A mask M_i is a coarse grid of s x s cells, each 1 with probability p1. It is
+    upsampled bilinearly to (s+1) cells per side and cropped with a random shift of up to one cell. The masks are the
+    same for every image. Mask i depends only on the seed and on i, and is made when it is needed: the N masks are never
+    in memory together. The authors' program masks the normalized image (here: baseline "mean").
 
     Args:
         num_masks: N.
         cells: s, at least 2.
         probability: p1, in (0,1).
         seed: of the masks.
-        chunk_size: masked images in one pass; halved by itself where a GPU runs out of memory.
+        chunk_size: number of masked images in one pass; halved automatically if a GPU runs out of memory.
         baseline: see `Explainer`.
 
     Raises:
@@ -67,7 +67,7 @@ class RISE(Explainer):
         self.check_network(classifier)
 
     def draw(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels down and right."""
+        """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels, down and to the right."""
         s = self.cells
         drawn = torch.rand(self.num_masks, s * s + 2, generator=torch.Generator().manual_seed(self.seed))
         cell = torch.tensor([math.ceil(side / s) for side in size])
@@ -75,7 +75,7 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """One forward pass a mask, many masks at once."""
+        """One forward pass per mask, many masks at once."""
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
         grids, shifts = self.draw(size)
         total = torch.zeros_like(image[:, 0])
@@ -96,7 +96,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         grids: (n,s,s) 0 or 1.
-        shifts: (n,2) pixels down and right, from 0 to the size of a cell.
+        shifts: (n,2) in pixels, down and to the right, from 0 to the size of a cell.
         size: (H,W).
 
     Returns:
@@ -111,7 +111,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:
-    """(n,side,cells): what each cell counts for each pixel of one axis, mirrored at the ends of the grid."""
+    """(n,side,cells): the weight of each cell for each pixel of one axis, mirrored at the ends of the grid."""
     stretch = (cells + 1) * math.ceil(side / cells) / cells
     at = (shift.double().unsqueeze(1) + torch.arange(side) + 0.5) / stretch - 0.5
     near = (1 - (at.unsqueeze(2) - torch.arange(-1, cells + 1)).abs()).clamp(min=0)
@@ -122,10 +122,10 @@ def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:
 
 
 class MaskOptimizer(Explainer):
-    """Methods that optimize a mask of the image itself, each image's on its own. A subclass is its `optimize`.
+    """Methods that optimize a mask of the image itself, separately for each image. A subclass provides `optimize`.
 
-    Where the mask is 0 the image is blurred by a Gaussian; beyond its border lies the network's mean color. The blur
-    belongs to these methods: the baseline of the metrics is not touched.
+    Where the mask is 0, the image is blurred by a Gaussian; the network's mean color lies beyond its border. The blur
+    is part of these methods: the baseline of the metrics does not change.
 
     Args:
         chunk_size: masked images in one pass; halved by itself where a GPU runs out of memory.
@@ -137,18 +137,18 @@ class MaskOptimizer(Explainer):
 
     @abstractmethod
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The raw map (B,1,h,w), and what was maximized (T+1,B)."""
+        """The raw map (B,1,h,w), and the maximized objective (T+1,B)."""
 
     def check(self, classifier: Classifier) -> None:
         """Any network that is a function will do."""
         self.check_network(classifier)
 
     def passes(self) -> int:
-        """Masked images of one image in one pass."""
+        """Number of masked images per image in one pass."""
         return 1
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """The optimization, of so many images at once as fit into a chunk."""
+        """Run the optimization for as many images at once as fit into a chunk."""
         done: list[tuple[Tensor, Tensor]] = []
 
         def some(part: slice) -> None:
@@ -161,11 +161,11 @@ class MaskOptimizer(Explainer):
 
 
 def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
-    """Gaussian blur; beyond the border lies one color.
+    """Gaussian blur with one color beyond the border.
 
     Args:
         image: (B,3,H,W).
-        sigma: in pixels; the kernel ends at four of them. 0 returns the image.
+        sigma: in pixels; the kernel ends at 4 sigma. 0 returns the image.
         border: (3,) the color.
 
     Returns:
@@ -183,17 +183,18 @@ def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
 class MeaningfulPerturbation(MaskOptimizer):
     """Meaningful perturbation (Fong and Vedaldi, ICCV 2017): the smallest smooth mask that removes the class.
 
-    ``m* = argmin_m l1 |1 - m|_1 + l2 sum |grad m|^3 + p_c(x . m + b . (1 - m))``, b the image blurred with a standard
-    deviation of 10 pixels, m on a coarse grid; the image moves by a few random pixels in each step, in the same way for
-    all images. The map is 1 - m*, what had to be removed. Adam; m is kept in [0,1].
+    ``m* = argmin_m l1 |1 - m|_1 + l2 sum |grad m|^3 + p_c(x . m + b . (1 - m))``, where b is the image blurred with a
+    standard deviation of 10 pixels, and m lies on a coarse grid. In each step the image moves by a few random pixels,
+    in the same way for all images. The map is 1 - m*, the part that had to be removed. The optimizer is Adam; m is kept
+    in [0,1].
 
-    Differences from the paper: m starts at 0.5 everywhere, not at the smallest central disc that removes the class; it
-    is upsampled bilinearly, not by a Gaussian.
+    Differences from the paper: m starts at 0.5 everywhere, not at the smallest central disc that removes the class, and
+    it is upsampled bilinearly, not by a Gaussian.
 
     Args:
         max_iter: T.
-        lr: Adam's.
-        cell: pixels a side of the mask's cells (the paper's 28 x 28 mask on 224 pixels).
+        lr: Adam's learning rate.
+        cell: side of the mask's cells in pixels (the paper has a 28 x 28 mask on 224 pixels).
         l1: weight of the removed area, counted in cells.
         l2: weight of the roughness.
         jitter: the image moves by 0 to this many pixels down and right.
@@ -250,28 +251,28 @@ class MeaningfulPerturbation(MaskOptimizer):
 class ExtremalPerturbation(MaskOptimizer):
     """Extremal perturbation (Fong, Patrick, Vedaldi, ICCV 2019): the best mask of a given area.
 
-    ``m_a = argmax_m y_c(m (x) x) - lambda mean(vecsort(m) - r_a)^2``, for each area a; r_a has a share 1 - a of zeros
-    and then ones, so that the sorted mask is pushed to be 0 or 1 and to have the area a. The map is the mean of m_a
+    ``m_a = argmax_m y_c(m (x) x) - lambda mean(vecsort(m) - r_a)^2``, for each area a; r_a is a share 1 - a of zeros,
+    followed by ones, which pushes the sorted mask to the values 0 and 1 and to the area a. The map is the mean of m_a
     over the areas.
 
-    1. m on a coarse grid, one value each `step` pixels, is widened by a smooth maximum: ``m(u) = smax_v k(|u-v|/sigma)
-       m_v`` with ``smax f = sum f e^(f/T) / sum e^(f/T)``, T = 1/20, over the nearest nodes;
-       ``k(z) = exp(-2 max(0, z - 1/2)^2)``.
-    2. The perturbation m (x) x reads each pixel from a pyramid of 8 images, from one blurred by 20 pixels (m = 0) to
-       the image itself (m = 1), and interpolates between them.
-    3. SGD up the gradient (learning rate 0.01, momentum and dampening 0.9), m kept in [0,1]; lambda is 300 and grows by
-       0.35 % a step. Every other step looks at the mirrored image.
+    1. m, on a coarse grid with one value every `step` pixels, is widened by a smooth maximum: ``m(u) = smax_v
+       k(|u-v|/sigma) m_v`` with ``smax f = sum f e^(f/T) / sum e^(f/T)``, T = 1/20, over the nearest nodes; ``k(z) =
+       exp(-2 max(0, z - 1/2)^2)``.
+    2. The perturbation m (x) x reads each pixel from a pyramid of 8 images and interpolates between them. The pyramid
+       ranges from an image blurred by 20 pixels (m = 0) to the image itself (m = 1).
+    3. SGD goes up the gradient (learning rate 0.01, momentum and dampening 0.9); m is kept in [0,1]. lambda starts at
+       300 and grows by 0.35 % per step. Every other step uses the mirrored image.
 
-    The program of the authors lets the mask go on beyond the image by sigma, and a is a share of that larger frame: in
-    the image itself the mask is larger than a. That is `margin` None; with 0, a is a share of the image. The result is
-    not unique: places where the mask is equal have no order, and the first steps decide for one. Here the sort is
-    stable, on every device. (That program's contrastive reward mixes several areas; here each has its own.)
+    The authors' program extends the mask beyond the image by sigma, and a is a share of that larger frame: in the image
+    itself the mask is larger than a. `margin` None does the same; with 0, a is a share of the image. The result is not
+    unique: positions with equal mask values have no order, and the first steps decide on one. Here the sort is stable,
+    on every device. (The contrastive reward of that program mixes several areas; here each area has its own.)
 
     Args:
-        areas: one or several a, in (0,1), optimized at once.
+        areas: one or several areas a, in (0,1), optimized at once.
         max_iter: T.
         step: pixels between the mask's nodes.
-        sigma: in pixels, how far the smooth maximum reaches.
+        sigma: reach of the smooth maximum, in pixels.
         game: "preserve" keeps what the mask shows; "delete" removes it, to make y_c small; "dual" does both.
         reward: "logit" y_c, or "contrastive" y_c minus the largest other logit.
         margin: in pixels; None is sigma. See above.
@@ -309,7 +310,7 @@ class ExtremalPerturbation(MaskOptimizer):
         self.margin = None if margin is None else int(check_number("margin", margin))
 
     def passes(self) -> int:
-        """One an area, twice that where masks are also turned round."""
+        """One per area; two per area if the inverted masks are used too."""
         return len(self.areas) * (2 if self.game == "dual" else 1)
 
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,7 +351,7 @@ class ExtremalPerturbation(MaskOptimizer):
         return widen.crop(full).reshape(*shape, *size), rewards, penalties
 
     def _reward(self, classifier: Classifier, pyramid: Tensor, masks: Tensor, c: Tensor, *, mirrored: bool) -> Tensor:
-        """(n,H,W) -> (n,): what the network makes of the images under the masks, of the classes c (n,)."""
+        """(n,H,W) -> (n,): the reward for the classes c (n,), with the images under the masks."""
         sides = {"preserve": [masks], "delete": [1 - masks], "dual": [masks, 1 - masks]}[self.game]
         pixels = torch.cat([_blurred(pyramid, side) for side in sides])
         logits: Tensor = classifier(pixels.flip(3) if mirrored else pixels).to(masks.dtype)
@@ -365,27 +366,27 @@ class ExtremalPerturbation(MaskOptimizer):
 
 
 def _pyramid(image: Tensor, border: Tensor, levels: int = 8, most: float = 20.0) -> Tensor:
-    """(B,levels,3,H,W): the image blurred by `most` pixels, ..., not at all."""
+    """(B,levels,3,H,W): the image, from blurred by `most` pixels to not blurred at all."""
     sigmas = [(1 - level / (levels - 1)) * most for level in range(levels)]
     return torch.stack([gaussian_blur(image, sigma, border) for sigma in sigmas], dim=1)
 
 
 def _blurred(pyramid: Tensor, masks: Tensor) -> Tensor:
-    """Images (n,3,H,W) as sharp as the masks (n,H,W) have them at each place."""
+    """Images (n,3,H,W) whose sharpness at each position is given by the masks (n,H,W)."""
     top = pyramid.shape[1] - 1
     at = (masks * top).unsqueeze(1)
     level = at.detach().floor().clamp(0, top - 1)
-    # A mask that is not finite has no level; its image's result is not finite in any case.
+    # A mask that is not finite has no level; the result for its image is not finite in any case.
     index = level.nan_to_num().long().unsqueeze(2).expand(-1, -1, 3, -1, -1)
     lower, upper = pyramid.gather(1, index).squeeze(1), pyramid.gather(1, index + 1).squeeze(1)
     return lower + (upper - lower) * (at - level)
 
 
 class _SmoothMaximum(torch.autograd.Function):
-    """Smooth maximum of the nodes around each pixel, without keeping what it is made of, 100 times the result.
+    """Smooth maximum of the nodes around each pixel. It does not keep its intermediates, 100 times the result's size.
 
     With g_v = k_v m_v / T it is ``S = T sum g e^g / sum e^g``, and ``dS/dg_v = T e^g_v (1 + g_v - S/T) / sum e^g``. The
-    loop runs over the nodes' places relative to the pixel's own; pixels are ordered by cell.
+    loop runs over the positions of the nodes relative to the pixel; pixels are ordered by cell.
     """
 
     @staticmethod
@@ -408,7 +409,7 @@ class _SmoothMaximum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """(n,h',w',s,s) -> as `padded`."""
+        """(n,h',w',s,s) -> the shape of `padded`."""
         padded, scaled, result, below = ctx.saved_tensors
         cells, sums = ctx.cells, torch.zeros_like(padded)
         slope = grad.reshape(below.shape) / (ctx.coldness * below)
@@ -427,8 +428,8 @@ class _SmoothMaximum(torch.autograd.Function):
 class SmoothMaximum:
     """Step 1 of `ExtremalPerturbation`: values at nodes `step` pixels apart, widened to a smooth mask of pixels.
 
-    The mask is defined on a frame that goes on by `margin` pixels before the first node, which lies on the image's
-    first pixel, and behind the last.
+    The mask is defined on a frame that extends `margin` pixels before the first node, which lies on the image's first
+    pixel, and after the last node.
 
     Args:
         size: (H,W) of the image.
@@ -445,13 +446,13 @@ class SmoothMaximum:
     def __init__(self, size: tuple[int, int], step: int, sigma: float, margin: int | None = None) -> None:
         self.size, self.margin = size, int(sigma) if margin is None else margin
         self.nodes = (math.ceil(size[0] / step), math.ceil(size[1] / step))
-        # A cell holds the pixels that share their nearest node, of two equally near ones the one before.
+        # A cell holds the pixels that share their nearest node; of two equally near nodes the earlier one counts.
         before, reach = (step - 1) // 2, 1 + math.ceil(sigma / step)
         first, self._skip = divmod(before - self.margin, step)
         ends = [max(side, (count - 1) * step + 1 + self.margin) for side, count in zip(size, self.nodes, strict=True)]
         self.frame = (ends[0] + self.margin, ends[1] + self.margin)
         self._cells = ((ends[0] - 1 + before) // step - first + 1, (ends[1] - 1 + before) // step - first + 1)
-        # Around the nodes lie as many zeros as are ever asked for.
+        # Pad the nodes with as many zeros as are ever read.
         beyond = (first + cells - 1 + reach - (count - 1) for cells, count in zip(self._cells, self.nodes, strict=True))
         self._pad = max(reach - first, *beyond)
         self._start = first - reach + self._pad
@@ -467,13 +468,13 @@ class SmoothMaximum:
         return pixels[:, self._skip : self._skip + self.frame[0], self._skip : self._skip + self.frame[1]]
 
     def crop(self, full: Tensor) -> Tensor:
-        """(n,H',W') -> (n,H,W), the image's part."""
+        """(n,H',W') -> (n,H,W), the part within the image."""
         top = self.margin
         return full[:, top : top + self.size[0], top : top + self.size[1]]
 
 
 def _sorted_goal(area: float, frame: tuple[int, int]) -> Tensor:
-    """(H'W',) what the sorted mask should be: r_a."""
+    """(H'W',) the target of the sorted mask: r_a."""
     count = frame[0] * frame[1]
     goal = torch.ones(count)
     goal[: int(count * (1 - area))] = 0

@@ -1,6 +1,6 @@
-"""Which tokens of a vision transformer its head reads, found in a pass, and whether all that mixes tokens was seen.
+"""Finds which tokens the head of a vision transformer reads, and whether all operations that mix tokens were seen.
 
-No name of a class, module or setting is asked: a network may be anybody's, wrapped in anything.
+Names of classes, modules or settings play no role: the network may come from anywhere and be wrapped in anything.
 
 Shape letters: B images, H heads, N tokens, M some of them, D channels, P projections of the scores.
 """
@@ -20,21 +20,21 @@ from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.private import is_compiled
 
-_SLACK = 1e-4  # of the largest value: what rounding in float32 leaves
+_SLACK = 1e-4  # share of the largest value that rounding in float32 may leave
 _PROJECTIONS = 2
-# One vector of the class token, one of a distillation token, one of the patches: more than these is no list of means.
+# One vector each for the class token, a distillation token and the patches: more would not be a list of means.
 _MOST_GROUPS = 3
 _TURNS = {"transpose", "permute", "swapaxes", "movedim", "t", "mT", "T"}
-_ADVICE = "Take a method that needs no attention maps, such as GradCAM or OptiCAM."
+_ADVICE = "Use a method that needs no attention maps, such as GradCAM or OptiCAM."
 
 
 class Readout(NamedTuple):
-    """What the head reads.
+    """The tokens that the head reads.
 
     Attributes:
-        weights: (N,) float64, summing to 1. Where the network pools tokens by attention, 1 for those that it attends
-            to: how much of each is read, says the map of each image.
-        pool: which of the pooling attentions of a pass that is, counted from 0; None where there is none.
+        weights: (N,) float64, summing to 1. If the network pools tokens by attention: 1 for the tokens that it attends
+            to; the map of each image says how much of each token is read.
+        pool: which pooling attention of a pass it is, counted from 0; None if there is none.
     """
 
     weights: Tensor
@@ -51,23 +51,23 @@ class Readout(NamedTuple):
 
 
 def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
-    """What the head of a network reads, from two passes of noise in the shape of `image`; remembered for the network.
+    """Find what a network's head reads, by two passes of noise in the shape of `image`; cached for the network.
 
-    The gradient of the scores with respect to the tokens behind the last attention tells it:
+    The gradient of the scores with respect to the tokens after the last attention shows it:
 
-    - one token gets all of it: that token (a class token);
-    - some tokens get the same, or multiples of the same: their mean, weighted so;
-    - there are two or three such groups: each counts the same (class and distillation token of a distilled DeiT; class
-      token and mean of the patches of DINOv2's classifier);
-    - it comes through an attention with one query: attention pooling.
+    - one token gets the whole gradient: the head reads that token (a class token);
+    - several tokens get the same gradient, or multiples of it: the head reads their weighted mean;
+    - there are two or three such groups: each group counts equally (class and distillation token of a distilled DeiT;
+      class token and mean of the patches of DINOv2's classifier);
+    - the gradient comes through an attention with one query: attention pooling.
 
     Args:
         classifier: the network.
         image: (B,3,H,W), for its size, type and device.
-        tokens: N, of the network's attention.
+        tokens: N, the number of tokens of the network's attention.
 
     Raises:
-        ValueError: it is none of these, or tokens are mixed otherwise than by the attention that was seen.
+        ValueError: none of these holds, or tokens are mixed in another way than by the attention that was seen.
     """
     key = (tuple(image.shape[2:]), image.dtype, image.device, tokens, _signature(classifier.network))
     known = _KNOWN.setdefault(classifier.network, {})
@@ -75,7 +75,7 @@ def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
         with own_grad_mode(), torch.autocast(image.device.type, enabled=False):
             noise = torch.rand(1, 3, *image.shape[2:], generator=torch.Generator().manual_seed(0)).to(image)
             _check_mixing(classifier, noise, tokens)
-            known.clear()  # what a network reads at one size at a time
+            known.clear()  # keep the result for one size at a time
             known[key] = _read(classifier, noise, tokens)
     return known[key]
 
@@ -84,7 +84,7 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, Readout]] = weakref.WeakK
 
 
 def _signature(network: nn.Module) -> int:
-    """Changes where modules or their plain settings (`global_pool`) are changed."""
+    """A value that changes when modules or their plain settings (`global_pool`) change."""
     plain = (bool, int, str, type(None))
     return hash(
         tuple(
@@ -95,7 +95,7 @@ def _signature(network: nn.Module) -> int:
 
 
 def check_uncompiled(classifier: Classifier, method: str) -> None:
-    """What is compiled cannot be looked into.
+    """Refuse compiled networks, whose operations are hidden.
 
     Raises:
         ValueError: the network or a part of it is under `torch.compile`.
@@ -104,12 +104,12 @@ def check_uncompiled(classifier: Classifier, method: str) -> None:
         if is_compiled(module):
             raise ValueError(
                 f"{method} reads the single operations of a network, but {name or 'all'} of {classifier.name} is under "
-                "torch.compile, which hides them. Hand in the network as it was before it was compiled."
+                "torch.compile, which hides them. Pass the network as it was before it was compiled."
             )
 
 
 def gradients(y: Tensor, of: Sequence[Tensor], classifier: Classifier, weight: Tensor | None = None) -> list[Tensor]:
-    """`torch.autograd.grad` with zeros for what y does not depend on; y may be used again.
+    """`torch.autograd.grad` with zeros for tensors that y does not depend on; y may be used again.
 
     Raises:
         ValueError: the network cuts or recomputes its graph.
@@ -120,17 +120,17 @@ def gradients(y: Tensor, of: Sequence[Tensor], classifier: Classifier, weight: T
         return list(torch.autograd.grad(y, of, weight, retain_graph=True, allow_unused=True, materialize_grads=True))
     except CheckpointError as error:
         raise ValueError(
-            f"{classifier.name} is under gradient checkpointing, which computes attention again, unseen, in the "
+            f"{classifier.name} is under gradient checkpointing, which computes attention again, unobserved, in the "
             "backward pass. Switch it off (timm: network.set_grad_checkpointing(False); transformers: "
             "network.gradient_checkpointing_disable())."
         ) from error
 
 
 def no_gradient(classifier: Classifier) -> ValueError:
-    """An error for a network whose graph is cut."""
+    """The error for a network whose graph is cut."""
     return ValueError(
         f"Expected the scores of {classifier.name} to have a gradient at its tokens, but they have none: a part of it "
-        "runs under torch.no_grad, detaches what it puts out, or is under gradient checkpointing. Switch that off "
+        "runs under torch.no_grad, detaches its output, or is under gradient checkpointing. Switch that off "
         "(timm: network.set_grad_checkpointing(False))."
     )
 
@@ -139,10 +139,10 @@ def no_gradient(classifier: Classifier) -> ValueError:
 
 
 class _Apart(AttentionTape):
-    """Two equal images; each token attends to itself alone; the second image's even tokens are changed on the way.
+    """Runs two equal images, in which each token attends only to itself, and changes the second one's even tokens.
 
-    Then its odd tokens have to stay what they are in the first image. `culprit` is the first operation after which
-    they are not.
+    Then its odd tokens must stay equal to those of the first image. `culprit` is the first operation after which they
+    differ.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -151,7 +151,7 @@ class _Apart(AttentionTape):
         self.culprit: str | None = None
 
     def mix(self, attention: Tensor) -> Tensor:
-        """Each token attends to itself alone; a pooling query to all."""
+        """Each token attends only to itself; a pooling query attends to all."""
         if attention.shape[-2] != attention.shape[-1]:
             return attention
         return torch.eye(attention.shape[-1]).to(attention).expand_as(attention)
@@ -166,7 +166,7 @@ class _Apart(AttentionTape):
         out = func(*args, **kwargs)
         if self._changed and self.culprit is None and name not in _TURNS:
             tokens = self._of_tokens(out)
-            # With as many channels as tokens a transposed tensor looks the same.
+            # With as many channels as tokens, a transposed tensor has the same shape.
             if tokens is not None and (name == "linear" or tokens.shape[2] != self._count):
                 odd = tokens[:, 1::2]
                 if not _equal(odd[0], odd[1], float(tokens.abs().max())):
@@ -181,7 +181,7 @@ class _Apart(AttentionTape):
 
 
 def _check_mixing(classifier: Classifier, noise: Tensor, tokens: int) -> None:
-    """Whether the attention that the tape sees is all that mixes tokens."""
+    """Whether nothing but the attention that the tape sees mixes tokens."""
     with torch.no_grad(), _Apart(tokens) as tape:
         classifier(noise.repeat(2, 1, 1, 1))
     if tape.culprit is not None:
@@ -196,8 +196,8 @@ def _check_mixing(classifier: Classifier, noise: Tensor, tokens: int) -> None:
 
 
 class _Behind(AttentionTape):
-    """Keeps what comes behind the last attention map: `tokens`, tensors of three dimensions; and `pooled`, pairs of a
-    pooling attention's map and what it puts out.
+    """Keeps what follows the last attention map: `tokens`, tensors of three dimensions; and `pooled`, pairs of a
+    pooling attention's map and its output.
     """
 
     def __init__(self) -> None:
@@ -243,13 +243,13 @@ class _Gradients:
 
     Args:
         classifier: for messages.
-        values: tensors (1,M,D) or (M,1,D), in the order in which they came to be.
+        values: tensors (1,M,D) or (M,1,D), in the order in which they were computed.
         tokens: N.
     """
 
     def __init__(self, classifier: Classifier, values: Sequence[Tensor], tokens: int) -> None:
         width = [value.shape[2] for value in values if _images_first(value, 1).shape[1] == tokens][:1]
-        # All tokens, or some of them, as wide as they were.
+        # All tokens, or some of them, with their original width.
         kept = [
             (value, _images_first(value, 1).shape[1])
             for value in values
@@ -261,14 +261,14 @@ class _Gradients:
         self.classifier, self.tokens = classifier, tokens
 
     def of(self, y: Tensor, ways: Sequence[Tensor]) -> list[Tensor]:
-        """Of the sums of y times each of the P `ways`."""
+        """Gradients of the sums of y times each of the P `ways`."""
         if not self.values:
             raise self.refusal("reads no tensor of tokens (images x tokens x channels) behind its last attention")
         each = [gradients(y, self.values, self.classifier, way.view_as(y)) for way in ways]
         return [torch.cat([_images_first(G, 1) for G in ofs]).double() for ofs in zip(*each, strict=True)]
 
     def refusal(self, why: str) -> ValueError:
-        """An error that says what is seen and what would work."""
+        """The error that says what was seen and what would work."""
         return ValueError(
             f"Expected the head of {self.classifier.name} to read a class token, means of tokens, or an attention "
             f"pooling with one query, so that it is known whose attention counts, but it {why}. {_ADVICE}"
@@ -276,10 +276,10 @@ class _Gradients:
 
 
 def _means(behind: _Gradients, direct: Sequence[Tensor]) -> Tensor:
-    """(N,) the weights of tokens that are read one by one or as means.
+    """(N,) the weights of tokens that are read individually or as means.
 
-    From the last tensor to the first: what of its gradient does not come through tensors that were already taken is
-    read from it.
+    It goes from the last tensor to the first: the head reads a tensor directly as far as its gradient does not come
+    through tensors that were already processed.
     """
     left = [G.clone() for G in direct]
     groups: list[Tensor] = []
@@ -290,7 +290,7 @@ def _means(behind: _Gradients, direct: Sequence[Tensor]) -> Tensor:
         some = behind.sizes[i] < behind.tokens and len(of_rows) > 1
         if some or len(groups) + len(of_rows) > _MOST_GROUPS:
             raise behind.refusal(
-                "gives its tokens gradients that differ from token to token, as where they are flattened, pooled by "
+                "gives its tokens gradients that differ from token to token, as if they were flattened, pooled by "
                 "their maximum, or weighted by something that depends on them"
             )
         if len(of_rows) == 1:
@@ -319,7 +319,7 @@ def _groups(G: Tensor) -> Iterator[Tensor]:
 
 
 def _before(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Tensor) -> Tensor:
-    """The weights (M,) of the mean that is taken of the i-th tensor, with what its tokens were multiplied by before."""
+    """The weights (M,) in the mean over the i-th tensor, including earlier factors of its tokens."""
     for j in reversed([j for j in range(i) if behind.sizes[j] == behind.sizes[i] and _any(direct[j])]):
         earlier = list(_groups(direct[j]))
         if len(earlier) > 1 or not torch.equal(earlier[0] > 0, weights > 0):
@@ -329,10 +329,10 @@ def _before(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Tenso
 
 
 def _on_tokens(behind: _Gradients, direct: Sequence[Tensor], i: int, weights: Tensor) -> Tensor:
-    """The weights (M,) of the i-th tensor's rows as weights (N,) of all tokens."""
+    """Turn the weights (M,) of the i-th tensor's rows into weights (N,) of all tokens."""
     if behind.sizes[i] == behind.tokens:
         return weights
-    # Some of the tokens, read alike: which ones, say the tokens before them that get their gradient.
+    # Some of the tokens, read alike. The earlier tokens that get their gradient show which ones.
     source = [j for j in range(i) if behind.sizes[j] == behind.tokens and _any(direct[j])][-1:]
     if source:
         way = direct[i][0].to(behind.values[i].dtype)
@@ -350,7 +350,7 @@ def _pooled(
     direct: Sequence[Tensor],
     used: dict[int, tuple[Tensor, Tensor]],
 ) -> Readout:
-    """The readout of a network whose head reads a pooling attention, and nothing else."""
+    """The readout of a network whose head reads only a pooling attention."""
     (pool, (attention, out)), *others = used.items()
     if others:
         raise behind.refusal("pools its tokens by attention more than once")
@@ -359,14 +359,14 @@ def _pooled(
     for i, G in enumerate(direct):
         if behind.sizes[i] == behind.tokens and not _equal(through[i], G, float(G.abs().max())):
             raise behind.refusal("reads its tokens by an attention pooling and in another way too")
-    reached = direct[behind.sizes.index(behind.tokens)].abs().amax((0, 2))  # a key for each, in their order
+    reached = direct[behind.sizes.index(behind.tokens)].abs().amax((0, 2))  # one key per token, in the same order
     if int((reached > 0).sum()) != attention.shape[-1]:
-        raise behind.refusal("pools its tokens by an attention to others than them")
+        raise behind.refusal("pools its tokens by an attention to something else")
     return Readout((reached > 0).double(), pool)
 
 
 def _images_first(value: Tensor, images: int) -> Tensor:
-    """(B,M,D) of (B,M,D) or (M,B,D)."""
+    """(B,M,D) from (B,M,D) or (M,B,D)."""
     return value if value.shape[0] == images else value.transpose(0, 1)
 
 

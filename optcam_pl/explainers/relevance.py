@@ -1,8 +1,8 @@
-"""Attention maps of a vision transformer and the relevance that flows through it, read while its own code runs.
+"""Reads the attention maps of a vision transformer, and the relevance that flows through it, while its code runs.
 
-Nothing is attached to the network: a `torch.overrides.TorchFunctionMode` sees the operations that the network's own
-modules call while the mode is open, and is gone with it, also after an exception. So the same few rules serve timm's
-and torchvision's transformers, with fused attention or without.
+Nothing is attached to the network: a `torch.overrides.TorchFunctionMode` sees the operations that the network's modules
+call while the mode is open. It ends with its context, also after an exception. Thus the same few rules serve the
+transformers of timm and torchvision, with or without fused attention.
 
 Shape letters: B images, H heads, N tokens (class, distillation and register tokens first), D channels.
 """
@@ -21,31 +21,31 @@ from torch.overrides import TorchFunctionMode
 Rule: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 _EPS = 1e-9
-# Operations that hand on an attention map as it is: in eval mode dropout does nothing.
+# Operations that pass an attention map on unchanged: dropout does nothing in eval mode.
 _KEEPS_MAP = {"dropout", "to", "type_as", "float", "contiguous"}
-# Operations that only move values about: the gradient of such a one moves relevance back to where it came from.
+# Operations that only move values: their gradient moves relevance back to where the values came from.
 _ROUTES = {
     *("reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze"),
     *("unbind", "chunk", "split", "getitem", "select", "narrow", "cat", "stack", "expand", "expand_as", "get"),
     *("contiguous", "clone", "to", "type_as", "float", "dropout"),
 }
-# Operations on one tensor, value by value or token by token, that hand relevance on unchanged.
+# Operations on one tensor, value by value or token by token, that pass relevance on unchanged.
 _PASSES = {"layer_norm", "rms_norm", "softmax", "relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "neg"}
-# Operations with a constant of the network (a bias, a scale), which takes no relevance.
+# Operations with a constant of the network (a bias, a scale), which gets no relevance.
 _WITH_CONSTANT = {"add", "radd", "iadd", "mul", "rmul", "imul"}
 _BY_CONSTANT = {"sub", "div", "truediv"}
 
 
 class AttentionTape(TorchFunctionMode):
-    """Keeps the softmax attention maps of everything that runs while it is open, in `maps`, first block first.
+    """Collects the softmax attention maps of everything that runs while it is open, in `maps`, first block first.
 
-    Those of a pooling attention, which has one query (B,H,1,N), are kept apart, in `pools`.
+    The maps of pooling attention, which has one query (B,H,1,N), are collected separately, in `pools`.
 
-    Fused attention and torch's multi-head attention are computed step by step instead, so that the map exists. What
-    the network puts out stays the same to rounding.
+    Fused attention and torch's multi-head attention are computed step by step instead, so that the map exists. The
+    network's output stays the same up to rounding.
 
     Args:
-        keep: what is kept of each map (B,H,N,N): by default the map itself, as it stands in the graph.
+        keep: what to store of each map (B,H,N,N): by default the map itself, with its graph.
 
     >>> q = torch.tensor([[[[0.0], [0.0]]]])
     >>> with AttentionTape() as tape:
@@ -60,14 +60,14 @@ class AttentionTape(TorchFunctionMode):
         self.pools: list[Tensor] = []
         self._keep = keep
         self._shapes: set[tuple[int, ...]] = set()
-        self._open: dict[int, Tensor] = {}  # softmax outputs that have not been multiplied with values yet
-        self._pooling: dict[int, Tensor] = {}  # the same of one query, which is that of a pooling head
-        self._sizes: set[tuple[int, int]] = set()  # images and tokens, or the other way round, of the linear layers
+        self._open: dict[int, Tensor] = {}  # softmax outputs not yet multiplied with values
+        self._pooling: dict[int, Tensor] = {}  # the same for one query, that of a pooling head
+        self._sizes: set[tuple[int, int]] = set()  # (images, tokens), or reversed, of linear layers
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Every torch operation comes here; the mode is off inside, so that a call in here is an ordinary one."""
+        """Receives every torch operation. The mode is off inside, so calls in here are ordinary ones."""
         name, kwargs = func.__name__, kwargs or {}
         name = name.strip("_") if name.startswith("__") else name
         first = id(args[0]) if args else 0
@@ -98,16 +98,16 @@ class AttentionTape(TorchFunctionMode):
         return out
 
     def mix(self, attention: Tensor) -> Tensor:
-        """What values are multiplied with: the attention map (B,H,N,N), unless a subclass says otherwise."""
+        """The factor of the values: the attention map (B,H,N,N), unless a subclass replaces it."""
         return attention
 
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """One operation; a subclass may replace how its gradient goes."""
+        """Run one operation; a subclass may replace its gradient."""
         del name
         return func(*args, **kwargs)
 
     def attention(self, batch: int, network: str) -> list[Tensor]:
-        """`maps` after a pass over `batch` images, one a block, checked.
+        """`maps` after a pass over `batch` images, one per block, checked.
 
         Raises:
             ValueError: the network has no attention over the tokens of a whole image.
@@ -115,7 +115,7 @@ class AttentionTape(TorchFunctionMode):
         shape = next(iter(self._shapes), ())
         why = None
         if self._open:
-            why = "attends otherwise than by softmax(q k^T) v"
+            why = "attends in another way than by softmax(q k^T) v"
         elif not shape:
             why = "calls no self-attention"
         elif len(self._shapes) > 1 or len(shape) != 4 or shape[0] != batch or shape[-1] != shape[-2]:
@@ -125,16 +125,17 @@ class AttentionTape(TorchFunctionMode):
         if why is not None:
             raise ValueError(
                 f"Expected a vision transformer in which every token attends to all tokens of the image, but {network} "
-                f"{why}. Take a method that needs no attention maps, such as GradCAM or OptiCAM."
+                f"{why}. Use a method that needs no attention maps, such as GradCAM or OptiCAM."
             )
         return self.maps
 
 
 class RelevanceTape(AttentionTape):
-    """The same, with relevance in the place of gradients from the first attention map upwards.
+    """An `AttentionTape` with relevance in place of gradients from the first attention map upwards.
 
-    ``torch.autograd.grad(y_c.sum(), maps)`` of something computed while the tape was open is the relevance of each
-    attention map for y_c (layer-wise relevance propagation as in Chefer, Gur, Wolf, CVPR 2021), each image's by itself:
+    If y_c was computed while the tape was open, ``torch.autograd.grad(y_c.sum(), maps)`` is the relevance of each
+    attention map for y_c (layer-wise relevance propagation as in Chefer, Gur, Wolf, CVPR 2021), separately for each
+    image:
 
     ===================================  ===================================================
     linear layer                         `linear_rule`: shares of the positive contributions
@@ -142,26 +143,26 @@ class RelevanceTape(AttentionTape):
     product of two tensors               `matmul_rule`, `product_rule`: half to each factor
     mean over the tokens                 `mean_rule`
     normalization, activation, softmax   unchanged
-    sum or product with a constant       unchanged; the constant takes none
+    sum or product with a constant       unchanged; the constant gets none
     moving, selecting, joining           back to where the values came from
     ===================================  ===================================================
 
-    The image has to require a gradient, as what depends on it is told from constants by that.
+    The image must require a gradient: this is how the tape tells values that depend on it from constants.
 
     Raises:
-        ValueError: the network calls an operation that no rule is known for.
+        ValueError: the network calls an operation for which no rule is known.
     """
 
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """See `AttentionTape.run`."""
-        if not self.maps:  # below the first attention map no relevance is asked for
+        if not self.maps:  # below the first attention map no relevance is needed
             return func(*args, **kwargs)
         rule, inputs = _rule_of(name, args, kwargs)
         if rule is None:
             out = func(*args, **kwargs)
             if name not in _ROUTES and _requires_grad(out):
                 raise ValueError(
-                    f"There is no relevance rule for the operation {name!r}, which the network calls. Take a method "
+                    f"There is no relevance rule for the operation {name!r}, which the network calls. Use a method "
                     "without relevance, such as AttentionRollout or GradCAM."
                 )
             return out
@@ -173,7 +174,7 @@ class RelevanceTape(AttentionTape):
 
 
 def _rule_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Rule | None, list[Tensor]]:
-    """The rule of an operation and the tensors that it needs; None where nothing in it depends on the image."""
+    """The rule of an operation and the tensors that it needs; None if nothing in it depends on the image."""
     live = [value for value in args[:2] if isinstance(value, Tensor) and value.requires_grad]
     if not live:
         return None, []
@@ -222,7 +223,7 @@ def pass_rule(R: Tensor, Z: Tensor, x: Tensor) -> tuple[Tensor]:
 
 
 def linear_rule(R: Tensor, Z: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor]:
-    """``R_i = sum_j (x_i w_ij)+ / sum_i (x_i w_ij)+ R_j``: among x_i w_ij only the positive ones count, biases never.
+    """``R_i = sum_j (x_i w_ij)+ / sum_i (x_i w_ij)+ R_j``: only positive x_i w_ij count, biases never do.
 
     Args:
         R: (...,J) relevance of the outputs.
@@ -244,10 +245,10 @@ def linear_rule(R: Tensor, Z: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
 
 
 def add_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``Z = a + b``: each value's share, then both scaled so that the branches' sums are in proportion to their size.
+    """``Z = a + b``: each value's share; both branches are then scaled, with sums in proportion to their size.
 
     With ``A = a R / Z`` and ``B = b R / Z``, A becomes ``A |sum A| / (|sum A| + |sum B|) sum R / sum A``, and B alike:
-    terms of unequal sign could otherwise grow without bound. The sums are over everything of one image (the first
+    otherwise terms of unequal sign could grow without bound. The sums run over all values of one image (the first
     dimension).
 
     >>> [share.tolist() for share in add_rule(*torch.tensor([[[4.0, 4.0]], [[4.0, 4.0]], [[1.0, 1.0]], [[3.0, 3.0]]]))]
@@ -265,7 +266,8 @@ def add_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 def matmul_rule(R: Tensor, Z: Tensor, a: Tensor, b: Tensor, factors: int = 2) -> tuple[Tensor, Tensor]:
     """``Z = a b``: shares of the contributions ``a_ik b_kj``, half of them to each factor.
 
-    Where one factor is a constant of the network (the query of a pooling head) `factors` is 1: the other gets all.
+    If one factor is a constant of the network (the query of a pooling head), `factors` is 1 and the other factor gets
+    all.
 
     >>> a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0], [2.0]])
     >>> [share.flatten().tolist() for share in matmul_rule(torch.tensor([[8.0]]), a @ b, a, b)]

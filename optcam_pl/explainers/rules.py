@@ -1,7 +1,8 @@
-"""Whether a method that changes how gradients go through certain modules has its rules for all that a network calls.
+"""Checks whether a method that changes gradients of certain modules has rules for everything that a network calls.
 
-Captum's rules hang on modules (a ReLU of its own class), so that a function called without one, or a module of another
-class, silently keeps its plain gradient. What counts is what is called in a pass, not which modules exist.
+Captum attaches its rules to modules (a ReLU of the class `nn.ReLU`). A function that is called without a module, or a
+module of another class, silently keeps its plain gradient. The check looks at the calls of a pass, not at the modules
+that exist.
 
 Shape letters: B images, n references, C classes, K channels, H x W image.
 """
@@ -27,12 +28,12 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("GuidedBackprop", "Deconvolution", "GuidedGradCam"), "relu"),
     **dict.fromkeys(("LRP", "LayerLRP"), "lrp"),
 }
-# The modules that have a rule: of exactly these classes, as Captum asks.
+# The modules that have a rule: exactly these classes, because Captum compares classes.
 _RESCALED = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softmax)
 _POOLED = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _WEIGHED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, *_POOLED)
 _PASSED = (nn.ReLU, nn.Dropout, nn.Tanh)
-# What is linear in the image, or only moves values about.
+# Operations that are linear in the image, or only move values.
 LINEAR = {
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "batch_norm", "avg_pool2d", "adaptive_avg_pool1d"),
     *("adaptive_avg_pool2d", "avg_pool1d", "mean", "sum", "interpolate", "add", "sub", "radd", "rsub", "iadd", "isub"),
@@ -49,17 +50,17 @@ _RECTIFIERS = {
     *("gelu", "silu", "mish", "hardswish", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "softplus"),
     *("hardtanh", "relu6"),
 }
-_COMPLETE = 0.02  # of f(x) - f(x'): how far from it a complete attribution's sum may be by rounding
+_COMPLETE = 0.02  # share of f(x) - f(x') by which rounding may change a complete sum
 _ROUNDING = 1e-4  # of the sum of the attribution's magnitudes
 
 
 class Watch(TorchFunctionMode):
-    """What a network calls while it is watched that a family of rules has no rule for.
+    """Finds the calls of a watched network for which a family of rules has no rule.
 
     Args:
         method: the attribution's name in `captum.attr`.
         classifier: the network.
-        layer: the layer that is attributed to: only what is called after it counts. None is the image.
+        layer: the layer that the attribution belongs to: only calls after it count. None means the image.
     """
 
     def __init__(self, method: str, classifier: Classifier, layer: nn.Module | None = None) -> None:
@@ -76,7 +77,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
-        """While open, with hooks that tell which module runs."""
+        """Watch the network while open, with hooks that tell which module runs."""
         with ExitStack() as stack:
             for full, module in self.classifier.named_modules():
                 name = full.removeprefix("network.")
@@ -100,14 +101,14 @@ class Watch(TorchFunctionMode):
         self._open.pop()
         if module is self.classifier:
             self.outputs = output.detach()
-        if module is self.layer:  # what led to it does not count
+        if module is self.layer:  # calls before the layer do not count
             for found in (self._lacking, self._unchanged, self._again):
                 found.clear()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """See `torch.overrides.TorchFunctionMode`; what is called outside of the network's pass does not count."""
+        """See `torch.overrides.TorchFunctionMode`; calls outside of the network's pass do not count."""
         out = func(*args, **(kwargs or {}))
         if self._open:
             name = func.__name__
@@ -143,7 +144,7 @@ class Watch(TorchFunctionMode):
             self._lacking[name] = place
 
     def violation(self) -> str | None:
-        """A sentence that says which rule does not apply; None where all do."""
+        """A sentence that says which rule does not apply; None if all rules apply."""
         network = self.classifier.name
         for name, module in self._again.items():
             return (
@@ -168,7 +169,7 @@ class Watch(TorchFunctionMode):
         return None
 
     def unchanged(self) -> str | None:
-        """What to warn of: activations that guided backpropagation leaves as they are."""
+        """A warning about activations that guided backpropagation does not change; None if there are none."""
         if not self._unchanged:
             return None
         named = ", ".join(f"{name!r} in {where}" for name, where in self._unchanged.items())
@@ -178,7 +179,7 @@ class Watch(TorchFunctionMode):
         )
 
     def check_complete(self, attribution: Tensor, target: Tensor) -> None:
-        """Of DeepLift: that an attribution (B,K,H,W) adds up to ``f(x) - f(x')`` for each image.
+        """For DeepLift: check that an attribution (B,K,H,W) adds up to ``f(x) - f(x')`` for each image.
 
         Raises:
             ValueError: it does not.
@@ -199,15 +200,15 @@ class Watch(TorchFunctionMode):
             )
 
 
-_INSTEAD = "Take a method without such rules, such as IntegratedGradients."
+_INSTEAD = "Use a method without such rules, such as IntegratedGradients."
 
 
 def check_modules(method: str, classifier: Classifier) -> None:
-    """Of LRP, whether each module has a rule, which Captum asks before any pass.
+    """For LRP: check that each module has a rule, which Captum demands before any pass.
 
     Raises:
         TypeError: one has none.
-        ValueError: one stands in two places.
+        ValueError: one is used in two places.
     """
     if FAMILIES[method] != "lrp":
         return

@@ -1,4 +1,4 @@
-"""The network from a layer upwards, without running again what lies below."""
+"""Runs the network from a layer upwards, without repeating the part below."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class _Tape:
-    """The calls that have finished when the layer's last call has, that one last; none is part of another.
+    """The calls that have finished when the layer's last call finishes, in order; none is part of another.
 
     Attributes:
-        below: each call's module and a copy of what it put out, in the order in which they finished.
-        layer_calls: how often the layer was called up to then, also as a part of others.
+        below: each call's module and a copy of its output, in the order in which the calls finished; the layer's comes
+            last.
+        layer_calls: how often the layer was called until then, including calls inside other modules.
     """
 
     below: list[tuple[nn.Module, Any]] = field(default_factory=list)
     layer_calls: int = 0
 
     def answers(self) -> dict[nn.Module, list[Any]]:
-        """What each module put out, call for call."""
+        """The outputs of each module, call by call."""
         answers: dict[nn.Module, list[Any]] = {}
         for module, output in self.below:
             answers.setdefault(module, []).append(output)
@@ -42,16 +43,16 @@ class _Tape:
 class UpperPart:
     """A network from one layer upwards, for one image: activations of the layer in, logits out.
 
-    1. The network runs once. Of every module that has finished before the layer does (and is not part of one that has)
-       the output is kept; modules around the layer are still open then.
-    2. A call runs the network again, but each of those modules hands out what was kept, repeated for the number of
-       activations, instead of computing it. What is left of the pass is the code of the modules around the layer and
-       everything after it: residual connections past the layer stay right, whatever Python code joins them.
-    3. This is tried once with the layer's own activations. A network for which it does not give the logits of step 1
-       (because it folds images into other dimensions, say, or writes into what was kept) runs as a whole for every
-       call, with the layer's output replaced. The answers are the same.
+    1. The network runs once. The output of every module that finishes before the layer (and is not part of another such
+       module) is kept; the modules around the layer are still running then.
+    2. A call runs the network again, but each of those modules returns its kept output, repeated for the number of
+       activations, instead of computing it. Only the code of the modules around the layer and everything after it still
+       runs. Residual connections past the layer stay right, no matter which Python code joins them.
+    3. This is tried once with the layer's own activations. If it does not give the logits of step 1 (for example
+       because the network folds images into other dimensions, or writes into kept outputs), the whole network runs for
+       every call, with the layer's output replaced. The results are the same.
 
-    Nothing is traced or compiled, and between calls the network is as it was. Other threads may use it meanwhile; their
+    Nothing is traced or compiled, and the network is unchanged between calls. Other threads may use it meanwhile; their
     calls of step 2 wait.
 
     Args:
@@ -61,13 +62,13 @@ class UpperPart:
         partial: False runs the whole network in any case.
 
     Attributes:
-        activation: (1,...) what the layer puts out, in its own layout.
+        activation: (1,...) the layer's output, in its own layout.
         logits: (1,C).
         partial: whether the lower part is left out.
 
     Raises:
         LayerNotCalledError: the network did not use the layer.
-        LayerError: the first dimension of what it puts out is not the images'.
+        LayerError: the first dimension of the layer's output is not that of the images.
     """
 
     def __init__(self, classifier: Classifier, layer: str, image: Tensor, *, partial: bool = True) -> None:
@@ -87,14 +88,14 @@ class UpperPart:
 
     @torch.no_grad()
     def __call__(self, activation: Tensor) -> Tensor:
-        """Logits (n,C) of n activations (n,...) that the layer might have put out; the network may write into them."""
+        """Logits (n,C) for n activations (n,...) in place of the layer's output; the network may write into them."""
         return self._run(activation, self.partial)
 
     def _works(self) -> bool:
         try:
             with torch.no_grad():
                 logits = self._run(torch.cat([self.activation] * 2), partial=True)
-        except Exception as error:  # whatever the network's code raises when it meets repeated rows
+        except Exception as error:  # the network's code may raise anything on repeated rows
             _logger.info("Every pass runs the whole network, as its upper part does not work alone: %s", error)
             return False
         tolerance = 1e-3 * float(self.logits.abs().max())
@@ -113,7 +114,7 @@ class UpperPart:
             for module, outputs in answers.items():
                 stack.enter_context(_answering(module, outputs, count))
 
-            # Behind the classifier's own arithmetic, so that one image is normalized, not `count` of them.
+            # After the classifier's own arithmetic, so that one image is normalized, not `count` of them.
             def expand(_module: nn.Module, args: Any) -> Any:
                 return _repeated(args, count)
 
@@ -132,8 +133,8 @@ def _taping(network: nn.Module, layer: nn.Module) -> Iterator[_Tape]:
         begun.append(len(finished))
 
     def after(module: nn.Module, _args: Any, output: Any) -> None:
-        del finished[begun.pop() :]  # calls inside this one: whoever repeats this one needs none of them
-        finished.append((module, _map(output, torch.clone)))  # a later layer may work in place on it
+        del finished[begun.pop() :]  # calls inside this one are not needed to repeat it
+        finished.append((module, _map(output, torch.clone)))  # a later layer may modify it in place
         if module is layer:
             tape.below, tape.layer_calls = list(finished), tape.layer_calls + 1
 
@@ -146,9 +147,9 @@ def _taping(network: nn.Module, layer: nn.Module) -> Iterator[_Tape]:
 
 @contextmanager
 def _answering(module: nn.Module, outputs: list[Any], count: int) -> Iterator[None]:
-    """The module's first calls hand out what was kept; later ones, which come after the layer, compute.
+    """Lets the module's first calls return the kept outputs; later calls, after the layer, compute.
 
-    So do all calls of other threads. To be entered while `changing` is held.
+    All calls of other threads compute, too. Enter this while `changing` is held.
     """
     pending, compute, thread = iter(outputs), module.forward, get_ident()
     own = {"forward": compute} if "forward" in module.__dict__ else {}
@@ -159,7 +160,7 @@ def _answering(module: nn.Module, outputs: list[Any], count: int) -> Iterator[No
         return compute(*args, **kwargs) if output is nothing else _repeated(output, count)
 
     try:
-        module.__dict__["forward"] = forward  # an instance's attribute goes before the class's method
+        module.__dict__["forward"] = forward  # an instance's attribute takes precedence over the class's method
         yield
     finally:
         del module.__dict__["forward"]
@@ -181,20 +182,20 @@ def _replacing(activation: Tensor, position: int) -> Callable[[nn.Module, Any, A
 
 
 def _repeated(output: Any, count: int) -> Any:
-    """What was put out for one image, as it would be for `count` equal ones."""
+    """Turn the output for one image into that for `count` equal images."""
 
     def repeat(value: Tensor) -> Tensor:
         if value.ndim == 0:
             return value
         if value.shape[0] == 1:
             return value.expand(count, *value.shape[1:])
-        return value.repeat(count, *[1] * (value.ndim - 1))  # windows of one image, say: all of them come again
+        return value.repeat(count, *[1] * (value.ndim - 1))  # for example windows of one image: repeat all of them
 
     return _map(output, repeat)
 
 
 def _map(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` on every tensor of a module's output."""
+    """Apply `function` to every tensor of a module's output."""
     if isinstance(output, (tuple, list)):
         return tuple(_map(item, function) for item in output)
     return function(output) if isinstance(output, Tensor) else output

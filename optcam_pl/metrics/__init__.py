@@ -1,4 +1,4 @@
-"""Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that add them up over images."""
+"""Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that average them over images."""
 
 from optcam_pl.metrics.base import ImageMetric, MetricInfo
 from optcam_pl.metrics.classification import AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
@@ -37,9 +37,9 @@ METRICS: dict[str, type[ImageMetric]] = {
         *(MaxSensitivity, AverageSensitivity, ADCC, PerImageADCC, Coherency, Complexity, Sparseness, Infidelity),
     )
 }
-"""The package's own metrics by key, for `metrics: all` and for runs of old that do not describe their metrics.
+"""The package's own metrics by key, for `metrics: all` and for old runs that do not describe their metrics.
 
-No metric has to be listed here to be measured and reported: see `ImageMetric`.
+A metric need not be listed here to be measured and reported: see `ImageMetric`.
 """
 
 __all__ = [

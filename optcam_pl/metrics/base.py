@@ -1,4 +1,4 @@
-"""What every metric of the package is: a mean over images of what each image scores."""
+"""The base class of every metric: the mean over images of each image's score."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torchmetrics import Metric
 from optcam_pl.private import plot_values, state_defaults
 
 Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, Any]]"
-"""The options of a named probe, or a probe of one's own, a function of `Probes`, with its options."""
+"""The options of a named probe, or your own probe (a function of `Probes`) with its options."""
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a report needs to know of a metric. A run's manifest keeps it, so that no report needs the class.
+    """What a report needs to know about a metric. A run's manifest keeps it, so that no report needs the class.
 
     Attributes:
-        label: the short name in a table's head.
+        label: the short name in a table's header.
         unit: "%" where the value is in percent, "" where it has none.
-        higher_is_better: which way is better; None where neither is.
-        digits: how many decimals tables for people show.
+        higher_is_better: which direction is better; None if neither is.
+        digits: how many decimals a table shows to a reader.
         path: the class, as `module.Class`.
-        aggregate: how a run's value is made of its scores: their "mean", or the class's own function "of_means".
+        aggregate: how a run's value follows from its scores: their "mean", or the class's own function "of_means".
     """
 
     label: str
@@ -41,20 +41,20 @@ class MetricInfo:
 
 
 class ImageMetric(Metric, ABC):
-    """The mean over images of a score that each image has by itself, or a number made of several such means.
+    """The mean over images of a score that each image has by itself, or a number computed from several such means.
 
-    A metric is fed with numbers and tensors, never with a network. Its life has three steps:
+    A metric takes numbers and tensors, never a network. Its life has three steps:
 
-    1. `score(**evidence)` turns the evidence of B images into B scores (B,) or, for numbers that are made of several
-       means, (B,k); NaN where an image has no defined score;
-    2. `update(**evidence)`, which takes what `score` takes, adds them to the states `total`, `count` and `undefined`,
-       all of them sums, which add up over batches and processes, also where a process saw no image at all;
+    1. `score(**evidence)` turns the evidence of B images into B scores (B,) or, for numbers that are computed from
+       several means, (B,k); NaN where an image has no defined score;
+    2. `update(**evidence)`, which takes the arguments of `score`, adds the scores to the states `total`, `count` and
+       `undefined`. All states are sums, which add up over batches and processes, even if a process saw no image at all;
     3. `compute()` returns `of_means(total / count)`; without any defined score that is NaN.
 
-    `reduce` makes the same number from stored scores, so that a report needs neither tensors of a run nor its states.
+    `reduce` computes the same number from stored scores, so that a report needs neither tensors nor states of a run.
 
-    A metric of your own is a class with a `key` and a `score`. The names of the parameters of `score` are the evidence:
-    each is a named probe of `Probes`, unless `needs` brings a function. That function gets the `Probes` of the batch
+    Your own metric is a class with a `key` and a `score`. The names of the parameters of `score` are the evidence: each
+    is a named probe of `Probes`, unless `needs` brings a function. That function gets the `Probes` of the batch
     (`image`, `logits`, `explanation`, `classifier`, `batch`, `original`, `masked`, ...) and the options:
 
         >>> def edges(probes, threshold):  # (B,1,H,W): 1 where the image has an edge
@@ -69,18 +69,19 @@ class ImageMetric(Metric, ABC):
         >>> EdgeShare()(saliency=torch.tensor([[[[1.0, 3.0]]]]), edges=torch.tensor([[[[0.0, 1.0]]]])).item()
         75.0
 
-    Sums are kept in float64 (float32 on Apple's mps, which has nothing wider). The states start as float32 zeros and
-    are promoted when something is added, so that a change of dtype from outside cannot make later sums coarse.
+    Sums are kept in float64 (float32 on Apple's mps, which has no wider type). The states start as float32 zeros and
+    are promoted when something is added, so that a change of dtype from outside cannot reduce the precision of later
+    sums.
 
     Collect metrics in a `MetricCollection` with `compute_groups=False`: torchmetrics otherwise merges metrics whose
     states are equal after the first batch and gives one the sums of the other.
 
     Attributes:
-        key: name in rows, reports and tables, for example "average_drop": a Python identifier.
-        label: the short name in a table's head, for example "AD"; "" takes the key.
+        key: name in rows, reports and tables, for example "average_drop"; it must be a Python identifier.
+        label: the short name in a table's header, for example "AD"; "" means the key.
         unit: "%" where the value is in percent, else another unit or "".
-        higher_is_better: which way is better.
-        digits: how many decimals tables show; None is 2 for percent and 4 for all else.
+        higher_is_better: which direction is better.
+        digits: how many decimals tables show; None means 2 for percent and 4 for everything else.
         conventions: names of the attributes on which the number depends, see `settings`.
     """
 
@@ -101,12 +102,12 @@ class ImageMetric(Metric, ABC):
         """Create the three sums.
 
         Args:
-            shape: () or (k,), that of one image's score.
-            kwargs: of `torchmetrics.Metric`.
+            shape: () or (k,), the shape of one image's score.
+            kwargs: arguments of `torchmetrics.Metric`.
 
         Raises:
             TypeError: the class has no `key`, or one that is no Python identifier.
-            ValueError: a score is of several numbers and the class does not say what is made `of_means`.
+            ValueError: a score has several numbers, but the class does not define `of_means`.
         """
         name, key = type(self).__name__, getattr(self, "key", None)
         if not (isinstance(key, str) and key.isidentifier()):
@@ -120,14 +121,14 @@ class ImageMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Scores (B, *shape) of B images; the names of the parameters are the evidence that the metric needs."""
+        """Scores (B, *shape) of B images; the names of the parameters say which evidence the metric needs."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add B images; takes what `score` takes."""
+        """Add B images; takes the arguments of `score`."""
         self.accumulate(self.score(*args, **kwargs))
 
     def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
-        """What a `MetricCollection` hands on: the metric's own evidence (torchmetrics 1.9 would ask `update`)."""
+        """Select the metric's own evidence for a `MetricCollection` (torchmetrics 1.9 would look at `update`)."""
         return {name: kwargs[name] for name in self.evidence() if name in kwargs}
 
     @classmethod
@@ -141,12 +142,12 @@ class ImageMetric(Metric, ABC):
 
     @classmethod
     def evidence(cls) -> tuple[str, ...]:
-        """Names of what `score` takes: what a run has to measure for this metric, and no more."""
+        """Names of the arguments of `score`: a run measures exactly these for this metric."""
         parameters = [*inspect.signature(cls.score).parameters.values()][1:]  # without self
         return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
     def needs(self) -> dict[str, Need]:
-        """The evidence by name, each with its probe's options, or with a probe of the metric's own and the options.
+        """The evidence by name, each with its named probe's options, or with the metric's own probe and its options.
 
         Metrics whose probes are the same function with the same options share what it measures. Metrics that share a
         named probe must agree on its options.
@@ -159,22 +160,22 @@ class ImageMetric(Metric, ABC):
         return {name: {} for name in self.evidence()}
 
     def describe(self) -> MetricInfo:
-        """What a report needs to know of this metric."""
+        """What a report needs to know about this metric."""
         digits = self.digits if self.digits is not None else 2 if self.unit == "%" else 4
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         aggregate: Literal["mean", "of_means"] = "mean" if self._takes_the_mean() else "of_means"
         return MetricInfo(self.label or self.key, self.unit, self.higher_is_better, digits, path, aggregate)
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The conventions that the number depends on, to be printed beside it, named after the metric."""
+        """The conventions that the number depends on, named after the metric, for reports to print beside it."""
         return {f"{self.key}_{name}": getattr(self, name) for name in self.conventions}
 
     def check_scores(self, scores: Tensor, images: int | None = None) -> Tensor:
-        """The scores as floating-point numbers, if they are as they have to be: one of `shape` for each image.
+        """Check that there is one score of `shape` for each image, and return the scores as floating-point numbers.
 
         Raises:
-            TypeError: they are no tensor.
-            ValueError: they are of another shape.
+            TypeError: they are not a tensor.
+            ValueError: they have another shape.
         """
         name = type(self).__name__
         if not isinstance(scores, Tensor):
@@ -191,7 +192,7 @@ class ImageMetric(Metric, ABC):
         """Add the scores (B, *shape) of B images to the sums; an image with a NaN counts as undefined.
 
         Raises:
-            ValueError: scores of another shape.
+            ValueError: the scores have another shape.
         """
         scores = self.check_scores(scores)
         scores = scores.detach().to(self.total.device, _widest(self.total.device))
@@ -199,23 +200,22 @@ class ImageMetric(Metric, ABC):
         self.total = self.total.to(scores.dtype) + scores[defined].sum(0)
         self.count = self.count + defined.sum()
         self.undefined = self.undefined + (~defined).sum()
-        self._computed = None  # as `update` does, for those who have scores and come here without it
+        self._computed = None  # `update` does this, but callers that have scores skip it
 
     def compute(self) -> Tensor:
-        """The value over the images with a defined score, a scalar; NaN without any."""
+        """The value over the images with a defined score, a scalar; NaN if there is none."""
         return self.of_means(self.total / self.count)
 
     @classmethod
     def reduce(cls, values: Sequence[float | Sequence[float] | None]) -> float:
-        """The value of `compute` from stored scores, independent of how they were split over processes.
+        """The value of `compute` from stored scores, no matter how they were split over processes.
 
         Args:
-            values: one score per image, as `score(...).tolist()` gives them; None and NaN mean undefined and are left
-                out.
+            values: one score per image, as in `score(...).tolist()`; None and NaN mean undefined and are left out.
 
         Returns:
-            The value, its means added with `math.fsum` and therefore the same in every order of the images; NaN without
-            any defined score.
+            The value. Its means are added with `math.fsum`, so the order of the images does not matter. NaN without any
+            defined score.
 
         Example:
             >>> from optcam_pl.metrics import AverageDrop
@@ -226,14 +226,14 @@ class ImageMetric(Metric, ABC):
 
     @property
     def update_called(self) -> bool:
-        """Always true: a process without images is normal here and needs no warning, and no image at all gives NaN."""
+        """Always true: a process without images is normal and needs no warning; without any image the value is NaN."""
         return True
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the sums of all processes.
 
-        They are promoted first: a process without images still holds the float32 zeros of its start, and a gathering
-        of tensors of different dtypes fails or, worse, misreads bytes.
+        The sums are promoted first: a process without images still holds its initial float32 zeros, and gathering
+        tensors of different dtypes fails or, worse, misreads bytes.
         """
         for name, default in state_defaults(self).items():
             state = getattr(self, name)
@@ -245,8 +245,8 @@ class ImageMetric(Metric, ABC):
         """Plot a value, or the values of several steps.
 
         Args:
-            val: a result of `compute` or a list of them; None takes the present value.
-            ax: matplotlib axis to draw on; None makes a figure.
+            val: a result of `compute`, or a list of results; None means the current value.
+            ax: matplotlib axis to draw on; None creates a figure.
 
         Returns:
             The matplotlib figure and axis.

@@ -1,4 +1,4 @@
-"""Metrics of the class probability before and after masking the image."""
+"""Metrics that compare the class probability before and after the image is masked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from optcam_pl.metrics.functional.classification import (
 
 
 class _Probability(ImageMetric):
-    """A percentage made of softmax probabilities (B,) in [0, 1] of the class of interest."""
+    """A percentage computed from softmax probabilities (B,) in [0, 1] of the class of interest."""
 
     unit: str = "%"
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The metric's own, and that it compares probabilities, not logits."""
+        """The metric's own settings, and the note that it compares probabilities, not logits."""
         return {"score": "probability", **super().settings()}
 
 

@@ -1,6 +1,7 @@
-"""Metrics of where saliency maps lie. Images without a box are undefined and counted apart.
+"""Metrics of where saliency maps lie. Images without a box are undefined and counted separately.
 
-Evidence: `saliency` (B,1,H,W) in [0,1]; `boxes`, for each of the B images (n,4), x0 y0 x1 y1 in pixels of the map.
+Evidence: `saliency` (B,1,H,W) in [0,1]; `boxes`, one tensor (n,4) for each of the B images, x0 y0 x1 y1 in pixels of
+the map.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class _BoxedMap(ImageMetric):
     """A metric of the box around the largest connected component of {S > mean(S)}.
 
     Args:
-        connectivity: 4 or 8, how many neighbors of a pixel can belong to its component.
+        connectivity: 4 or 8, the number of neighbors that can belong to a pixel's component.
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -96,7 +97,7 @@ class PixelF1(ImageMetric):
 
 
 class EnergyPointingGame(ImageMetric):
-    """EP in percent, higher is better: the map's share in the boxes; see `functional.energy_pointing_game`."""
+    """EP in percent, higher is better: the share of the map in the boxes; see `functional.energy_pointing_game`."""
 
     key, label, unit = "energy_pointing_game", "EP", "%"
     higher_is_better: bool = True
@@ -110,7 +111,7 @@ class StandardPointingGame(ImageMetric):
     """SP in percent, higher is better: is the maximum in a box; see `functional.standard_pointing_game`.
 
     Args:
-        tolerance: how far from a box the maximum may lie, in pixels.
+        tolerance: how far the maximum may lie from a box, in pixels.
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -130,14 +131,14 @@ class StandardPointingGame(ImageMetric):
 
 
 class BoxAccuracy(ImageMetric):
-    """BA in percent, higher is better: MaxBoxAccV2, the mean over IoU 0.3, 0.5, 0.7 of each one's best threshold.
+    """BA in percent, higher is better: MaxBoxAccV2, the mean over IoU 0.3, 0.5, 0.7, each at its best threshold.
 
-    The best threshold is that of all images, so that a score is a hit or a miss for every IoU and threshold; see
-    `functional.box_hits`. With convention "wsol" and all contours it is what the authors' program calls MaxBoxAccV2.
+    The best threshold is chosen over all images. Therefore a score is a hit or a miss for every IoU and threshold; see
+    `functional.box_hits`. With convention "wsol" and all contours it equals MaxBoxAccV2 of the authors' program.
 
     Args:
         thresholds: number of thresholds between 0 and 1.
-        convention: "pixels" or "wsol": how a thresholded map turns into boxes.
+        convention: "pixels" or "wsol": how boxes follow from a thresholded map.
         contours: the "largest" box or "all" of them.
         kwargs: of `torchmetrics.Metric`.
 
@@ -173,7 +174,7 @@ class BoxAccuracy(ImageMetric):
         return 100 * means.reshape(*means.shape[:-1], len(cls.ious), -1).amax(-1).mean(-1)
 
     def score(self, saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """Hits of each image, (B,D*E) of 0 and 1: for each IoU all thresholds."""
+        """Hits of each image, (B,D*E) of 0 and 1: all thresholds for each IoU."""
         return box_hits(
             saliency,
             boxes,
@@ -192,9 +193,9 @@ class MaxBoxAccuracy(BoxAccuracy):
 
 
 class PixelAveragePrecision(ImageMetric):
-    """PxAP in percent, higher is better, where the object has a mask; see `functional.pixel_average_precision`.
+    """PxAP in percent, higher is better, for datasets with object masks; see `functional.pixel_average_precision`.
 
-    The pixels of all images make one curve: a score is a histogram, and an image with more pixels counts more.
+    The pixels of all images form one curve: a score is a histogram, and an image with more pixels counts more.
 
     Args:
         thresholds: number of bins.

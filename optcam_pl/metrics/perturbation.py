@@ -20,11 +20,11 @@ _NORMAL_95 = 1.959964
 
 
 class CurveMetric(ImageMetric):
-    """A number per image that is made of a curve, and the mean curve of all images.
+    """One number per image, computed from a curve, and the mean curve of all images.
 
     Args:
         points: T, number of points of a curve.
-        output: the network's score that the curves hold, "probability" (shown in percent) or "logit" (as it is).
+        output: which score of the network the curves contain, "probability" (shown in percent) or "logit" (unchanged).
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -47,7 +47,7 @@ class CurveMetric(ImageMetric):
         """The curves (B,T) in the metric's unit, from the evidence of `score`."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Add B images and their curves; takes what `score` takes."""
+        """Add B images and their curves; takes the arguments of `score`."""
         self.accumulate(self.score(*args, **kwargs), self.curves(*args, **kwargs))
 
     def accumulate(self, scores: Tensor, curves: Tensor | None = None) -> None:
@@ -69,8 +69,8 @@ class CurveMetric(ImageMetric):
     def curve(self) -> tuple[Tensor, Tensor]:
         """The mean curve (T,) of the images given to `update` in all processes, and half its 95 % band (T,).
 
-        A collective operation: where there are several processes, each must ask. The band is that of a normal mean;
-        NaN for less than two images.
+        This is a collective operation: if there are several processes, each of them must call it. The band is that of a
+        normal mean; NaN for fewer than two images.
         """
         with self.sync_context():
             mean = self.curve_total / self.count
@@ -79,22 +79,22 @@ class CurveMetric(ImageMetric):
 
     @abstractmethod
     def positions(self) -> Tensor:
-        """Where the curve's points stand on its axis, (T,)."""
+        """The positions of the curve's points on its axis, (T,)."""
 
     def plot_curve(self, ax: Any = None, label: str | None = None, curve: tuple[Tensor, Tensor] | None = None) -> Any:
         """Draw a mean curve with its band.
 
         Args:
-            ax: matplotlib axis to draw on; None makes a figure.
-            label: the curve's name; None takes the metric's.
-            curve: mean (T,) and half its band (T,); None takes the metric's own, which is collective, see `curve`.
+            ax: matplotlib axis to draw on; None creates a figure.
+            label: the curve's name; None means the metric's name.
+            curve: mean (T,) and half its band (T,); None means the metric's own, which is collective, see `curve`.
 
         Returns:
             The matplotlib figure and axis.
         """
         mean, half = (part.cpu().numpy() for part in (self.curve() if curve is None else curve))
         if ax is None:
-            from matplotlib.figure import Figure  # heavy, and of no use to those who only measure
+            from matplotlib.figure import Figure  # heavy, and not needed for measuring
 
             ax = Figure(layout="constrained").add_subplot()
         x = self.positions().numpy()
@@ -110,7 +110,7 @@ class CurveMetric(ImageMetric):
 
 
 class _AreaUnderCurve(CurveMetric):
-    """The area under a curve from nothing replaced to everything replaced."""
+    """The area under a curve that runs from no pixel replaced to all pixels replaced."""
 
     conventions = ("steps", "patch", "area", "output", "target")
 
@@ -140,16 +140,17 @@ class _AreaUnderCurve(CurveMetric):
 
 
 class Insertion(_AreaUnderCurve):
-    """Insertion, higher is better: the score while the most salient pixels are put into a blurred image.
+    """Insertion, higher is better: the score while the most salient pixels are inserted into a blurred image.
 
     Petsiuk, Das and Saenko, "RISE", BMVC 2018.
 
     Args:
-        steps: in how many equal steps the pixels are put in.
+        steps: the number of equal steps in which the pixels are inserted.
         output: "probability" (percent) or "logit".
-        area: "mean" of all points, or "trapezoid" as RISE's program has it.
-        target: the score is that of the "predicted" class (the source's and the paper's) or of the "explained" one.
-        patch: side of the squares that are put in together, in pixels; 1 puts in single pixels.
+        area: "mean" of all points, or "trapezoid" as in RISE's program.
+        target: whether the score is that of the "predicted" class (as in the source and the paper) or of the
+            "explained" one.
+        patch: side of the squares that are inserted together, in pixels; 1 inserts single pixels.
         kwargs: of `torchmetrics.Metric`.
 
     Example:
@@ -172,9 +173,9 @@ class Insertion(_AreaUnderCurve):
 
 
 class Deletion(_AreaUnderCurve):
-    """Deletion, lower is better: the score while the most salient pixels are taken away. See `Insertion`.
+    """Deletion, lower is better: the score while the most salient pixels are removed. See `Insertion`.
 
-    What stands in their place is the run's baseline.
+    They are replaced by the run's baseline.
     """
 
     key, label = "deletion", "Del"
@@ -195,7 +196,7 @@ class AOPC(CurveMetric):
     See `functional.aopc_score`. The mean curve is that of the fall.
 
     Args:
-        regions: L, number of patches that are replaced, by the run's baseline.
+        regions: L, the number of patches that are replaced by the run's baseline.
         output: "probability" (percent) or "logit", of the explained class.
         origin: whether the untouched image counts as a step, as in the source; Quantus leaves it out.
         patch: side of a patch in pixels.
@@ -244,7 +245,7 @@ class AOPC(CurveMetric):
 
 
 class _Road(CurveMetric):
-    """A mean over the percentiles of saliency, each in 1 .. 99, at or above which pixels are imputed.
+    """A mean over percentiles of saliency, each in 1 .. 99; the pixels at or above each percentile are imputed.
 
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022.
     """
@@ -269,7 +270,7 @@ class _Road(CurveMetric):
         return {name: {"percentiles": self.percentiles, "output": self.output} for name in self.evidence()}
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The percentiles as one text, and the rest."""
+        """The settings, with the percentiles as one string."""
         return {**super().settings(), f"{self.key}_percentiles": " ".join(map(str, self.percentiles))}
 
 
@@ -304,7 +305,7 @@ class RoadLeast(_Road):
 
 
 class Road(_Road):
-    """ROAD, higher is better: half the distance between the curves of least and most relevant pixels first.
+    """ROAD, higher is better: half the distance between the curves "least relevant first" and "most relevant first".
 
     Args:
         percentiles: of saliency, each in 1 .. 99; the pixels at or above it (least first: at or below) are imputed.

@@ -1,7 +1,7 @@
 """Metrics of how stable and how simple saliency maps are.
 
-Evidence: `saliency` (B,1,H,W), the maps S(x); `perturbed_saliency` (B,S,1,H,W), those of S perturbations of each image;
-`masked_saliency` (B,1,H,W), those of the images masked by their maps, S(x . S(x)).
+Evidence: `saliency` (B,1,H,W), the maps S(x); `perturbed_saliency` (B,S,1,H,W), the maps of S perturbations of each
+image; `masked_saliency` (B,1,H,W), the maps of the images masked by their maps, S(x . S(x)).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class MaxSensitivity(ImageMetric):
     An image whose denominator is 0 is undefined. See `functional.sensitivities`.
 
     Args:
-        denominator: divide by the norm of the network's "input", as Quantus does, or by that of the "map", as Captum.
-        radius: the noise is uniform in [-radius, radius], in the unit of the network's input, that is after mean/std;
-            the perturbed pixels are clipped to [0, 1].
+        denominator: divide by the norm of the network's "input", as in Quantus, or of the "map", as in Captum.
+        radius: the noise is uniform in [-radius, radius], in units of the network's input (after mean/std); the
+            perturbed pixels are clipped to [0, 1].
         samples: number of perturbed images.
         kwargs: of `torchmetrics.Metric`.
 
@@ -62,11 +62,11 @@ class MaxSensitivity(ImageMetric):
         self.denominator, self.radius, self.samples = denominator, radius, samples
 
     def needs(self) -> dict[str, Need]:
-        """The maps of the perturbed images, with their number and radius, and the rest."""
+        """The evidence, with the number and the radius of the perturbed images."""
         return {**super().needs(), "perturbed_saliency": {"radius": self.radius, "samples": self.samples}}
 
     def score(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
-        """The largest change for each image, (B,); `input_norm` (B,) is the Frobenius norm of what the network saw."""
+        """The largest change for each image, (B,); `input_norm` (B,) is the Frobenius norm of the network's input."""
         return self._changes(saliency, perturbed_saliency, input_norm).amax(1)
 
     def _changes(self, saliency: Tensor, perturbed_saliency: Tensor, input_norm: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class Complexity(ImageMetric):
 class ADCC(ImageMetric):
     """ADCC in percent, higher is better: the harmonic mean of coherency, 100 - complexity and 100 - Average Drop.
 
-    Here, as in the tables of its source (Poppi et al., CVPRW 2021), of the *means* of the three over all images;
-    `PerImageADCC` is the mean of each image's own. A score is therefore three numbers per image.
+    As in the tables of its source (Poppi et al., CVPRW 2021), it combines the *means* of the three over all images;
+    `PerImageADCC` is the mean of each image's own ADCC. A score therefore has three numbers per image.
 
     Example:
         >>> metric = ADCC()
@@ -127,7 +127,7 @@ class ADCC(ImageMetric):
 
     @classmethod
     def of_means(cls, means: Tensor) -> Tensor:
-        """(..., 3) -> (...): the harmonic mean; rounding may leave a part a hair below 0."""
+        """(..., 3) -> (...): the harmonic mean; rounding may leave a term slightly below 0."""
         return harmonic_mean(means.clamp(min=0))
 
     def score(self, saliency: Tensor, masked_saliency: Tensor, original: Tensor, masked: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class ADCC(ImageMetric):
 
 
 class PerImageADCC(ADCC):
-    """The mean of every image's own ADCC, as the program of its authors makes it; see `ADCC`."""
+    """The mean of every image's own ADCC, as in its authors' program; see `ADCC`."""
 
     key, label = "adcc_per_image", "ADCC/image"
 
@@ -169,12 +169,13 @@ class Infidelity(ImageMetric):
     """Infidelity, lower is better; see `functional.infidelity`.
 
     Args:
-        normalize: whether each map is scaled by its best factor first; without it the unit of the map, which has no
-            meaning here, rules the result.
-        samples: number of perturbations: random squares that are replaced by the run's baseline. A perturbation is what
-            that takes away from the pixels in [0, 1]; its product with the map is summed over pixels and colors.
+        normalize: whether each map is first scaled by its best factor; without it the unit of the map, which has no
+            meaning here, dominates the result.
+        samples: number of perturbations: random squares that are replaced by the run's baseline. A perturbation is the
+            amount that the replacement subtracts from the pixels in [0, 1]; its product with the map is summed over
+            pixels and colors.
         patch: side of the squares in pixels.
-        output: whose fall is compared, the explained class's "probability" or "logit".
+        output: which score is compared, the explained class's "probability" or "logit".
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -196,10 +197,10 @@ class Infidelity(ImageMetric):
         self.normalize, self.samples, self.patch, self.output = normalize, samples, patch, output
 
     def needs(self) -> dict[str, Need]:
-        """Both halves of the comparison, of the same perturbations."""
+        """Both halves of the comparison, for the same perturbations."""
         options = {"samples": self.samples, "patch": self.patch}
         return {"dot_products": options, "score_differences": {**options, "output": self.output}}
 
     def score(self, dot_products: Tensor, score_differences: Tensor) -> Tensor:
-        """Mean squared error per image, (B,); perturbation times map, and fall of the class score, (B,S) both."""
+        """Mean squared error per image, (B,); perturbation times map, and drop of the class score, both (B,S)."""
         return infidelity(dot_products, score_differences, self.normalize)

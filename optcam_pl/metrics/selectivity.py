@@ -1,6 +1,6 @@
-"""Metrics against selectivity: what Average Drop, Gain and Increase are if the map is raised to the power of alpha.
+"""Metrics against selectivity: Average Drop, Gain and Increase when the map is raised to the power of alpha.
 
-Zhang et al., CVIU 2024, figure A4. alpha < 1 spreads a map out, alpha > 1 draws it together.
+Zhang et al., CVIU 2024, figure A4. alpha < 1 spreads a map out, alpha > 1 concentrates it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from optcam_pl.metrics.functional.classification import average_drop, average_ga
 from optcam_pl.metrics.perturbation import CurveMetric
 
 ALPHAS = (0.01, 0.05, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
-"""The paper's."""
+"""The paper's values."""
 
 
 class _Selectivity(CurveMetric):
-    """A metric at each of several alphas; its value is their mean, its curve is what one looks at.
+    """A metric at each of several alphas. Its value is their mean; the curve is the main result.
 
     Args:
         alphas: the powers, each positive.
@@ -40,14 +40,14 @@ class _Selectivity(CurveMetric):
     @staticmethod
     @abstractmethod
     def of_probabilities() -> Callable[..., Tensor]:
-        """The metric's function of p and o."""
+        """The metric as a function of p and o."""
 
     def needs(self) -> dict[str, Need]:
         """The curve at the alphas."""
         return {"original": {}, "selectivity_curve": {"alphas": self.alphas}}
 
     def settings(self) -> dict[str, str | int | float | bool]:
-        """The alphas as one text."""
+        """The alphas as one string."""
         return {f"{self.key}_alphas": " ".join(f"{alpha:g}" for alpha in self.alphas)}
 
     def positions(self) -> Tensor:
@@ -55,7 +55,7 @@ class _Selectivity(CurveMetric):
         return torch.tensor(self.alphas)
 
     def curves(self, original: Tensor, selectivity_curve: Tensor) -> Tensor:
-        """Percent of each image at each alpha, (B,A)."""
+        """Percent for each image at each alpha, (B,A)."""
         self.scaled(selectivity_curve)  # checks its shape
         p = original.repeat_interleave(self.points)
         return self.of_probabilities()(p, selectivity_curve.flatten(), reduction="none").view(-1, self.points)

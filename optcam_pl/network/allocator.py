@@ -1,4 +1,4 @@
-"""How the C library hands out the memory of tensors on the CPU."""
+"""How the C library manages the memory of tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _PAD = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory of tensors that are gone, for the next ones.
+    """Let this process keep the memory of freed tensors for the next ones.
 
-    By default glibc takes every large tensor's memory from the kernel and gives it back at once, so that each page is
-    filled with zeros anew, pass after pass: on a CPU that may cost more time than the network itself
+    By default glibc gets the memory of every large tensor from the kernel and returns it at once, so the kernel fills
+    every page with zeros again in each pass. On a CPU that may cost more time than the network itself
     (benchmarks/allocator.py measures it). The process's size stays at its largest need. Results do not change.
 
-    It holds for the whole process, so that the console command does it, and a library must not by itself.
+    The setting holds for the whole process: the console command makes it, but a library must not do so by itself.
 
     Returns:
-        Whether it is so now; False where the C library is not glibc.
+        Whether the setting took effect; False if the C library is not glibc.
 
     Example:
         >>> isinstance(keep_freed_memory(), bool)

@@ -1,4 +1,4 @@
-"""Recording what flows through a network's layers, leaving no trace behind."""
+"""Records what flows through a network's layers, and leaves no trace behind."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from optcam_pl.threads import hook_output
 
 
 class LayerError(ValueError):
-    """What a layer put out cannot be explained."""
+    """A layer's output cannot be explained."""
 
 
 class LayerNotCalledError(LayerError, RuntimeError):
-    """A layer was to be recorded, but the network did not call it."""
+    """A layer should have been recorded, but the network did not call it."""
 
 
 class Record(dict[str, Tensor]):
-    """Layer name -> what the layer put out in its last call; asking for one that was not called is an error.
+    """Layer name -> the layer's output in its last call; asking for a layer that was not called is an error.
 
     Attributes:
-        names: the layers that were asked for.
+        names: the layers to record.
         calls: how often each was called.
     """
 
@@ -41,12 +41,12 @@ class Record(dict[str, Tensor]):
         )
 
     def of_images(self, count: int) -> list[Tensor]:
-        """What every layer that was asked for put out in the one pass of `count` images, in the order of asking.
+        """The outputs of all layers in `names`, in this order, in the one pass of `count` images.
 
         Raises:
-            LayerNotCalledError: one was not called.
-            LayerError: one was called several times, or the first dimension of what it put out is not that of the
-                images: windows, patches or tokens may lie there.
+            LayerNotCalledError: a layer was not called.
+            LayerError: a layer was called several times, or the first dimension of its output is not that of the images
+            (it may hold windows, patches or tokens).
         """
         for name in self.names:
             shape = tuple(self[name].shape)
@@ -66,10 +66,10 @@ class Record(dict[str, Tensor]):
 
 
 def tensor_of(output: object) -> Tensor:
-    """The tensor of a layer's output: itself, or the first of a tuple.
+    """The tensor in a layer's output: the output itself, or the first item of a tuple.
 
     Raises:
-        TypeError: the layer puts out something else.
+        TypeError: the output is something else.
     """
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(first, Tensor):
@@ -82,15 +82,15 @@ def _hook(record: Record, name: str, cut: bool) -> Callable[[nn.Module, Any, Any
         value = tensor_of(output)
         record.calls[name] += 1
         if not cut:
-            # A copy: a later layer may work in place on what this one put out.
+            # A copy, because a later layer may modify this output in place.
             record[name] = value.detach().clone()
             return None
-        # At the first recorded layer the graph begins, so that no backward pass goes below it. A later one may hand on
-        # what others get, too: the gradient of the view is that of its own output alone.
+        # The graph begins at the first recorded layer, so that no backward pass goes below it. A later layer's output
+        # may also reach other layers: the gradient of the view is that of its own output alone.
         value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         record[name] = value
-        passed = value.clone()  # in-place layers after this one then work on a tensor that is not a leaf
-        if isinstance(output, list):  # the network may go on to write into it
+        passed = value.clone()  # later in-place layers then modify a tensor that is not a leaf
+        if isinstance(output, list):  # the network may still write into it
             return [passed, *output[1:]]
         return (passed, *output[1:]) if isinstance(output, tuple) else passed
 
@@ -103,13 +103,13 @@ def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[R
 
     Args:
         layers: name -> module.
-        cut: let the graph of the first recorded layer begin at its output, so that ``torch.autograd.grad`` of
-            something computed later, with respect to the recorded tensors, goes down to the layers and no further.
-            Without it the recorded tensors are detached copies.
+        cut: let the graph begin at the output of the first recorded layer, so that ``torch.autograd.grad`` of a later
+            result with respect to the recorded tensors goes down to the layers and no further. Without `cut`, the
+            recorded tensors are detached copies.
 
     Yields:
-        A `Record`, filled by each forward pass of this thread with the layer's own shape; other threads' passes through
-        the same layers are neither recorded nor cut. Hooks are removed on the way out, also after an exception.
+        A `Record`. Each forward pass of this thread fills it, in the layer's own shape. Passes of other threads through
+        the same layers are neither recorded nor cut. The hooks are removed on exit, also after an exception.
 
     >>> network = nn.Sequential(nn.Identity(), nn.ReLU())
     >>> with capture({"1": network[1]}) as record:
@@ -126,10 +126,10 @@ def capture(layers: Mapping[str, nn.Module], *, cut: bool = False) -> Iterator[R
 
 @contextmanager
 def own_grad_mode() -> Iterator[None]:
-    """Gradients on, whatever mode the caller is in.
+    """Enable gradients, whatever mode the caller is in.
 
-    `torch.enable_grad` alone does nothing inside `torch.inference_mode`; tensors made outside stay inference tensors
-    and have to be cloned in here before autograd may save them.
+    `torch.enable_grad` alone does nothing inside `torch.inference_mode`. Tensors that were created outside stay
+    inference tensors and must be cloned in here before autograd may save them.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield

@@ -1,8 +1,8 @@
-"""Which layer of a network is explained where nobody names one, and what is wrong with one that somebody named.
+"""Chooses the layer to explain if the user names none, and says what is wrong with a layer that the user names.
 
-A layer can be explained if one pass calls it once, if it puts out a grid (or tokens that lie on one) of more than one
-cell for each image, and if a gradient of the scores reaches that grid: behind a transformer's last attention it reaches
-the class token alone, behind another task's decoder nothing at all.
+A layer can be explained if one pass calls it once, if its output is a grid (or tokens that lie on one) of more than one
+cell for each image, and if a gradient of the scores reaches that grid. After a transformer's last attention the
+gradient reaches only the class token; after the decoder of another task it reaches nothing at all.
 
 Shape letters: B images, C classes, K channels, h x w feature grid, H x W image, N tokens.
 """
@@ -23,20 +23,20 @@ from optcam_pl.network.capture import capture, own_grad_mode
 from optcam_pl.network.layers import Layout, family_candidates, nearest, to_grid, zeros_for
 from optcam_pl.threads import hook_output
 
-_ROUND = 16  # layers whose gradient is asked for in one pass: their activations are held at the same time
+_ROUND = 16  # layers per gradient pass: their activations are in memory at the same time
 _BORDER = 4  # cells
-_IMAGES = 2  # one alone would not show windows or patches in the batch dimension where there is one of them
+_IMAGES = 2  # a single image would hide that its one window or patch lies in the batch dimension
 
 
 @dataclass(frozen=True)
 class TracedLayer:
-    """What one module put out in a traced pass.
+    """The output of one module in a traced pass.
 
     Attributes:
-        name: dotted, in the network.
-        shape: of its first call's output.
+        name: dotted name in the network.
+        shape: shape of the output of its first call.
         calls: how often it was called.
-        source: the module that put out its input, as it is; None where something else did.
+        source: the module whose output, unchanged, is its input; None if there is none.
     """
 
     name: str
@@ -47,11 +47,11 @@ class TracedLayer:
 
 @dataclass(frozen=True)
 class Probe:
-    """A network that can be asked: the function of images to explain, and how its activations lie.
+    """A network to examine: the function of images to explain, and the layout of its activations.
 
     Attributes:
         run: images (B,3,H,W) -> scores (B,C).
-        network: whose layers are meant.
+        network: the module that the layers belong to.
         size: (H,W).
         layout: see `optcam_pl.network.layers.to_grid`.
     """
@@ -63,7 +63,7 @@ class Probe:
 
     @property
     def images(self) -> Tensor:
-        """Different images of noise, always the same ones: two, or one for a network that takes no more at a time."""
+        """Fixed images of noise: two different ones, or one for a network that takes only one image at a time."""
         return self._pass[0]
 
     @property
@@ -78,7 +78,7 @@ class Probe:
             images = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
         try:
             return images, self._trace(images)
-        except Exception:  # whatever a network of somebody else's raises where it takes one image at a time
+        except Exception:  # any exception of a network that takes one image at a time
             return images[:1], self._trace(images[:1])
 
     def _trace(self, images: Tensor) -> dict[str, TracedLayer]:
@@ -86,7 +86,7 @@ class Probe:
             return {layer.name: layer for layer in trace(self.network, lambda: self.run(images))}
 
     def grid(self, name: str) -> tuple[int, int, int] | None:
-        """(K,h,w) of what a traced layer puts out; None where it has no grid."""
+        """(K,h,w) of a traced layer's output; None if it has no grid."""
         try:
             shape = torch.empty(self.traced[name].shape, device="meta")
             grid = to_grid(shape, self.size, self.layout, self.network, name).shape
@@ -95,7 +95,7 @@ class Probe:
         return (grid[1], grid[2], grid[3])
 
     def fault(self, name: str) -> str | None:
-        """Why a layer cannot be explained, as the end of a sentence that begins with its name; None if it can."""
+        """Why a layer cannot be explained, as the end of a sentence that begins with its name; None if it can be."""
         layer = self.traced.get(name)
         if layer is None:
             return "was not called in the network's forward pass, or puts out no tensor"
@@ -116,7 +116,7 @@ class Probe:
         modules = {name: self.network.get_submodule(name) for name in names}
         with own_grad_mode(), _evaluating(self.network), capture(modules, cut=True) as record:
             scores = self.run(self.images)
-            # All classes, with different weights: of probabilities the plain sum is 1, whatever the features are.
+            # All classes, with different weights: the plain sum of probabilities is 1, whatever the features are.
             weights = torch.randn(scores.shape[1], generator=torch.Generator().manual_seed(0)).to(scores)
             found = [name for name in names if name in record]
             if not scores.requires_grad or not found:
@@ -133,16 +133,16 @@ class Probe:
 
 
 def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
-    """Run once and list the modules in the order in which they finish, with the shapes that they put out.
+    """Run once and list the modules in the order in which they finish, with the shapes of their outputs.
 
-    Modules that put out no tensor are left out. The hooks are gone on return, also after an exception.
+    Modules whose output is no tensor are left out. The hooks are removed on return, also after an exception.
 
     Args:
-        network: its modules are listed, by their names in it.
-        run: called without arguments; has to run the network once.
+        network: the network whose modules are listed, by their names in it.
+        run: called without arguments; it must run the network once.
     """
     calls: dict[str, list[tuple[tuple[int, ...], str | None]]] = {}
-    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # a freed tensor's id may be another's
+    made: dict[int, tuple[str, weakref.ref[Tensor]]] = {}  # a freed tensor's id may be reused
 
     def maker(tensor: object) -> str | None:
         name, made_by_it = made.get(id(tensor), ("", None))
@@ -154,7 +154,7 @@ def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
             return
         source = maker(args[0]) if isinstance(module, nn.Linear) and args else None
         calls.setdefault(name, []).append((tuple(output.shape), source))
-        if maker(output) is None:  # a container hands on what its last module made
+        if maker(output) is None:  # a container returns the output of its last module
             made[id(output)] = (name, weakref.ref(output))
 
     with ExitStack() as stack:
@@ -166,10 +166,11 @@ def trace(network: nn.Module, run: Callable[[], object]) -> list[TracedLayer]:
 
 
 def choose(probe: Probe) -> str | None:
-    """The default layer of a network: the first candidate that a gradient reaches; None without any grid.
+    """The default layer of a network: the first candidate that a gradient reaches; None if no layer has a grid.
 
-    Candidates are what is known of the families inside, then all that have a grid, from the last backward. Where no
-    layer gets a gradient at all, because the network cuts its graph or its head is zero, the first candidate is taken.
+    Candidates are first the known layers of the families inside, then all layers with a grid, from the last to the
+    first. If no layer gets any gradient, because the network cuts its graph or its head is zero, the first candidate is
+    used.
     """
     good = [name for name in probe.traced if _is_candidate(probe, name)]
     order = [name for name in family_candidates(probe.network) if name in good]
@@ -189,7 +190,7 @@ def check(probe: Probe, name: str, *, gradient: bool) -> None:
     """Make sure that a layer can be explained.
 
     Args:
-        probe: of the network.
+        probe: the probe of the network.
         name: dotted name of the layer.
         gradient: whether the method needs a gradient there.
 
@@ -202,12 +203,12 @@ def check(probe: Probe, name: str, *, gradient: bool) -> None:
     if fault is None:
         return
     better = _nearest_good(probe, name, gradient)
-    advice = f"Take {better!r} instead" if better else "No layer of this network would do"
+    advice = f"Use {better!r} instead" if better else "No layer of this network is suitable"
     raise ValueError(f"Layer {name!r} {fault}. {advice}.")
 
 
 def _nearest_good(probe: Probe, name: str, gradient: bool) -> str | None:
-    """Of the layers that can be explained one of the same block, else the one that finishes next to it."""
+    """A suitable layer of the same block, or else the suitable layer that finishes next to it."""
     good = [other for other in probe.traced if other != name and _is_candidate(probe, other)]
     position = {other: place for place, other in enumerate(probe.traced)}
     if name in position:
@@ -223,31 +224,31 @@ def _nearest_good(probe: Probe, name: str, gradient: bool) -> str | None:
 
 
 def _is_candidate(probe: Probe, name: str) -> bool:
-    """Whether a layer may be chosen: a grid of several cells and channels, made by a layer that computes something."""
+    """Whether a layer may be chosen: a grid of several cells and channels, from a layer that computes something."""
     module, layer = probe.network.get_submodule(name), probe.traced[name]
     if isinstance(module, (nn.Identity, nn.Dropout)) or probe.fault(name) is not None:
         return False
     channels, h, w = probe.grid(name) or (0, 0, 0)
-    # Attention gates have one channel; attention maps (B,heads,N,N) are as fine as no feature grid is.
+    # Attention gates have one channel; attention maps (B,heads,N,N) are finer than any feature grid.
     return channels > 1 and h * w > 1 and (len(layer.shape) == 3 or _is_strided((h, w), probe.size))
 
 
 def _is_strided(grid: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a grid is what a whole stride leaves of the image, but for what unpadded borders take away."""
+    """Whether a grid fits the image divided by a whole stride, apart from cells lost at unpadded borders."""
     return all(
         abs(side / max(round(side / cells), 1) - cells) <= _BORDER for cells, side in zip(grid, size, strict=True)
     )
 
 
 def _before_projection(probe: Probe, name: str) -> str:
-    """The layer itself; for the projections of tokens inside a block, what they read: the features of the block."""
+    """The layer itself; for projections of tokens inside a block, the layer that they read: the block's features."""
     source = probe.traced[name].source
     return source if source is not None and _is_candidate(probe, source) else name
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode for one pass, so that a network in training keeps its running means; the modes come back."""
+    """Eval mode for one pass, so that a network in training keeps its running means; then restore the modes."""
     training = [module for module in network.modules() if module.training]
     try:
         for module in training:

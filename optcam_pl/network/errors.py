@@ -1,4 +1,4 @@
-"""Errors that a network raises by itself, told as such: what was being done, what it said, what may help."""
+"""Reports errors that a network itself raises: what was being done, what the error said, and what may help."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
 _OWN = __name__.partition(".")[0]
-# What an error's text says -> what to do about it.
+# Part of an error's text -> what to do about it.
 _HINTS = {
-    "Inference tensors cannot": "Its weights were made inside torch.inference_mode, where autograd cannot use them: "
+    "Inference tensors cannot": "Its weights were made inside torch.inference_mode, so autograd cannot use them: "
     "build the network outside of it.",
     "doesn't match model": "If it wants images of another size, give `input_size`, and images of that size.",
     "use_reentrant": "Switch its gradient checkpointing off (gradient_checkpointing_disable() of transformers, "
@@ -29,11 +29,11 @@ _HINTS = {
 
 
 class NetworkError(ToldError):
-    """What the network that is explained raised by itself; its own exception is the `__cause__`."""
+    """An error that the explained network itself raised; the original exception is the `__cause__`."""
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether an exception was raised by code of this package: a hook's, say, that ran inside of the network."""
+    """Whether code of this package raised an exception, for example a hook that ran inside the network."""
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -42,13 +42,13 @@ def is_own(error: BaseException) -> bool:
 
 
 def forward_error(error: Exception, name: str, network: nn.Module, image: Tensor) -> NetworkError:
-    """What is raised in the place of an error of the network's forward pass.
+    """The exception that replaces an error of the network's forward pass.
 
     Args:
-        error: the network's own.
-        name: of the network.
-        network: it is asked for the channels that it wants.
-        image: (B,3,H,W) what it was given.
+        error: the network's own error.
+        name: name of the network.
+        network: used to find the number of channels that it takes.
+        image: (B,3,H,W) its input.
     """
     count, height, width = image.shape[0], image.shape[2], image.shape[3]
     what = f"{count} image{'s' * (count != 1)} of {height} x {width}"
@@ -59,13 +59,13 @@ def forward_error(error: Exception, name: str, network: nn.Module, image: Tensor
 
 
 def hint(error: Exception, network: nn.Module) -> str:
-    """What may help, as a sentence with a space before it; empty where nothing is known."""
+    """Advice, as a sentence with a space before it; empty if nothing is known."""
     wanted = input_channels(network)
     if wanted not in (None, 3) and "channel" in str(error):
         return (
             f" The network wants images of {wanted} channel{'s' * (wanted != 1)}, but is given RGB images of 3: put a "
-            f"layer in front of it that makes {wanted} of 3, torch.nn.Sequential(torch.nn.Conv2d(3, {wanted}, 1), "
-            "network), say, with weights of your choice."
+            f"layer in front of it that turns 3 into {wanted}, torch.nn.Sequential(torch.nn.Conv2d(3, {wanted}, 1), "
+            "network) for example, with weights of your choice."
         )
     return next((f" {advice}" for text, advice in _HINTS.items() if text in str(error)), "")
 
@@ -82,11 +82,11 @@ def input_channels(network: nn.Module) -> int | None:
 
 @contextmanager
 def backward_errors(classifier: Classifier, names: Sequence[str] = ()) -> Iterator[None]:
-    """Around a backward pass through the network, whose errors are told in words.
+    """Wraps a backward pass through the network and explains its errors.
 
     Args:
         classifier: the network.
-        names: the layers that a gradient is taken at; none for the image's.
+        names: the layers where the gradient is taken; empty for the gradient at the image.
 
     Raises:
         ValueError: no gradient reaches them.
@@ -106,7 +106,7 @@ def backward_errors(classifier: Classifier, names: Sequence[str] = ()) -> Iterat
 
 
 def check_differentiable(scores: Tensor, classifier: Classifier) -> None:
-    """For sums with a term of their own gradient, which would hide that the scores have none.
+    """Check that the scores have a gradient, which other terms with a gradient in a sum would hide.
 
     Raises:
         ValueError: the scores do not depend on the image in a way that autograd knows.
@@ -120,11 +120,11 @@ def _without_gradient(name: str, layers: Sequence[str]) -> str:
     return (
         f"Expected the scores of {name} to have a gradient at {where}, but there is none. Its forward runs under "
         "torch.no_grad or inference_mode, detaches a tensor, has quantized layers, which have no gradient, or makes "
-        "its scores of something else. Take this out, choose another `layer`, or use a method that needs no gradient "
+        "its scores of something else. Remove this, choose another `layer`, or use a method that needs no gradient "
         "(ScoreCAM, EigenCAM, RISE)."
     )
 
 
 def _ended(error: Exception) -> str:
-    """A full stop where the message has none."""
+    """A period if the message has none."""
     return "" if str(error).rstrip().endswith((".", "!", "?")) else "."

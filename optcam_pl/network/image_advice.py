@@ -1,4 +1,4 @@
-"""How what users hand in as images becomes what is expected: advice for error messages, as sentences."""
+"""How to convert what users pass as images into what is expected: advice for error messages, as sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TO_TENSOR = "torchvision.transforms.functional.to_tensor(image.convert('RGB')).
 
 
 def conversion(image: object) -> str:
-    """How an object that is no floating-point tensor becomes one; empty where nothing is known. Begins with a space.
+    """How to turn an object into a floating-point tensor; empty if nothing is known. Begins with a space.
 
     Example:
         >>> conversion("cat.jpg")
@@ -34,7 +34,7 @@ def conversion(image: object) -> str:
 
 
 def reshaping(shape: tuple[int, ...]) -> str:
-    """How a tensor of another shape becomes (B,3,H,W); empty where nothing is known. Begins with a space.
+    """How to bring a tensor of another shape to (B,3,H,W); empty if nothing is known. Begins with a space.
 
     Example:
         >>> reshaping((3, 8, 8)), reshaping((2, 8, 8, 3))
@@ -54,7 +54,7 @@ def reshaping(shape: tuple[int, ...]) -> str:
 
 
 def out_of_range(low: float, high: float) -> str:
-    """What pixels outside of [0,1] probably are; empty where nothing is known. Begins with a space.
+    """What pixels outside of [0,1] probably are; empty if nothing is known. Begins with a space.
 
     Example:
         >>> out_of_range(0.0, 255.0), out_of_range(-2.1, 2.6)

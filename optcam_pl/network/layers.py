@@ -1,4 +1,4 @@
-"""Where a network's feature maps are and how they lie in memory: default layers, layers by name, token grids.
+"""Where a network's feature maps are, and their memory layout: default layers, layers by name, token grids.
 
 Shape letters: B images, K channels (D in a transformer), h x w feature grid, H x W image, N tokens.
 """
@@ -20,7 +20,7 @@ from optcam_pl.private import children_of
 Layout: TypeAlias = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 # (source, class) -> the layer to explain; a negative index counts from a container's end. Networks with a class token
-# are taken at the input of their last attention, as no gradient reaches the patches behind it.
+# are explained at the input of their last attention, because no gradient reaches the patches after it.
 DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("torchvision", "AlexNet"): "features.-2",  # the ReLU before the last pool
     ("torchvision", "ConvNeXt"): "features.-1",
@@ -57,13 +57,13 @@ DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("timm", "VisionTransformer"): "blocks.-1.norm1",
     ("timm", "VisionTransformerRelPos"): "blocks.-1.norm1",
 }
-# Families whose 4-D activations are (B,h,w,K); asked only where the shape alone fits both ways.
+# Families whose 4-D activations are (B,h,w,K); used only if the shape fits both layouts.
 _CHANNELS_LAST = {("torchvision", "SwinTransformer"), ("timm", "SwinTransformer"), ("timm", "SwinTransformerV2")}
 _MAX_PREFIX = 8  # class, distillation and register tokens together: DINOv2 with registers has 5
 
 
 def families(network: nn.Module) -> list[tuple[str, str]]:
-    """(source, class) of a network, most derived class first: how the tables of this module are asked."""
+    """(source, class) of a network, most derived class first: the keys for the tables of this module."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(network).__mro__]
 
 
@@ -83,11 +83,11 @@ def canonical_name(network: nn.Module, name: str) -> str:
 
     Args:
         network: where the layer is.
-        name: `layer4.2.conv1`, `layer4.-1` or `layer4[-1]`. What DataParallel and torch.compile put before a name
-            (`module.`, `_orig_mod.`) may be there or not, whatever the network has.
+        name: `layer4.2.conv1`, `layer4.-1` or `layer4[-1]`. The prefixes of DataParallel and torch.compile (`module.`,
+            `_orig_mod.`) may be given or left out, whatever the network has.
 
     Raises:
-        TypeError: the name is no string.
+        TypeError: the name is not a string.
         ValueError: there is no such layer; the message lists the nearest names.
 
     Example:
@@ -126,10 +126,10 @@ def _unknown(network: nn.Module, name: str) -> ValueError:
 
 
 def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The networks of known families in a module: itself, or the outermost in it, with their dotted names.
+    """The networks of known families in a module: the module itself, or the outermost ones in it, with dotted names.
 
-    Whatever stands around them is a wrapper: a `Sequential` that normalizes first, DataParallel, a LightningModule, an
-    adapter, a module of one's own. The name of the module itself is "".
+    Everything around them is a wrapper: a `Sequential` that normalizes first, DataParallel, a LightningModule, an
+    adapter, the user's own module. The name of the module itself is "".
 
     Example:
         >>> from torchvision.models import AlexNet
@@ -140,7 +140,7 @@ def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
     waiting = deque([("", network)])
     while waiting:
         name, module = waiting.popleft()
-        if _is_family(type(module)):  # type: ignore[arg-type]  # a class that torch's stubs call unhashable
+        if _is_family(type(module)):  # type: ignore[arg-type]  # torch's stubs call the class unhashable
             found.append((name, module))
         else:
             waiting.extend((_join(name, key), child) for key, child in children_of(module).items())
@@ -148,7 +148,7 @@ def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def family_member(network: nn.Module, layer: str = "") -> nn.Module:
-    """The known network in `network` that a layer is part of; of several without a layer the first, of none `network`.
+    """The known network in `network` that contains a layer; without a layer the first one; `network` if there is none.
 
     Example:
         >>> from torchvision.models import AlexNet
@@ -165,7 +165,7 @@ def _is_family(cls: type) -> bool:
     """Whether a class is a whole network that timm, torchvision or transformers define, or is derived from one."""
     for base in cls.__mro__:
         source = base.__module__.partition(".")[0]
-        if base.__name__.startswith("TimmWrapper"):  # transformers' way of holding a network of timm
+        if base.__name__.startswith("TimmWrapper"):  # the class in which transformers holds a network of timm
             return False
         if (source, base.__name__) in DEFAULT_LAYERS or (source, base.__name__) == ("transformers", "PreTrainedModel"):
             return True
@@ -179,7 +179,7 @@ def _join(prefix: str, name: str) -> str:
 
 
 def family_layer(network: nn.Module) -> str | None:
-    """The default layer of a network whose family is in the table; None for any other, and for what is wrapped."""
+    """The default layer of a network whose family is in the table; None for all others and for wrapped networks."""
     return next(iter(_named_layers(network, [DEFAULT_LAYERS.get(family, "") for family in families(network)])), None)
 
 
@@ -192,14 +192,14 @@ def family_candidates(network: nn.Module) -> list[str]:
         info: Any = getattr(member, "feature_info", None) if "timm" in sources else None
         named += [info[-1]["module"]] if info else []
         if "transformers" in sources:
-            # Where the blocks are differs between its versions; what a block's first norm is called does not.
+            # The place of the blocks differs between versions; the name of a block's first norm does not.
             named += [name for name, _ in member.named_modules() if name.endswith((".layernorm_before", ".norm1"))][-1:]
         candidates += [_join(prefix, name) for name in _named_layers(member, named)]
     return candidates
 
 
 def _named_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those that the network has, in full; a variant of a family may be built otherwise, lists are never called."""
+    """The full names of those that the network has; variants of a family may differ, and lists are never called."""
     found: list[str] = []
     for candidate in filter(None, names):
         try:
@@ -212,7 +212,7 @@ def _named_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def heads(network: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers that put out the logits: what timm's networks say (two in a distilled one), else the last linear or
+    """The layers that output the logits: as timm's networks declare (two if distilled), else the last linear or
     convolutional layer.
 
     Raises:
@@ -228,7 +228,7 @@ def heads(network: nn.Module) -> tuple[nn.Module, ...]:
             stated: Any = member
             found = stated.get_classifier()
             found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-            if not name or set(last) & set(found):  # else the wrapper has a head of its own
+            if not name or set(last) & set(found):  # otherwise the wrapper has a head of its own
                 return found
     if not last:
         raise ValueError(f"Found no head in {type(network).__name__}: it has no linear or convolutional layer.")
@@ -236,10 +236,10 @@ def heads(network: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def known_prefix(network: nn.Module, layer: str = "") -> int | None:
-    """How many class, distillation and register tokens stand before the patches; None where the family is unknown.
+    """How many class, distillation and register tokens come before the patches; None if the family is unknown.
 
     Args:
-        network: it, or the known network in it that `layer` is part of, is asked.
+        network: this network, or the known network in it that contains `layer`, gives the number.
         layer: dotted name in `network`.
     """
     member = family_member(network, layer)
@@ -254,15 +254,15 @@ def known_prefix(network: nn.Module, layer: str = "") -> int | None:
 
 @functools.lru_cache(maxsize=256)
 def token_grid(tokens: int, image_size: tuple[int, int], prefix: int | None) -> tuple[int, int, int] | None:
-    """How N tokens lie on the image: (prefix, h, w) with N = prefix + h * w.
+    """How N tokens are arranged on the image: (prefix, h, w) with N = prefix + h * w.
 
-    The grid has the image's aspect ratio: exactly, or, for images that are not square, to one cell. The known prefix is
-    tried before the smallest that fits, as a layer before the class token has none.
+    The grid has the image's aspect ratio: exactly, or to within one cell for images that are not square. The known
+    prefix is tried first, then the smallest that fits, because a layer before the class token has no prefix.
 
     Args:
         tokens: N.
         image_size: (H,W).
-        prefix: the expected number of tokens that are no patches; None if unknown.
+        prefix: the expected number of tokens that are not patches; None if unknown.
 
     Returns:
         None if no grid with at most 8 prefix tokens fits.
@@ -281,7 +281,7 @@ def token_grid(tokens: int, image_size: tuple[int, int], prefix: int | None) -> 
 
 
 def _grid_of(cells: int, image_size: tuple[int, int], slack: int) -> tuple[int, int] | None:
-    """The (h,w) with h * w cells and the image's shape, to `slack` cells; None if there is none."""
+    """The (h,w) with h * w cells and the image's shape, to within `slack` cells; None if there is none."""
     if cells < 1:
         return None
     height, width = image_size
@@ -292,7 +292,7 @@ def _grid_of(cells: int, image_size: tuple[int, int], slack: int) -> tuple[int, 
 
 def _fits(grid: tuple[int, int], image_size: tuple[int, int], slack: int = 1) -> bool:
     height, width = image_size
-    # Strides round each side by itself, but both alike where the image is square.
+    # Strides round each side separately, but equally if the image is square.
     tolerance = slack * max(height, width) if height != width else 0
     return abs(grid[0] * width - grid[1] * height) <= tolerance
 
@@ -304,11 +304,11 @@ def to_grid(
 
     Args:
         activation: (B,K,h,w), (B,h,w,K) or tokens (B,N,D).
-        image_size: (H,W) of the images that it belongs to.
-        layout: what the activation is. "auto": three dimensions are tokens; of four, those two are h and w that have
-            the image's aspect ratio; where both orders have it (K = h = w), Swin-like families are channels-last,
-            everything else channels-first.
-        network: whose family decides what the shape leaves open.
+        image_size: (H,W) of the images.
+        layout: the layout of the activation. "auto": three dimensions mean tokens; of four dimensions, h and w are the
+            two that have the image's aspect ratio. If both orders have it (K = h = w), Swin-like families are
+            channels-last and everything else is channels-first.
+        network: its family decides what the shape leaves open.
         layer: name for the message.
 
     Returns:
@@ -352,6 +352,6 @@ def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network
 
 
 def zeros_for(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """One black image (1,3,H,W) of the network's dtype, on its device."""
+    """One black image (1,3,H,W) in the network's dtype, on its device."""
     like = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
     return torch.zeros(1, 3, *image_size, dtype=like.dtype, device=like.device)

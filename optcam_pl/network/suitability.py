@@ -1,7 +1,7 @@
-"""Whether a network is what explanations need: it puts out logits, and it is a function of the image.
+"""Checks whether a network suits explanations: it outputs logits, and it is a function of the image.
 
-Two looks at a network, both with made-up images: `output_faults` costs one pass of three images and is taken once, at
-the first explanation; `function_faults` costs some more and is taken before a run.
+There are two checks, both with synthetic images: `output_faults` costs one pass of three images and runs once, at the
+first explanation; `function_faults` costs somewhat more and runs before a run.
 
 Shape letters: B images, C classes, H x W image.
 """
@@ -25,20 +25,20 @@ from optcam_pl.threads import hook_input, hook_output
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
-_LOUD = 100.0  # pixels of the loud image reach from -100 to 100: what is squashed stays in [0,1] there, too
-_SUM_SLACK = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # how far a sum of probabilities may be from 1
+_LOUD = 100.0  # pixels of the loud image reach from -100 to 100; a sigmoid still gives [0,1] there
+_SUM_SLACK = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # allowed distance of a sum of probabilities from 1
 _SIGMOIDS = ("SigmoidBackward", "HardsigmoidBackward")
-# What may stand between a sigmoid and the output without changing a value.
+# Operations that may follow a sigmoid without changing a value.
 _RESHAPES = ("View", "Reshape", "Squeeze", "Unsqueeze", "Cat", "Stack", "Clone", "ToCopy", "Transpose", "T", "Alias")
 _TWO_LOGITS = "torch.nn.Sequential(network, torch.nn.ConstantPad1d((1, 0), 0.0))"
 
 
 class Fault(NamedTuple):
-    """What is wrong with a network.
+    """A fault of a network.
 
     Attributes:
         text: what was found, and what to do.
-        fatal: whether results would be wrong; else it is worth a warning.
+        fatal: whether results would be wrong; otherwise the fault only gives a warning.
     """
 
     text: str
@@ -46,20 +46,20 @@ class Fault(NamedTuple):
 
 
 class _Outputs(NamedTuple):
-    """Logits (C,) of one image each; None for an image that the network does not take by itself."""
+    """Logits (C,) of one image each; None for an image that the network does not accept alone."""
 
     noise: Tensor | None
     black: Tensor | None
     loud: Tensor | None
 
     def known(self) -> Tensor:
-        """(n,C) of those that are finite."""
+        """(n,C): the logits that are finite."""
         rows = [row for row in self if row is not None and bool(torch.isfinite(row).all())]
         return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
 def noise(classifier: Classifier, count: int, size: tuple[int, int]) -> Tensor:
-    """Images (count,3,H,W) of random pixels in [0,1], always the same; of the classifier's dtype and on its device."""
+    """Fixed images (count,3,H,W) of random pixels in [0,1], in the classifier's dtype and on its device."""
     pixels = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0))
     return pixels.to(classifier.mean)
 
@@ -68,16 +68,16 @@ def noise(classifier: Classifier, count: int, size: tuple[int, int]) -> Tensor:
 
 
 def output_faults(classifier: Classifier, size: tuple[int, int]) -> list[Fault]:
-    """Look at what the network puts out for one image of noise, a black one, and one far outside of [0,1].
+    """Check the network's outputs for an image of noise, a black image, and an image far outside of [0,1].
 
-    A network that fails on these images is not judged: the user's own images show what it raises.
+    A network that fails on these images is not judged: the user's own images will show what it raises.
 
     Args:
         classifier: the network.
         size: (H,W) of the images.
 
     Returns:
-        What is wrong: probabilities instead of logits, a single logit, values that are not finite, the same values for
+        The faults: probabilities instead of logits, a single logit, values that are not finite, the same values for
         every image.
     """
     with own_grad_mode(), torch.no_grad():
@@ -115,10 +115,10 @@ def _row(classifier: Classifier, image: Tensor) -> Tensor | None:
 
 
 def _not_finite(name: str, outputs: _Outputs) -> list[Fault]:
-    """NaN and +inf; -inf is what a class gets that is switched off, as long as another one is left."""
+    """NaN and +inf count; -inf marks a class that is switched off, as long as another class remains."""
 
     def broken(row: Tensor | None) -> bool:
-        return row is not None and not math.isfinite(float(row.max()))  # the largest of NaN and numbers is NaN
+        return row is not None and not math.isfinite(float(row.max()))  # the maximum of NaN and numbers is NaN
 
     if broken(outputs.noise):
         text = f"Expected {name} to put out finite logits, but for an image of noise it puts out NaN or infinity."
@@ -133,10 +133,10 @@ def _one_logit(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> F
     squashed = _within_0_1(rows) and _is_squashed(classifier, rows, size)
     return Fault(
         f"Expected the scores of at least two classes, but {classifier.name} puts out one number an image, whose "
-        "softmax is 1 always. "
+        "softmax is always 1. "
         + ("It ends in a sigmoid: hand in the network without it, and " if squashed else "If it is the logit z of a ")
         + ("let it give" if squashed else "sigmoid, let the network give")
-        + f" two logits, [0, z], whose softmax has the same probability: Classifier({_TWO_LOGITS}, ...). Class 1 is "
+        + f" two logits, [0, z], whose softmax gives the same probability: Classifier({_TWO_LOGITS}, ...). Class 1 is "
         "then what the number speaks for; names of layers (`target_layer`) get a 0. in front."
     )
 
@@ -166,9 +166,9 @@ def _within_0_1(rows: Tensor) -> bool:
 
 
 def _is_squashed(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> bool:
-    """Whether values in [0,1] come from a sigmoid: it stands in the graph, or the loud image has driven it to an end.
+    """Whether values in [0,1] come from a sigmoid: it is in the graph, or the loud image saturates it.
 
-    Logits may lie in [0,1] by chance, as those of a network that ends in a norm do for any image.
+    Logits may lie in [0,1] by chance; those of a network that ends in a norm do so for any image.
     """
     spread = bool((rows.amax(0) - rows.amin(0) > 0.5).any())
     driven = len(rows) == 3 and bool(((rows[-1] < 1e-3) | (rows[-1] > 1 - 1e-3)).all())
@@ -176,7 +176,7 @@ def _is_squashed(classifier: Classifier, rows: Tensor, size: tuple[int, int]) ->
 
 
 def _graph_ends_in(classifier: Classifier, size: tuple[int, int], kinds: tuple[str, ...]) -> bool:
-    """Whether the last thing that the network computes is one of these autograd nodes; False without a graph."""
+    """Whether the network's last operation is one of these autograd nodes; False without a graph."""
     with own_grad_mode():
         try:
             node = classifier(noise(classifier, 1, size).requires_grad_()).grad_fn
@@ -195,7 +195,7 @@ def _log_probabilities(classifier: Classifier, rows: Tensor) -> list[Fault]:
         Fault(
             f"{classifier.name} puts out log-probabilities, not logits. Probabilities are right, but methods that "
             "explain a logit (Grad-CAM, Opti-CAM and others) explain the class's log-probability, which depends on the "
-            "other classes, too. For the logit hand in the network without its last log-softmax.",
+            "other classes, too. To explain the logit, pass the network without its last log-softmax.",
             fatal=False,
         )
     ]
@@ -205,16 +205,16 @@ def _constant(name: str, rows: Tensor) -> list[Fault]:
     if len(rows) < 2 or not bool((rows == rows[0]).all()):
         return []
     text = f"{name} puts out the same scores for noise, a black image and another one: there is nothing to explain"
-    return [Fault(f"{text} if it does so for photographs, too. Are its weights trained, and its head?", fatal=False)]
+    return [Fault(f"{text} if it does so for photographs, too. Are its weights and its head trained?", fatal=False)]
 
 
 # Whether it is a function ---------------------------------------------------------------------------------------------
 
 
 def function_faults(classifier: Classifier, size: tuple[int, int]) -> list[Fault]:
-    """Whether the network's answer to an image depends on nothing but the image.
+    """Check that the network's scores for an image depend on nothing but the image.
 
-    Two images of noise are given twice, and the first of them alone. Differences up to rounding are no fault.
+    Two images of noise are passed twice, and the first of them alone. Differences up to rounding are no fault.
 
     Args:
         classifier: the network.
@@ -244,17 +244,17 @@ def _random(classifier: Classifier, images: Tensor) -> Fault:
     where = _culprit(classifier, images, images)
     return Fault(
         f"Expected {classifier.name} to give the same scores for the same images, but two equal passes differ. {where} "
-        "Random layers have to be off in eval mode: F.dropout(x, training=self.training), say. `trust_network` goes on "
-        "all the same, with random maps."
+        "Random layers must be off in eval mode, as in F.dropout(x, training=self.training). `trust_network` continues "
+        "anyway, with random maps."
     )
 
 
 def _batched(classifier: Classifier, images: Tensor) -> Fault:
     where = _culprit(classifier, images[:1], images)
     return Fault(
-        f"Expected {classifier.name}'s scores of an image to be its own, but alone they are not what they are beside "
-        f"another image. {where} Batch norm without running statistics (track_running_stats=False) does so, for one. "
-        "`trust_network` goes on all the same, with maps that depend on the batch."
+        f"Expected {classifier.name}'s scores of an image to be its own, but alone they differ from those beside "
+        f"another image. {where} Batch norm without running statistics (track_running_stats=False) is one cause. "
+        "`trust_network` continues anyway, with maps that depend on the batch."
     )
 
 
@@ -263,13 +263,13 @@ def _stateful(classifier: Classifier, changed: list[str]) -> Fault:
     return Fault(
         f"Expected {classifier.name} to stay as it is, but each pass changes its state: {', '.join(changed[:3])}"
         f"{', ...' if len(changed) > 3 else ''} (of {_named(classifier, module)}). A run could not be resumed or "
-        "compared, as its weights are not the same any more. Register what is only counted with persistent=False, or "
-        "switch it off in eval mode. `trust_network` goes on all the same."
+        "compared, because its weights change. Register counters with persistent=False, or "
+        "switch them off in eval mode. `trust_network` continues anyway."
     )
 
 
 class _Saved(NamedTuple):
-    """One tensor of the state dict: where it lies, how often it was written to, and of a buffer a copy."""
+    """One tensor of the state dict: its address, how often it was written to, and a copy if it is a buffer."""
 
     written: tuple[int, int]
     value: Tensor
@@ -292,7 +292,7 @@ def _differs(after: _Saved, before: _Saved | None) -> bool:
 
 
 def _apart(classifier: Classifier, ours: Tensor, theirs: Tensor, *, alone: bool) -> bool:
-    """Whether two answers differ by more than rounding, which depends on the number of images and on the device."""
+    """Whether two outputs differ by more than rounding, which depends on the number of images and on the device."""
     ours, theirs = ours.double().nan_to_num(), theirs.double().nan_to_num()
     eps = torch.finfo(_compute_dtype(classifier)).eps
     base = {False: (1e-5, 2e-3), True: (1e-3, 1e-2)}[alone][ours.is_cuda]  # a GPU may compute in TF32
@@ -301,7 +301,7 @@ def _apart(classifier: Classifier, ours: Tensor, theirs: Tensor, *, alone: bool)
 
 
 def _compute_dtype(classifier: Classifier) -> torch.dtype:
-    """What the network computes in."""
+    """The dtype in which the network computes."""
     kind = classifier.mean.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -312,7 +312,7 @@ def _compute_dtype(classifier: Classifier) -> torch.dtype:
 
 
 class _Call(NamedTuple):
-    """One call of a module: what went in, what came out, first tensors only."""
+    """One call of a module: its input and its output, first tensors only."""
 
     name: str
     given: Tensor | None
@@ -320,7 +320,7 @@ class _Call(NamedTuple):
 
 
 def _culprit(classifier: Classifier, ours: Tensor, theirs: Tensor) -> str:
-    """The innermost module whose outputs differ between two passes although its inputs are the same, as a sentence."""
+    """A sentence that names the innermost module whose outputs differ between two passes with equal inputs."""
     share = (len(ours), len(theirs))
     for a, b in zip(_calls(classifier, ours), _calls(classifier, theirs), strict=False):
         if a.name != b.name:
@@ -369,7 +369,7 @@ def _first_tensor(value: Any) -> Tensor | None:
 
 
 def _equal(ours: Tensor, theirs: Tensor, share: tuple[int, int]) -> bool:
-    """Whether the first image's part of both is the same to a thousandth; what has no such part counts as equal."""
+    """Whether the first image's parts are equal to a thousandth; values without such a part count as equal."""
     if not ours.is_floating_point() or not ours.ndim or ours.shape[0] % share[0] or theirs.shape[0] % share[1]:
         return True
     parts = ours[: ours.shape[0] // share[0]].double(), theirs[: theirs.shape[0] // share[1]].double()

@@ -1,4 +1,4 @@
-"""Checks that the metrics share, each with its sentence."""
+"""Argument checks that the metrics share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise a ValueError unless the value is one of a Literal's."""
+    """Raise a ValueError unless the value is one of a Literal's values."""
     if value not in get_args(choices):
         raise ValueError(
             f"Expected `{name}` to be one of {', '.join(map(repr, get_args(choices)))}, but got {value!r}."
@@ -29,5 +29,5 @@ def check_maps(saliency: Tensor) -> None:
 
 
 def wide(values: Tensor) -> Tensor:
-    """The tensor in float64 if it is in that, else in float32, whatever precision a network ran in."""
+    """The tensor in float64 if it has that type, else in float32, no matter in which precision a network ran."""
     return values.double() if values.element_size() > 4 else values.float()

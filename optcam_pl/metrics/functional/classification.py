@@ -1,13 +1,13 @@
-"""How the probability of a class changes when only what a saliency map shows is left of the image, or only the rest.
+"""How a class probability changes when only the salient part of the image remains, or only the rest.
 
 Arguments, for B images: `original`, the softmax probability p of the class of interest for the whole image, `masked`,
 o for the image masked by its saliency map, and `deleted`, d for the image masked by the map's complement; all (B,),
 floating point, in [0, 1].
 
-Results are percent, float32, or float64 where an argument is: a scalar with `reduction` "mean", (B,) with "none".
+Results are in percent and float32 (float64 if an argument is): a scalar with `reduction` "mean", (B,) with "none".
 
-All raise TypeError for what is no floating-point tensor, and ValueError for shapes that differ and for values outside
-[0, 1], NaN included.
+All functions raise TypeError for an argument that is no floating-point tensor, and ValueError for shapes that differ
+and for values outside [0, 1], including NaN.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def average_gain(original: Tensor, masked: Tensor, reduction: Reduction = "mean"
 def average_increase(original: Tensor, masked: Tensor, reduction: Reduction = "mean") -> Tensor:
     r"""Average Increase, :math:`AI = \frac{100}{N} \sum_i 1[p_i < o_i]`, in [0, 100]; higher is better.
 
-    The share of images of which the network is strictly more certain after masking (Chattopadhay et al., "Grad-CAM++",
+    The share of images for which the network is strictly more certain after masking (Chattopadhay et al., "Grad-CAM++",
     WACV 2018, where it is called Increase in Confidence).
 
     Example:
@@ -77,8 +77,8 @@ def average_drop_deletion(
     Args:
         original: p.
         deleted: d.
-        signed: whether a rise counts as a negative drop, as in the source, where a small p makes it as large as you
-            like, or as 0, as in Average Drop.
+        signed: whether a rise counts as a negative drop, as in the source, where a small p makes it arbitrarily large,
+            or as 0, as in Average Drop.
         reduction: "mean" or "none".
 
     Example:
@@ -98,7 +98,7 @@ def _probabilities(**named: Tensor) -> list[Tensor]:
             raise TypeError(f"Expected `{name}` to be a floating-point tensor, but got {got}.")
         if value.ndim != 1:
             raise ValueError(f"Expected `{name}` to have shape (B,), but got {tuple(value.shape)}.")
-        wrong = ~((value >= 0) & (value <= 1))  # written so that NaN is wrong, too
+        wrong = ~((value >= 0) & (value <= 1))  # written so that NaN is wrong too
         if wrong.any():
             raise ValueError(
                 f"Expected `{name}` to hold probabilities in [0, 1], but got {value[wrong][0].item():g} "

@@ -27,15 +27,15 @@ Contours = Literal["largest", "all"]
 Region = Literal["map", "inside_box", "outside_box", "box", "complement"]
 Array = npt.NDArray[Any]
 
-_SMALLEST_AREA = 0.05  # of the image: below it a smaller box is no longer better for the saliency metric
+_SMALLEST_AREA = 0.05  # share of the image; below it the saliency metric does not reward smaller boxes
 _NO_BOX = (0, 0, 0, 0)
 
 
 def localization_error(saliency: Tensor, boxes: Sequence[Tensor], connectivity: Connectivity = 8) -> Tensor:
-    """LE = 1 - max IoU of the map's box and the object's boxes, in percent; lower is better.
+    """LE = 1 - max IoU between the map's box and the object's boxes, in percent; lower is better.
 
-    The map's box is that of the largest connected component, by number of pixels, of {S > mean(S)}; of equal ones the
-    first in reading order. A constant map has no box and scores 100.
+    The map's box encloses the largest connected component, by number of pixels, of {S > mean(S)}; of equal components
+    the first in reading order counts. A constant map has no box and scores 100.
 
     Example:
         >>> maps = torch.tensor([[[[0.0, 0.9, 0.8, 0.0], [0.0, 0.7, 0.6, 0.0]]]])
@@ -69,10 +69,10 @@ def official_metric(
 
 
 def region_map(saliency: Tensor, boxes: Sequence[Tensor], region: Region) -> Tensor:
-    """The map of one region: what the bounding-box study measures in the map's place (Zhang et al. 2024, table 5).
+    """The map of one region, which the bounding-box study measures in place of the map (Zhang et al. 2024, table 5).
 
-    With U the union of an image's boxes: "map" S itself; "inside_box" S in U and 0 elsewhere; "outside_box" S outside
-    of U and 0 in it; "box" 1 in U and 0 elsewhere; "complement" 1 - that.
+    U is the union of an image's boxes. "map" is S itself; "inside_box" is S in U and 0 elsewhere; "outside_box" is S
+    outside of U and 0 in it; "box" is 1 in U and 0 elsewhere; "complement" is 1 - "box".
 
     Args:
         saliency: (B,1,H,W) maps S in [0, 1].
@@ -107,7 +107,7 @@ def pixel_f1(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         tensor([75.], dtype=torch.float64)
     """
     inside, total, area = _masses(saliency, boxes)
-    # 2 P R / (P + R) with the common factor canceled, which leaves nothing to divide by zero but an empty U
+    # 2 P R / (P + R) with the common factor canceled, so that only an empty U leads to a division by zero
     return _scores(200 * inside / np.where(area > 0, total + area, np.nan), saliency)
 
 
@@ -128,13 +128,13 @@ def energy_pointing_game(saliency: Tensor, boxes: Sequence[Tensor]) -> Tensor:
 def standard_pointing_game(saliency: Tensor, boxes: Sequence[Tensor], tolerance: float = 0.0) -> Tensor:
     """SP: 100 if a maximal pixel of the map is in U, else 0; higher is better.
 
-    With ties one maximal pixel inside is enough, so that a constant map always hits. Zhang et al., "Top-down neural
-    attention by excitation backprop", IJCV 2018.
+    If several pixels are maximal, one of them in U is enough, so a constant map always hits. Zhang et al., "Top-down
+    neural attention by excitation backprop", IJCV 2018.
 
     Args:
         saliency: (B,1,H,W).
         boxes: B tensors (n,4).
-        tolerance: a maximal pixel at most this far from a pixel of U, in pixels between the centers, is a hit, too.
+        tolerance: a maximal pixel at most this far from a pixel of U, in pixels between the centers, is also a hit.
 
     Example:
         >>> maps = torch.tensor([[[[0.1, 0.0, 0.9]]]])
@@ -155,9 +155,10 @@ def standard_pointing_game(saliency: Tensor, boxes: Sequence[Tensor], tolerance:
 def saliency_metric(saliency: Tensor, original: Tensor, connectivity: Connectivity = 8) -> Tensor:
     """SM = log max(0.05, |B_p| / (H W)) - log p_c; lower is better.
 
-    B_p is the map's box, see `localization_error`; without one its area is 0. p below the smallest normal float32
-    counts as that, which is 87.3. As the paper defines it, p is of the whole image; the metric's source takes it from
-    the image cropped to the box (Dabkowski and Gal, "Real time image saliency for black box classifiers", NIPS 2017).
+    B_p is the map's box, see `localization_error`; if there is none, its area is 0. A p below the smallest normal
+    float32 counts as that number, whose -log is 87.3. As in the paper, p belongs to the whole image; the metric's
+    source takes it from the image cropped to the box (Dabkowski and Gal, "Real time image saliency for black box
+    classifiers", NIPS 2017).
 
     Args:
         saliency: (B,1,H,W).
@@ -187,21 +188,23 @@ def box_hits(
     """BoxAcc(threshold, IoU): whether a box of the thresholded map fits a box of the object.
 
     Choe et al., "Evaluating weakly supervised object localization methods right", CVPR 2020: averaged over images, the
-    best threshold for IoU 0.5 is MaxBoxAcc; the mean over IoU 0.3, 0.5, 0.7 of each one's best is MaxBoxAccV2.
+    best threshold for IoU 0.5 is MaxBoxAcc; the mean over IoU 0.3, 0.5, 0.7, each at its best threshold, is
+    MaxBoxAccV2.
 
     Args:
         saliency: (B,1,H,W) in [0,1].
         boxes: B tensors (n,4).
-        ious: the overlaps (at least that) that make a hit.
-        thresholds: E, the map is cut at 0, 1/E, ... (E-1)/E.
-        convention: "pixels": S > threshold; 8-connected components; the largest has most pixels. "wsol": as the
-            authors' program does it with OpenCV: the map in 256 steps, cut at thresholds of its maximum; contours,
-            also those of holes; the largest encloses most area, which makes lines and single pixels equally small;
-            boxes a pixel larger to the right and below, but not beyond the image; the first pixel where there is none.
-        contours: the "largest" one's box, or the best of "all".
+        ious: the smallest overlaps that count as a hit.
+        thresholds: E; the map is cut at 0, 1/E, ... (E-1)/E.
+        convention: "pixels": S > threshold; 8-connected components; the largest component has the most pixels. "wsol"
+            follows the authors' program, which uses OpenCV: the map has 256 steps and is cut at thresholds relative to
+            its maximum; contours include those of holes; the largest contour encloses the most area, so lines and
+            single pixels are equally small; boxes are one pixel larger to the right and below, but end at the image;
+            without a contour the box is the first pixel.
+        contours: the box of the "largest" contour, or the best of "all".
 
     Returns:
-        (B,D*E) float64 of 0 and 1, for D overlaps the E thresholds each; NaN for an image without boxes.
+        (B,D*E) float64 of 0 and 1: the E thresholds for each of D overlaps; NaN for an image without boxes.
 
     Example:
         >>> maps = torch.tensor([[[[0.3, 0.9], [0.3, 0.7]]]])
@@ -223,15 +226,15 @@ def box_hits(
 
 
 def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> Tensor:
-    """How often each saliency occurs on the object and on the background: what PxAP is made of.
+    """How often each saliency occurs on the object and on the background; PxAP is computed from this.
 
     Args:
         saliency: (B,1,H,W) in [0,1].
-        mask: (B,H,W) integer, 1 on the object, 0 on the background, anything else is ignored.
+        mask: (B,H,W) integer, 1 on the object, 0 on the background; other values are ignored.
         thresholds: E bins of width 1/E below 1, and one for the value 1.
 
     Returns:
-        (B,2*(E+1)) float64 counts, the object's first; NaN for an image whose mask ignores everything.
+        (B,2*(E+1)) float64 counts, those of the object first; NaN for an image whose mask ignores everything.
 
     Example:
         >>> pixel_histograms(torch.tensor([[[[0.1, 0.6, 1.0]]]]), torch.tensor([[[0, 1, 1]]]), thresholds=2)
@@ -269,12 +272,12 @@ def pixel_average_precision(histograms: Tensor) -> Tensor:
     return 100 * (precision * steps).sum(-1)
 
 
-# What the scores are made of; maps and masks are (T,H,W) arrays from here on, boxes (N,4) ----------------------------
+# The parts of the scores; from here on maps and masks are (T,H,W) arrays and boxes are (N,4) --------------------------
 
 
 def _maps(saliency: Tensor) -> Array:
     check_maps(saliency)
-    # in float64 the mean of a constant map is its value to the last digit, so that nothing of it lies above
+    # In float64 the mean of a constant map equals its value to the last digit, so no pixel lies above the mean.
     return saliency.detach().squeeze(1).cpu().double().numpy()
 
 
@@ -285,12 +288,12 @@ def _arrays(boxes: Sequence[Tensor], saliency: Tensor) -> list[Array]:
 
 
 def _scores(values: Array, like: Tensor) -> Tensor:
-    """Back to a tensor on the map's device, in the widest type that this has."""
+    """Convert back to a tensor on the map's device, in the widest type that the device has."""
     return torch.as_tensor(values, dtype=torch.float32 if like.device.type == "mps" else torch.float64).to(like.device)
 
 
 def _union(boxes: Sequence[Array], size: tuple[int, ...]) -> Array:
-    """U: (T,H,W) bool, the pixels whose center is in one of each image's boxes."""
+    """U: (T,H,W) bool, the pixels whose center lies in a box of their image."""
     rows, columns = (np.arange(n) + 0.5 for n in size)
     unions = np.zeros((len(boxes), *size), dtype=bool)
     for i, given in enumerate(boxes):
@@ -300,7 +303,7 @@ def _union(boxes: Sequence[Array], size: tuple[int, ...]) -> Array:
 
 
 def _masses(saliency: Tensor, boxes: Sequence[Tensor]) -> tuple[Array, Array, Array]:
-    """Sum of the map in U, sum of the map, number of pixels in U; (B,) each."""
+    """Sum of the map in U, sum of the whole map, number of pixels in U; each (B,)."""
     maps = _maps(saliency)
     union = _union(_arrays(boxes, saliency), maps.shape[1:])
     return (maps * union).sum((1, 2)), maps.sum((1, 2)), union.sum((1, 2))
@@ -324,19 +327,19 @@ def _best_iou(found: Array, wanted: Array) -> Array:
 
 
 def _in_plane(connectivity: Connectivity) -> Array:
-    """Neighborhood (3,3,3) that joins pixels of one plane and never two planes: all planes are labeled in one go."""
+    """Neighborhood (3,3,3) that joins pixels of one plane but never two planes: one call labels all planes."""
     structure = np.zeros((3, 3, 3), dtype=bool)
     structure[1] = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
     return structure
 
 
 def _largest(labels: Array, size: Array, *, last: bool = False) -> Array:
-    """Box (T,4) of the largest region of each plane, of equal ones the first (or `last`) in reading order.
+    """Box (T,4) of the largest region of each plane; of equal regions the first (or `last`) in reading order.
 
     Args:
         labels: (T,H,W) int, 0 for none; regions are numbered in reading order, plane after plane.
         size: of each region, by label.
-        last: which of equal regions is taken.
+        last: take the last of equal regions, not the first.
     """
     ends = np.maximum.accumulate(labels.max((1, 2)))
     number = np.arange(1, len(size))
@@ -359,7 +362,7 @@ def _boxes(labels: Array) -> tuple[Array, Array]:
 
 
 def _best_of_components(masks: Array, wanted: Array, contours: Contours) -> Array:
-    """Best IoU (T,) of the connected components' boxes; 0 without any."""
+    """Best IoU (T,) of the connected components' boxes; 0 if there are none."""
     labels, _ = ndimage.label(masks, _in_plane(8))
     if contours == "largest":
         return _best_iou(_largest(labels, np.bincount(labels.ravel())), wanted)
@@ -377,18 +380,18 @@ def _best_of_contours(masks: Array, wanted: Array, contours: Contours) -> Array:
         return _best_iou(_grown(_outermost(outside), masks.shape), wanted)
     holes, _ = ndimage.label((ground > 0) & ~outside, _in_plane(4))
     best = np.where(masks.any((1, 2)), 0, _best_iou(_grown(np.array([_NO_BOX]), masks.shape), wanted))
-    # a hole's contour runs along the pixels around it; its labels count the frame, which the components' do not
+    # A hole's contour runs along the pixels around it. Its labels count the frame; the components' labels do not.
     for (plane, box), shift in ((_boxes(ndimage.label(masks, _in_plane(8))[0]), 0), (_boxes(holes), (-2, -2, 0, 0))):
         np.maximum.at(best, plane, _best_iou(_grown(box + shift, masks.shape), wanted))
     return best
 
 
 def _outermost(outside: Array) -> Array:
-    """Box (T,4) of the contour with the largest polygon, given what lies outside of all, in images framed by a pixel.
+    """Box (T,4) of the contour with the largest polygon, from the area outside of all, in images with a 1-pixel frame.
 
-    Nothing is traced: what an outermost contour encloses is a component with its holes filled, and the polygon through
-    its border pixels has area 1 in each square of four pixel centers that is filled and 1/2 where three are. Of equal
-    ones OpenCV lists the last in reading order first.
+    Nothing is traced: an outermost contour encloses a component with its holes filled. The polygon through its border
+    pixels has area 1 in each square of four pixel centers if all four are filled, and 1/2 if three are. Among equal
+    contours OpenCV lists the last in reading order first.
     """
     labels, number = ndimage.label(~outside, _in_plane(8))
     corners = np.stack([labels[:, y : y - 1 or None, x : x - 1 or None] for y in (0, 1) for x in (0, 1)])
@@ -398,5 +401,5 @@ def _outermost(outside: Array) -> Array:
 
 
 def _grown(boxes: Array, shape: tuple[int, ...]) -> Array:
-    """Boxes a pixel larger to the right and below, up to the image's border."""
+    """Boxes that are one pixel larger to the right and below, up to the image's border."""
     return np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:] + 1, shape[:0:-1])], 1)

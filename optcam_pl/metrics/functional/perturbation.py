@@ -1,8 +1,8 @@
-"""How the class score moves while pixels are replaced in the order of a saliency map, and what a curve amounts to.
+"""How the class score changes while pixels are replaced in the order of a saliency map, and numbers from its curve.
 
-The way from a map to a number: `pixel_rank` or `patch_rank` says when each pixel is replaced, `perturbed_images` (or
-`imputed_images`) makes the images of many steps at once, the network, which is not here, scores them, and `curve_area`
-or `aopc_score` turns the curve into a number per image.
+The way from a map to a number: `pixel_rank` or `patch_rank` says when each pixel is replaced. `perturbed_images` (or
+`imputed_images`) makes the images of many steps at once. The caller's network scores them. `curve_area` or `aopc_score`
+turns the curve into one number per image.
 
 Shapes: B images of H x W, S steps of a chunk, T points of a curve.
 """
@@ -20,15 +20,15 @@ from optcam_pl.metrics.functional.checks import check_choice, check_maps, check_
 
 Area = Literal["mean", "trapezoid"]
 
-_TOLERANCE = 1e-6  # of the residual, relative to where it starts: a few 1e-5 in the pixels of a 224 x 224 image
-_CHECK_EVERY = 16  # iterations between two looks at the residuals, each of which waits for the device
+_TOLERANCE = 1e-6  # of the residual, relative to its start: a few 1e-5 in the pixels of a 224 x 224 image
+_CHECK_EVERY = 16  # iterations between two checks of the residuals, which wait for the device
 
 
 def pixel_rank(saliency: Tensor) -> Tensor:
-    """When each pixel's turn comes: 0 for the most salient one.
+    """The rank at which each pixel is replaced: 0 for the most salient one.
 
-    Equal pixels come in reading order, rows from the top and each from the left, whatever the device. The least
-    salient first is `pixel_rank(-saliency)`.
+    Equal pixels come in reading order (rows from the top, each from the left) on every device. For the order "least
+    salient first" use `pixel_rank(-saliency)`.
 
     Args:
         saliency: (B,1,H,W), finite.
@@ -46,9 +46,9 @@ def pixel_rank(saliency: Tensor) -> Tensor:
 
 
 def patch_rank(saliency: Tensor, patch: int) -> Tensor:
-    """When each pixel's turn comes if whole square patches are replaced, those with the largest sum of saliency first.
+    """The rank at which each pixel is replaced in square patches, those with the largest sum of saliency first.
 
-    The patches tile the image from its top left corner and are cut off at its other borders. Equal patches come in
+    The patches tile the image from its top left corner and are cropped at the opposite borders. Equal patches come in
     reading order.
 
     Args:
@@ -78,7 +78,7 @@ def step_counts(total: int, steps: int) -> Tensor:
         steps: number of steps, at most `total`.
 
     Returns:
-        (steps + 1,) int64; where `total` is no multiple of `steps`, the shares are rounded down.
+        (steps + 1,) int64; if `total` is no multiple of `steps`, the shares are rounded down.
 
     Example:
         >>> step_counts(10, 4)
@@ -92,13 +92,14 @@ def step_counts(total: int, steps: int) -> Tensor:
 
 
 def perturbed_images(image: Tensor, reference: Tensor, rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
-    """The images of a chunk of steps: after n replacements the pixels with a rank below n are the reference's.
+    """The images of a chunk of steps: after n replacements, pixels with a rank below n come from the reference.
 
-    Deletion replaces the image's pixels by a baseline; insertion replaces a blurred image's pixels by the image's.
+    Deletion replaces the image's pixels by a baseline; insertion replaces a blurred image's pixels by those of the
+    image.
 
     Args:
-        image: (B,3,H,W) what is there before the first step.
-        reference: what is there after the last one; anything that broadcasts to (B,3,H,W).
+        image: (B,3,H,W) the state before the first step.
+        reference: the state after the last step; anything that broadcasts to (B,3,H,W).
         rank: (B,1,H,W) from `pixel_rank` or `patch_rank`.
         steps: (S,) numbers n of replaced pixels (or patches).
 
@@ -121,16 +122,17 @@ def imputed_images(
 ) -> Tensor:
     """The images of a chunk of steps whose replaced pixels are guessed from their surroundings: ROAD's imputation.
 
-    Each replaced pixel becomes the weighted mean of its neighbors, 1/6 for those beside it and 1/12 for those across
-    the corner (rescaled at the border), all replaced pixels of an image together: a linear system per image, step and
-    channel, solved for all at once by conjugate gradients on the image's device. Noise then keeps a network from
-    reading the shape of the replaced area (Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
-    Methods", ICML 2022). The noise depends on the seed and the size alone, so that no image depends on its batch.
+    Each replaced pixel becomes the weighted mean of its neighbors, with weights 1/6 for adjacent and 1/12 for diagonal
+    pixels (rescaled at the border). All replaced pixels of an image are solved together: one linear system per image,
+    step and channel, all at once, by conjugate gradients on the image's device. Noise then keeps a network from reading
+    the shape of the replaced area (Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution
+    Methods", ICML 2022). The noise depends only on the seed and the size, so that no image depends on its batch.
 
     Args:
         image: (B,3,H,W), float32 or float64.
         rank: (B,1,H,W) from `pixel_rank`.
-        steps: (S,) numbers of replaced pixels; with all of them replaced nothing is left to guess from, which gives 0.
+        steps: (S,) numbers of replaced pixels; if all pixels are replaced, none is left to guess from, and the result
+            is 0.
         noise: standard deviation of the noise, in the image's units.
         seed: of the noise.
 
@@ -153,7 +155,7 @@ def imputed_images(
 
 
 def curve_area(curve: Tensor, area: Area = "mean") -> Tensor:
-    """The area under a curve whose points stand at equal distances over [0, 1].
+    """The area under a curve whose points are equally spaced over [0, 1].
 
     Args:
         curve: (B,T) scores after 0, 1, ... T-1 steps.
@@ -176,7 +178,7 @@ def aopc_score(curve: Tensor, origin: bool = False) -> Tensor:
     r"""Area over the perturbation curve, :math:`\frac{1}{L} \sum_{k=1}^{L} f(x_0) - f(x_k)`.
 
     Samek et al., "Evaluating the visualization of what a deep neural network has learned", TNNLS 2017, also count k = 0
-    and divide by L + 1; Quantus, which the paper used, leaves it out.
+    and divide by L + 1; Quantus, which the paper used, leaves out k = 0.
 
     Args:
         curve: (B,L+1) scores f(x_0) ... f(x_L) of the image after 0 .. L replaced regions.
@@ -193,7 +195,7 @@ def aopc_score(curve: Tensor, origin: bool = False) -> Tensor:
 
 
 def road_counts(total: int, percentiles: Sequence[int]) -> Tensor:
-    """How many pixels lie at or above each percentile: those that ROAD replaces.
+    """How many pixels lie at or above each percentile; ROAD replaces these.
 
     Args:
         total: number of pixels.
@@ -221,9 +223,9 @@ def _inverse(order: Tensor) -> Tensor:
 
 
 def _neighbors(maps: Tensor) -> Tensor:
-    """Weighted sum of the eight neighbors, nothing beyond the border.
+    """Weighted sum of the eight neighbors, with zeros beyond the border.
 
-    Written with shifts: a convolution may compute in TF32, which is too coarse for solving with it.
+    It is written with shifts because a convolution may compute in TF32, which is too coarse for the solver.
     """
     padded = F.pad(maps, (1, 1, 1, 1))
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -231,10 +233,10 @@ def _neighbors(maps: Tensor) -> Tensor:
 
 
 def _solve(unknown: Tensor, known: Tensor) -> Tensor:
-    """Conjugate gradients for (D - W) v = W known on the unknown pixels, D the sums of the weights W of a pixel.
+    """Conjugate gradients for (D - W) v = W known on the unknown pixels; D are the sums of each pixel's weights W.
 
-    With D in place the matrix is symmetric and, as long as a single pixel is known, positive definite. A system that
-    has converged is left as it is, so that none depends on the others.
+    With D the matrix is symmetric and, as long as a single pixel is known, positive definite. A system that has
+    converged stays unchanged, so that no system depends on the others.
     """
     degree = _neighbors(torch.ones_like(unknown))
     v = torch.zeros_like(known)

@@ -1,6 +1,6 @@
-"""How a map moves when its image does, and how simple it is.
+"""How a map changes when its image changes, and how simple the map is.
 
-Maps are (B,1,H,W); all scores are (B,), in float32, or float64 where an input is.
+Maps are (B,1,H,W); all scores are (B,), in float32, or in float64 if an input is.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from optcam_pl.metrics.functional.checks import wide
 
 
 def sensitivities(saliency: Tensor, perturbed_saliency: Tensor, scale: Tensor | None = None) -> Tensor:
-    r"""How far each perturbed image's map is from the image's, :math:`\|S(x) - S(x + \delta_s)\|_2 / scale`.
+    r"""The distance of each perturbed image's map from the image's map, :math:`\|S(x) - S(x + \delta_s)\|_2 / scale`.
 
     The largest over the samples is Max-Sensitivity, the mean is Average Sensitivity (Yeh et al., "On the (in)fidelity
-    and sensitivity of explanations", NeurIPS 2019). Quantus divides by the norm of the network's input, Captum by that
-    of the map.
+    and sensitivity of explanations", NeurIPS 2019). Quantus divides by the norm of the network's input, Captum by the
+    norm of the map.
 
     Args:
         saliency: (B,1,H,W) maps S(x).
         perturbed_saliency: (B,S,1,H,W) maps of S perturbations of each image.
-        scale: (B,) what to divide by; None takes the norm of S(x).
+        scale: (B,) the divisor; None means the norm of S(x).
 
     Returns:
         (B,S); NaN where the scale is 0.
@@ -47,7 +47,7 @@ def coherency(saliency: Tensor, masked_saliency: Tensor) -> Tensor:
     """Correlation of the image's map and the masked image's, (Pearson + 1) / 2 in percent; higher is better.
 
     Poppi et al., "Revisiting the evaluation of class activation mapping for explainability", CVPRW 2021. A constant map
-    correlates with nothing, so that it scores 50.
+    correlates with nothing, so it scores 50.
 
     Args:
         saliency: (B,1,H,W) map S(x) of the image.
@@ -63,7 +63,7 @@ def coherency(saliency: Tensor, masked_saliency: Tensor) -> Tensor:
             f"Expected maps of the same shape, but got {tuple(saliency.shape)} and {tuple(masked_saliency.shape)}."
         )
     pair = torch.stack([wide(saliency).flatten(1), wide(masked_saliency).flatten(1)])
-    varied = (pair.amax(2) > pair.amin(2)).all(0)  # asked of the values, as rounding leaves a variance of its own
+    varied = (pair.amax(2) > pair.amin(2)).all(0)  # compares values, because rounding may leave a variance
     centered = pair - pair.mean(2, keepdim=True)
     unit: Tensor = centered / vector_norm(centered, dim=2, keepdim=True).where(varied[:, None], 1)
     pearson = unit.prod(0).sum(1).clamp(-1, 1)
@@ -71,7 +71,7 @@ def coherency(saliency: Tensor, masked_saliency: Tensor) -> Tensor:
 
 
 def complexity(saliency: Tensor) -> Tensor:
-    """Mean of the map's absolute values, in percent of the highest possible; lower is better (Poppi et al. 2021).
+    """Mean of the map's absolute values, in percent of the highest possible mean; lower is better (Poppi et al. 2021).
 
     Example:
         >>> complexity(torch.tensor([[[[0.0, 0.5]]]]))
@@ -81,15 +81,15 @@ def complexity(saliency: Tensor) -> Tensor:
 
 
 def harmonic_mean(parts: Tensor) -> Tensor:
-    """Harmonic mean over the last dimension, of numbers that are not negative; 0 if one of them is.
+    """Harmonic mean of non-negative numbers over the last dimension; 0 if one of them is 0.
 
-    ADCC is that of coherency, 100 - complexity and 100 - average drop, in percent (Poppi et al. 2021).
+    ADCC is the harmonic mean of coherency, 100 - complexity and 100 - average drop, in percent (Poppi et al. 2021).
 
     Example:
         >>> harmonic_mean(torch.tensor([[50.0, 100.0, 100.0], [50.0, 0.0, 100.0]]))
         tensor([75.,  0.])
     """
-    # 1/x of a subnormal is infinite, as for 0 itself, and an infinite sum makes the 0 that is wanted
+    # 1/x of a subnormal is infinite, as for 0 itself, and an infinite sum gives the desired 0.
     return parts.shape[-1] / parts.reciprocal().sum(-1)
 
 
@@ -115,7 +115,7 @@ def infidelity(dot_products: Tensor, score_differences: Tensor, normalize: bool 
 
     Args:
         dot_products: (B,S) sum of perturbation times map, for S perturbations I_s of each image.
-        score_differences: (B,S) how much the class score falls with each.
+        score_differences: (B,S) how much each perturbation lowers the class score.
         normalize: multiply the map by the factor that makes the result smallest, so that its scale does not matter.
 
     Example:
