@@ -93,7 +93,7 @@ def evaluate_block(
         >>> from optcam_pl import Classifier, FakeCAM
         >>> from optcam_pl.metrics import AverageDrop
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-        >>> classifier = Classifier(network, mean=0, std=1, input_size=8)
+        >>> classifier = Classifier(network, mean=(0, 0, 0), std=(1, 1, 1), input_size=8)
         >>> result = evaluate_block(classifier, FakeCAM(), {"image": torch.rand(2, 3, 8, 8)}, 1, [AverageDrop()])
         >>> [row.id for row in result.rows], result.scores["average_drop"].shape, result.explanation.saliency.shape
         (['0', '1'], torch.Size([2]), torch.Size([2, 1, 8, 8]))
