@@ -1,8 +1,8 @@
 """Opti-CAM and the saliency methods it is compared with, measured by corrected faithfulness metrics.
 
-What a notebook needs is here: `Classifier`, the explainers' base and the method of the paper, and the two tasks. Every
-explainer is in `optcam_pl.explainers`, every metric in `optcam_pl.metrics`, every dataset in `optcam_pl.data`. Names
-are imported when they are first asked for, so that `optcam --help` loads no network.
+What a notebook needs is here: `Classifier`, the explainers' base and the method of the paper, `evaluate` and the two
+tasks. Every explainer is in `optcam_pl.explainers`, every metric in `optcam_pl.metrics`, every dataset in
+`optcam_pl.data`. Names are imported when they are first asked for, so that `optcam --help` loads no network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optcam_pl.evaluate.result import evaluate
     from optcam_pl.explainers import (
         Explainer,
         Explanation,
@@ -41,6 +42,7 @@ __all__ = [
     "SaliencyTask",
     "ScoreCAM",
     "__version__",
+    "evaluate",
 ]
 
 _MODULES = {"Classifier": "network.classifier", "ClassificationTask": "tasks", "SaliencyTask": "tasks"}
@@ -49,6 +51,8 @@ _MODULES = {"Classifier": "network.classifier", "ClassificationTask": "tasks", "
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "evaluate":  # a package that can be called, see there
+        return importlib.import_module(f"{__name__}.evaluate")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'explainers')}"), name)
     globals()[name] = value
     return value

@@ -36,7 +36,7 @@ def sanity_command(argv: Sequence[str]) -> int:
     method = task.explainer.title
     device = cli.trainer.strategy.root_device
     network, explainer = task.classifier.to(device).requires_grad_(False), task.explainer.to(device)
-    found = check(network, explainer, data, task.targets, names=options.stages, seed=options.random_seed)
+    found = check(network, explainer, data, task.target, names=options.stages, seed=options.random_seed)
     folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
     result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
     result.save(folder)

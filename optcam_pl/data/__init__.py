@@ -11,6 +11,7 @@ from optcam_pl.data.huggingface import HuggingFaceDataset
 from optcam_pl.data.imagenet import ImageNet
 from optcam_pl.data.samples import SamplePhotos
 from optcam_pl.data.shapes import Shapes
+from optcam_pl.data.torch_data import TorchData
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SamplePhotos",
     "Shapes",
     "ShuffleSampler",
+    "TorchData",
     "TorchvisionDataset",
     "collate",
     "read_image",

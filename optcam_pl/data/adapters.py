@@ -132,7 +132,7 @@ class TorchvisionReader:
         for thing in objects:
             found.append((self._category(thing["category_id"]), to_corners(thing["bbox"], "xywh")))
         target = _largest(found)
-        mask = Image.new("L", item.image.size)
+        mask = Image.new("L", item.size)
         for thing, (number, _) in zip(objects, found, strict=True):
             if number == target and thing.get("segmentation"):
                 mask = ImageChops.lighter(mask, Image.fromarray(coco.annToMask(thing) * np.uint8(255)))

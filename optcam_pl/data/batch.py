@@ -42,16 +42,22 @@ class Item(NamedTuple):
     """One image as it was read, before it is resized.
 
     Attributes:
-        image: RGB.
+        image: RGB, or floating-point pixels (3,h,w) in [0,1].
         boxes: xyxy in its pixels.
         mask: gray image of the same size, not 0 on the object; None if there is none.
         target: class index, if only reading the image reveals it; None means the entry's.
     """
 
-    image: Image.Image
+    image: Image.Image | Tensor
     boxes: Sequence[Sequence[float]] = ()
     mask: Image.Image | None = None
     target: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, as Pillow gives them."""
+        image = self.image
+        return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
 Reader = Callable[[Entry], Item]
@@ -174,7 +180,7 @@ class ImageTable(Dataset[Sample]):
         target = label if label < 0 or self.class_map is None else self.class_map[label]
         sample = Sample(image=image, target=target, id=entry.id, index=index, error=error)
         if "boxes" in self.annotations:
-            sample["boxes"] = prepare.boxes(item.boxes, item.image.size) if item else torch.zeros(0, 4)
+            sample["boxes"] = prepare.boxes(item.boxes, item.size) if item else torch.zeros(0, 4)
         if "masks" in self.annotations:
             mask = item.mask if item else None
             sample["mask"] = prepare.mask(mask) if mask else torch.zeros(prepare.size, dtype=torch.bool)

@@ -32,7 +32,7 @@ class Preprocessing:
     only the part that is kept is ever computed, which may change a pixel by the rounding of the two passes.
 
     Both resample with Pillow on 8-bit channels, antialiased. Bicubic overshoot is clipped there, so that the result
-    always lies in [0, 1].
+    always lies in [0, 1]. Floating-point pixels are resampled alike, channel by channel, without rounding to 8 bits.
 
     Args:
         size: height and width of the result in pixels.
@@ -69,10 +69,19 @@ class Preprocessing:
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"Expected `crop_fraction` to lie in (0, 1], but got {self.crop_fraction!r}.")
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Pixels (3,H,W) float32 in [0,1] of an RGB image."""
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Pixels (3,H,W) float32 in [0,1] of an RGB image, or of pixels (3,h,w) in [0,1]."""
+        if isinstance(image, Tensor):
+            return self._of_pixels(image)
         pixels = np.array(self._resample(image, _FILTERS[self.interpolation]))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
+
+    def _of_pixels(self, pixels: Tensor) -> Tensor:
+        if self._plan((pixels.shape[2], pixels.shape[1])) == (pixels.shape[2], pixels.shape[1], 0, 0):
+            return pixels.float()  # of this size already
+        channels = [Image.fromarray(channel.float().cpu().numpy()) for channel in pixels]
+        resized = [np.array(self._resample(channel, _FILTERS[self.interpolation])) for channel in channels]
+        return torch.from_numpy(np.stack(resized)).clamp_(0, 1)
 
     def mask(self, mask: Image.Image) -> Tensor:
         """Mask (H,W) bool, true where the nearest pixel of a mask image (gray, as large as the image) is not 0."""
@@ -134,7 +143,7 @@ def augmentation(size: tuple[int, int]) -> v2.Transform:
 
 def transform_image(
     transform: Callable[..., Any],
-    image: Image.Image,
+    image: Image.Image | Tensor,
     boxes: Sequence[Sequence[float]],
     mask: Image.Image | None,
     seed: tuple[int, ...],
@@ -143,7 +152,7 @@ def transform_image(
 
     Args:
         transform: sees a PIL image and tv_tensors; may return the image as a PIL image or a tensor, of any size.
-        image: RGB.
+        image: RGB; floating-point pixels (3,h,w) are rounded to it.
         boxes: (n,4) xyxy in the pixels of the image.
         mask: gray image of the same size, or None.
         seed: seed of a random transform; torch's global random state stays unchanged.
@@ -151,9 +160,10 @@ def transform_image(
     Returns:
         Image, boxes and mask after the transform.
     """
-    w, h = image.size
+    photo: Image.Image = v2.functional.to_pil_image(image) if isinstance(image, Tensor) else image
+    w, h = photo.size
     drawn = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    parts = [image, tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=(h, w))]
+    parts = [photo, tv_tensors.BoundingBoxes(drawn, format="XYXY", canvas_size=(h, w))]
     if mask is not None:
         parts.append(tv_tensors.Mask(mask.convert("L")))
     with process_wide(), torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from optcam_pl.data import Batch, ImageDataModule
-from optcam_pl.evaluate.readable import readable
+from optcam_pl.data import ImageDataModule
+from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
@@ -253,7 +253,7 @@ def check(
     classifier: Classifier,
     explainer: Explainer,
     data: ImageDataModule,
-    choose: Callable[[Batch, Tensor], Tensor],
+    target: Target | int,
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
@@ -264,8 +264,8 @@ def check(
         classifier: the trained network, on the device that is to do it.
         explainer: the method that is checked.
         data: the images.
-        choose: gives the explained classes (B,) from a batch and the trained network's logits (B,C). They are explained
-            also once the network's weights are gone.
+        target: which class of an image is explained, by the trained network's answer: see `explained_classes`. It is
+            explained also once the network's weights are gone.
         names: of the stages; see `stages`.
         seed: of the random weights.
     """
@@ -277,8 +277,8 @@ def check(
         if batch["id"]:
             image = batch["image"].to(classifier.mean.device)
             with torch.no_grad():
-                target = choose(batch, classifier(image))
-            blocks.append((image, target, explainer(classifier, image, target).saliency))
+                classes = explained_classes(target, batch, classifier(image)).to(image.device)
+            blocks.append((image, classes, explainer(classifier, image, classes).saliency))
     found: dict[str, list[dict[str, Tensor]]] = {}
     for name, forgetting in cascade(classifier, names, seed):
         found[name] = [similarities(maps, explainer(forgetting, image, c).saliency) for image, c, maps in blocks]

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-import torchvision
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.data import Batch, ImageDataModule
-from optcam_pl.evaluate.probes import Probes, check_needs
-from optcam_pl.evaluate.readable import in_order, readable
+from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
+from optcam_pl.evaluate.probes import check_needs
+from optcam_pl.evaluate.subject import Stage, Subject, all_metrics, check_annotations, default_metrics, match
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
 from optcam_pl.explainers.batching import check_positive
 from optcam_pl.maps import Baseline, check_baseline
-from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, CurveMetric, ImageMetric
-from optcam_pl.metrics.functional import region_map
+from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.private import keep_out_of_ddp
 from optcam_pl.reports.summary import (
-    NO_BOX,
     SUMMARY,
     DegenerateWarning,
     Run,
@@ -49,33 +43,6 @@ from optcam_pl.runs.folders import run_folder
 from optcam_pl.runs.rows import Row, check_metric_keys
 from optcam_pl.runs.run_folder import FileWriter, Ledger, Peers, Resume, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
-
-Target: TypeAlias = Literal["label", "predicted", "second", "least"]
-Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What a task found out about one block; callbacks show it.
-
-    A block has as many images as `batch_size` says, the dataset's last one perhaps less. Padding (``index`` -1) and
-    images that could not be read never reach the network: everything but `rows` is of the B images that could be read,
-    in the block's order. B may be 0.
-
-    Attributes:
-        batch: the B images.
-        logits: (B,C) the network's answer to them.
-        explanation: the maps.
-        probes: what was measured.
-        rows: one for each image of the dataset in the block, in the block's order, also for those that could not be
-            read: a row's image is found in `batch` by its ``index``.
-    """
-
-    batch: Batch
-    logits: Tensor
-    explanation: Explanation
-    probes: Probes
-    rows: tuple[Row, ...]
 
 
 class _CloseOnError(Callback):
@@ -142,11 +109,7 @@ class SaliencyTask(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the inner fit loop steps by itself
-        if not (target in get_args(Target) or (isinstance(target, int) and 0 <= target < classifier.num_classes)):
-            raise ValueError(
-                f"Expected `target` to be one of {', '.join(get_args(Target))} or a class in "
-                f"0..{classifier.num_classes - 1}, but got {target!r}."
-            )
+        check_target(target, classifier.num_classes)
         if baseline is not None:
             explainer.baseline = check_baseline(baseline)
         if selectivity is not None:
@@ -167,7 +130,7 @@ class SaliencyTask(L.LightningModule):
         if isinstance(metrics, str):
             check_choice("metrics", metrics, Literal["all"])
         else:
-            self._set_metrics([AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics)
+            self._set_metrics(default_metrics() if metrics is None else metrics)
         self.stored = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
@@ -213,7 +176,7 @@ class SaliencyTask(L.LightningModule):
     def run(self) -> Run:
         """What the run's folder holds, when it has ended; read once, for all who show it. Asked for on rank 0 alone."""
         if self._run is None:
-            self._run = load_run(self.run_dir, [metric for _, metric in self._metric_items()])
+            self._run = load_run(self.run_dir, self._measured())
         return self._run
 
     # What Lightning calls ------------------------------------------------------------------------------------------
@@ -225,19 +188,10 @@ class SaliencyTask(L.LightningModule):
             ValueError: the network's head is new; it lacks the explainer's layer; or the data do not fit.
         """
         self._run = None
-        network = self.classifier
-        if network.new_head:
-            raise ValueError(
-                f"Expected a trained network, but {network.name} has a new, random head for {network.num_classes} "
-                "classes. Fine-tune it (`optcam fit` with a ClassificationTask) and give its checkpoint as `weights`; "
-                "or leave `num_classes` open."
-            )
-        if self.explainer.layer is not None:
-            self.explainer.layers(network)  # an unknown name is told now, not when the first image is explained
-        self.data.match_network(network.input_size, network.interpolation, network.crop_fraction)
-        self.data.match_classes(network.class_names, network.name, used=self.target == "label")
-        network.check_function(self.data.preprocessing.size)
-        self._check_annotations()
+        match(self.classifier, self.explainer, self.data, self.target)
+        if self._every_metric:
+            self._set_metrics(all_metrics(self.data))
+        check_annotations(self.data, self._measured(), self.region)
         self._run_dir = run_folder(self.trainer, self._given_dir)
         if stage == "fit":
             self._setup_fit()
@@ -270,21 +224,6 @@ class SaliencyTask(L.LightningModule):
         check_needs(metrics)
         # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
         self.metrics = MetricCollection({metric.key: metric for metric in metrics}, compute_groups=False)
-
-    def _check_annotations(self) -> None:
-        """The dataset has what the metrics and the region ask for."""
-        has = {{"boxes": "boxes", "masks": "mask"}[name] for name in self.data.annotations}
-        if self._every_metric:
-            kinds = (kind for kind in METRICS.values() if not ({"boxes", "mask"} & set(kind.evidence())) - has)
-            self._set_metrics([kind() for kind in kinds])
-        needs = [(key, name, need) for key, metric in self._metric_items() for name, need in metric.needs().items()]
-        wanted = {name: "metric " + key for key, name, need in needs if not isinstance(need, tuple)}
-        wanted |= {"boxes": f"`region` {self.region}"} if self.region != "map" else {}
-        for name in ("boxes", "mask"):
-            if name in wanted and name not in has:
-                raise ValueError(
-                    f"Expected a dataset with {name}, which {wanted[name]} needs, but {self.data.name} has none."
-                )
 
     def _setup_fit(self) -> None:
         if not isinstance(self.explainer, OptiCAM):
@@ -382,38 +321,23 @@ class SaliencyTask(L.LightningModule):
 
     # One block -----------------------------------------------------------------------------------------------------
 
-    def _block(self, block: Batch, explain: Callable[[Batch, Tensor], Explanation], *, measure: bool) -> None:
-        """Predict, explain, measure. `explain` takes the images that could be read, and their classes."""
+    def _block(self, block: Batch, explain: Explain, *, measure: bool) -> None:
+        """Evaluate a block; write its curves and add up its scores."""
         self.result = None
         if not bool((block["index"] >= 0).any()):  # this process has no block left
             return
-        batch = readable(block)
-        if not batch["id"]:
-            self.result = self._nothing(block, batch)
-            return
-        with torch.no_grad():
-            logits = self.classifier(batch["image"])
-            target = self.targets(batch, logits)
-            self._synchronize()
-            start = time.perf_counter()
-            explanation = explain(batch, target)
-            self._synchronize()
-            seconds = (time.perf_counter() - start) / len(batch["id"])
-            if self.region != "map":
-                saliency = region_map(explanation.saliency, batch["boxes"], self.region)
-                explanation = replace(explanation, saliency=saliency)
-            probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
-            scores = self._measure(probes, batch) if measure else {}
-            found = self._rows(batch, logits, probes, scores, seconds)
-        self.result = BlockResult(batch, logits, explanation, probes, in_order(block, found))
-
-    def _nothing(self, block: Batch, batch: Batch) -> BlockResult:
-        """The result of a block of which no image could be read: B = 0."""
-        image, target = batch["image"], batch["target"]
-        logits = image.new_zeros(0, self.classifier.num_classes)
-        explanation = Explanation(image[:, :1], target, target.bool())
-        probes = Probes(self.classifier, self.explainer, batch, logits, explanation, chunk_size=self.chunk_size)
-        return BlockResult(batch, logits, explanation, probes, in_order(block, ()))
+        metrics = self._measured() if measure else []
+        what = (self.classifier, self.explainer, block, self.target, metrics)
+        result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
+        for metric in metrics:
+            if metric.key in result.scores:
+                metric.accumulate(result.scores[metric.key])
+        if result.curves:
+            kept = result.measurable.tolist()
+            ids = [image_id for image_id, has in zip(result.batch["id"], kept, strict=True) if has]
+            curves = {key: curve.cpu()[result.measurable] for key, curve in result.curves.items()}
+            save_curves(self.run_dir, self._number(result.batch), ids, curves)
+        self.result = result
 
     def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
         image = batch["image"]
@@ -432,85 +356,9 @@ class SaliencyTask(L.LightningModule):
         weights = list(self.weights)[: len(target)]  # the others have no gradient, so that no step moves them
         return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
 
-    def targets(self, batch: Batch, logits: Tensor) -> Tensor:
-        """(B,) the classes to explain of images that could be read, see `readable`.
-
-        Raises:
-            ValueError: `target` is "label", and an image has none that the network knows.
-        """
-        if self.target == "predicted":
-            return logits.argmax(1)
-        if self.target == "second":
-            return logits.topk(2, dim=1).indices[:, 1]
-        if self.target == "least":
-            return logits.argmin(1)
-        label = batch["target"]
-        if isinstance(self.target, int):
-            return torch.full_like(label, self.target)
-        wrong = (label < 0) | (label >= logits.shape[1])
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"Expected a label in 0..{logits.shape[1] - 1} for image {batch['id'][first]!r}, but it has "
-                f"{int(label[first])}"
-                + (": the dataset has no labels; set `target` to predicted." if label[first] < 0 else ".")
-            )
-        return label
-
-    def _measure(self, probes: Probes, batch: Batch) -> dict[str, list[Any]]:
-        """The images' scores by metric; the curves that they are made of are stored."""
-        undefined = [self._lacks_box(batch, i) for i in range(len(batch["id"]))]
-        left_out = torch.tensor(undefined).nonzero().flatten()
-        scores: dict[str, list[Any]] = {}
-        curves: dict[str, Tensor] = {}
-        for key, metric in self._metric_items():
-            evidence = probes.evidence(metric.needs(), key)
-            score = metric.check_scores(metric.score(**evidence), len(batch["id"]))
-            score = score.index_fill(0, left_out.to(score.device), torch.nan)
-            metric.accumulate(score)
-            scores[key] = score.tolist()
-            if isinstance(metric, CurveMetric):
-                curves[key] = metric.curves(**evidence).float()
-        if curves:
-            ids = [image_id for image_id, without in zip(batch["id"], undefined, strict=True) if not without]
-            kept = torch.tensor(undefined).logical_not()
-            save_curves(self.run_dir, self._number(batch), ids, {key: c.cpu()[kept] for key, c in curves.items()})
-        return scores
-
-    def _rows(
-        self, batch: Batch, logits: Tensor, probes: Probes, scores: dict[str, list[Any]], seconds: float
-    ) -> list[Row]:
-        """One row for each image that could be read; `seconds` were spent on each."""
-        predicted, target = logits.argmax(1).tolist(), probes.explanation.target.tolist()
-        p, o = probes.original.tolist(), probes.masked.tolist()
-        degenerate, reasons = probes.explanation.degenerate.tolist(), probes.explanation.reasons
-        rows = []
-        for i, index in enumerate(batch["index"].tolist()):
-            reason = ""
-            if degenerate[i]:
-                reason = (reasons[i] if reasons else "") or "the map is constant or not finite"
-            if self._lacks_box(batch, i):
-                reason = NO_BOX
-            rows.append(
-                Row(
-                    index=index, id=batch["id"][i], status="degenerate" if reason else "ok", reason=reason,
-                    target=target[i], predicted=predicted[i], p=p[i], o=o[i],
-                    scores={key: value[i] for key, value in scores.items()}, seconds=seconds,
-                )
-            )  # fmt: skip
-        return rows
-
-    def _lacks_box(self, batch: Batch, i: int) -> bool:
-        return self.region != "map" and not len(batch["boxes"][i])
-
     def _number(self, batch: Batch) -> int:
         """The block's number in the dataset, from any of its images."""
         return int(batch["index"][0]) // self.data.batch_size
-
-    def _synchronize(self) -> None:
-        """Wait for the GPU, so that a time is one of the work and not of its launch."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     # The run -------------------------------------------------------------------------------------------------------
 
@@ -563,61 +411,15 @@ class SaliencyTask(L.LightningModule):
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """What the run is: its names, the settings printed with its numbers, and its fingerprint."""
-        data, network = self.data, self.classifier.describe()
-        preprocessing = data.preprocessing
-        settings = {
-            **network,
-            "layer": self.explainer.layer or network["layer"],
-            "input": f"{preprocessing.size[0]}x{preprocessing.size[1]} {preprocessing.resize}, "
-            f"{preprocessing.interpolation}",
-            "baseline": self.baseline,
-            "target": self.target,
-            "precision": str(self.trainer.precision),
-        }
-        if self.region != "map":
-            settings["region"] = self.region
-        for _, metric in self._metric_items():
-            settings.update(metric.settings())
-        explainer = {"class": type(self.explainer).__name__, **self.explainer.settings()}
-        fingerprint = {
-            "classifier": {**network, "hash": self.classifier.weight_hash()},
-            "explainer": explainer,
-            "target": self.target,
-            "baseline": self.baseline,
-            "region": self.region,
-            "metrics": {key: metric.settings() for key, metric in self._metric_items()},
-            "data": data.fingerprint(),
-            "block_size": data.batch_size,
-            "precision": str(self.trainer.precision),
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-            },
-        }
-        measured = self._metric_items() if stage in ("validate", "test") else []
-        return {
-            "stage": stage,
-            "run": str(self.run_dir),
-            "data": data.name,
-            "classifier": network["classifier"],
-            "explainer": self.explainer.title,
-            "explainer_settings": explainer,
-            "images": len(data.table),
-            "metrics": [key for key, _ in measured],
-            "metric_info": {key: asdict(metric.describe()) for key, metric in measured},
-            "settings": settings,
-            "fingerprint": fingerprint,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
+        parts = (self.classifier, self.explainer, self.data, self._measured(), self.target, self.region)
+        subject = Subject(*parts, precision=str(self.trainer.precision), device=self.device.type)
+        return subject.manifest(stage, str(self.run_dir))
 
     def running(self) -> list[ImageMetric]:
         """The metrics that have seen an image on this rank, with this rank's sums: for a progress bar."""
-        return [metric for _, metric in self._metric_items() if int(metric.count)]
+        return [metric for metric in self._measured() if int(metric.count)]
 
-    def _metric_items(self) -> list[tuple[str, ImageMetric]]:
+    def _measured(self) -> list[ImageMetric]:
         """In the order in which they were given; the collection has its own."""
         found = dict(self.metrics.items(keep_base=True))
-        return [(key, metric) for key in self._keys if isinstance(metric := found[key], ImageMetric)]
+        return [metric for key in self._keys if isinstance(metric := found[key], ImageMetric)]

@@ -1,0 +1,305 @@
+"""One block of images: predicted, explained, measured. No Lightning and no disk; whatever evaluates stands on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import torch
+from torch import Tensor
+
+from optcam_pl.data import Batch
+from optcam_pl.evaluate.probes import Probes
+from optcam_pl.explainers import Explainer, Explanation
+from optcam_pl.metrics import CurveMetric, ImageMetric
+from optcam_pl.metrics.functional import region_map
+from optcam_pl.metrics.functional.localization import Region
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.reports.summary import NO_BOX
+from optcam_pl.runs.rows import Row
+
+Target: TypeAlias = Literal["label", "predicted", "second", "least"]
+"""Which class is explained: the image's label, or the most, second most or least probable one."""
+Explain: TypeAlias = Callable[[Batch, Tensor], Explanation]
+"""What makes the maps of the images that could be read, from them and their classes (B,)."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What was found out about one block.
+
+    Padding (``index`` -1) and images that could not be read never reach the network: everything but `rows` is of the
+    B images that could be read, in the block's order. B may be 0.
+
+    Attributes:
+        batch: the B images.
+        logits: (B,C) the network's answer to them.
+        explanation: the maps.
+        probes: what was measured.
+        rows: one for each image of the dataset in the block, in the block's order, also for those that could not be
+            read: a row's image is found in `batch` by its ``index``.
+        scores: (B,) or (B,k) by metric; NaN where an image has no defined score.
+        curves: (B,T) of each `CurveMetric`.
+        measurable: (B,) on the CPU, false for an image without a box where `region` asks for one: it has no scores,
+            and its curves mean nothing.
+    """
+
+    batch: Batch
+    logits: Tensor
+    explanation: Explanation
+    probes: Probes
+    rows: tuple[Row, ...]
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    curves: dict[str, Tensor] = field(default_factory=dict)
+    measurable: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+
+def evaluate_block(
+    classifier: Classifier,
+    explainer: Explainer,
+    batch: Batch,
+    target: Target | int | Tensor | Sequence[int],
+    metrics: Sequence[ImageMetric],
+    *,
+    region: Region = "map",
+    chunk_size: int = 64,
+    seed: int = 0,
+    explain: Explain | None = None,
+) -> BlockResult:
+    """Predict, explain, measure and score one block of images.
+
+    Args:
+        classifier: the network, on the images' device.
+        explainer: the method.
+        batch: the block. Only ``image`` is needed: without ``target`` no image has a label, without ``id`` and
+            ``index`` they are numbered from 0, without ``error`` all could be read.
+        target: the classes that are explained and measured: see `explained_classes`.
+        metrics: what is measured; their states are left alone.
+        region: what of the map is measured, see `SaliencyTask`.
+        chunk_size: images in one pass of the network, for metrics that need many passes an image.
+        seed: of random perturbations.
+        explain: makes the maps instead of a call of the explainer: stored or fitted ones.
+
+    Returns:
+        The scores of each image, its row, and what they were made of.
+
+    Raises:
+        ValueError: an image has no label that the network knows, and `target` is "label"; or a metric needs what the
+            batch has not.
+
+    Example:
+        >>> from optcam_pl import Classifier, FakeCAM
+        >>> from optcam_pl.metrics import AverageDrop
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> classifier = Classifier(network, mean=(0, 0, 0), std=(1, 1, 1), input_size=8)
+        >>> result = evaluate_block(classifier, FakeCAM(), {"image": torch.rand(2, 3, 8, 8)}, 1, [AverageDrop()])
+        >>> [row.id for row in result.rows], result.scores["average_drop"].shape, result.explanation.saliency.shape
+        (['0', '1'], torch.Size([2]), torch.Size([2, 1, 8, 8]))
+    """
+    block = _completed(batch)
+    chosen = [i for i, index in enumerate(block["index"].tolist()) if index >= 0 and not block["error"][i]]
+    batch = _part(block, chosen)
+    measure = _Measure(classifier, explainer, metrics, region, chunk_size, seed)
+    if not chosen:
+        return measure.nothing(block, batch)
+    if not isinstance(target, (str, int)):
+        target = _chosen(target, block, chosen)
+    with torch.no_grad():
+        logits = classifier(batch["image"])
+        classes = explained_classes(target, batch, logits)
+        start = _now(batch["image"])
+        explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
+        seconds = (_now(batch["image"]) - start) / len(chosen)
+        return measure(block, batch, logits, explanation, seconds)
+
+
+def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batch, logits: Tensor) -> Tensor:
+    """The classes to explain of B images that could be read.
+
+    Args:
+        target: the images' ``label``, the ``predicted`` class, the ``second`` or the ``least`` probable one; or one
+            class for all images; or one for each, (B,).
+        batch: the images, with their labels.
+        logits: (B,C) the network's answer to them.
+
+    Returns:
+        (B,) int64 on the images' device.
+
+    Raises:
+        ValueError: a class that the network does not have, also where it is the label of an image.
+
+    Example:
+        >>> batch = {"id": ["a", "b"], "target": torch.tensor([0, 2])}
+        >>> logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 1.0, 2.0]])
+        >>> words = ("label", "predicted", "second", "least")
+        >>> {word: explained_classes(word, batch, logits).tolist() for word in words}
+        {'label': [0, 2], 'predicted': [1, 2], 'second': [2, 1], 'least': [0, 0]}
+        >>> explained_classes(1, batch, logits).tolist(), explained_classes([2, 0], batch, logits).tolist()
+        ([1, 1], [2, 0])
+    """
+    if target == "predicted":
+        return logits.argmax(1)
+    if target == "second":
+        return logits.topk(2, dim=1).indices[:, 1]
+    if target == "least":
+        return logits.argmin(1)
+    label = batch["target"]
+    if isinstance(target, int):
+        return torch.full_like(label, target)
+    if not isinstance(target, str):
+        label = torch.as_tensor(target, device=logits.device).long()
+    wrong = (label < 0) | (label >= logits.shape[1])
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        what, has = ("label", "it has") if isinstance(target, str) else ("class", "`target` has")
+        unlabeled = isinstance(target, str) and label[first] < 0
+        raise ValueError(
+            f"Expected a {what} in 0..{logits.shape[1] - 1} for image {batch['id'][first]!r}, but {has} "
+            f"{int(label[first])}" + (": the dataset has no labels; set `target` to predicted." if unlabeled else ".")
+        )
+    return label
+
+
+def check_target(target: Any, classes: int) -> None:
+    """See that `target` is a word that says which class, or a class of the network.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < classes
+    if not (number or (isinstance(target, str) and target in get_args(Target))):
+        raise ValueError(
+            f"Expected `target` to be one of {', '.join(get_args(Target))} or a class in 0..{classes - 1}, but got "
+            f"{target!r}."
+        )
+
+
+def readable(batch: Batch) -> Batch:
+    """The images of a block that could be read; the others are padding, or have an error."""
+    return _part(batch, [i for i, index in enumerate(batch["index"].tolist()) if index >= 0 and not batch["error"][i]])
+
+
+def in_order(block: Batch, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows of the images that could be read, with those of the others, which took no time, in the block's order."""
+    errors = [
+        Row(index=index, id=block["id"][i], status="error", reason=block["error"][i], target=int(block["target"][i]),
+            predicted=-1, p=None, o=None, seconds=0.0)
+        for i, index in enumerate(block["index"].tolist()) if index >= 0 and block["error"][i]
+    ]  # fmt: skip
+    return tuple(sorted([*rows, *errors], key=lambda row: row.index))
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What is measured, and how."""
+
+    classifier: Classifier
+    explainer: Explainer
+    metrics: Sequence[ImageMetric]
+    region: Region
+    chunk_size: int
+    seed: int
+
+    def __call__(
+        self, block: Batch, batch: Batch, logits: Tensor, explanation: Explanation, seconds: float
+    ) -> BlockResult:
+        if self.region != "map":
+            saliency = region_map(explanation.saliency, batch["boxes"], self.region)
+            explanation = replace(explanation, saliency=saliency)
+        probes = self._probes(batch, logits, explanation)
+        images = range(len(batch["id"]))
+        measurable = torch.tensor([self.region == "map" or len(batch["boxes"][i]) > 0 for i in images])
+        scores, curves = self._scores(probes, measurable)
+        rows = in_order(block, self._rows(probes, scores, measurable, seconds))
+        return BlockResult(batch, logits, explanation, probes, rows, scores, curves, measurable)
+
+    def nothing(self, block: Batch, batch: Batch) -> BlockResult:
+        """The result of a block of which no image could be read: B = 0."""
+        image, target = batch["image"], batch["target"]
+        logits = image.new_zeros(0, self.classifier.num_classes)
+        explanation = Explanation(image[:, :1], target, target.bool())
+        return BlockResult(batch, logits, explanation, self._probes(batch, logits, explanation), in_order(block, ()))
+
+    def _probes(self, batch: Batch, logits: Tensor, explanation: Explanation) -> Probes:
+        made_of = (self.classifier, self.explainer, batch, logits, explanation)
+        return Probes(*made_of, chunk_size=self.chunk_size, seed=self.seed)
+
+    def _scores(self, probes: Probes, measurable: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The images' scores by metric, and the curves that they are made of."""
+        left_out = measurable.logical_not().nonzero().flatten()
+        scores: dict[str, Tensor] = {}
+        curves: dict[str, Tensor] = {}
+        for metric in self.metrics:
+            evidence = probes.evidence(metric.needs(), metric.key)
+            score = metric.check_scores(metric.score(**evidence), len(measurable))
+            scores[metric.key] = score.index_fill(0, left_out.to(score.device), torch.nan)
+            if isinstance(metric, CurveMetric):
+                curves[metric.key] = metric.curves(**evidence).float()
+        return scores, curves
+
+    @staticmethod
+    def _rows(probes: Probes, scores: dict[str, Tensor], measurable: Tensor, seconds: float) -> list[Row]:
+        """One row for each image that could be read; `seconds` were spent on each."""
+        batch, explanation = probes.batch, probes.explanation
+        predicted, target = probes.logits.argmax(1).tolist(), explanation.target.tolist()
+        p, o = probes.original.tolist(), probes.masked.tolist()
+        degenerate, reasons = explanation.degenerate.tolist(), explanation.reasons
+        values = {key: score.tolist() for key, score in scores.items()}
+        rows = []
+        for i, index in enumerate(batch["index"].tolist()):
+            reason = ""
+            if degenerate[i]:
+                reason = (reasons[i] if reasons else "") or "the map is constant or not finite"
+            if not measurable[i]:
+                reason = NO_BOX
+            rows.append(
+                Row(
+                    index=index, id=batch["id"][i], status="degenerate" if reason else "ok", reason=reason,
+                    target=target[i], predicted=predicted[i], p=p[i], o=o[i],
+                    scores={key: value[i] for key, value in values.items()}, seconds=seconds,
+                )
+            )  # fmt: skip
+        return rows
+
+
+def _completed(batch: Batch) -> Batch:
+    """A batch with all that a row asks for."""
+    image = batch["image"]
+    B, device = len(image), image.device
+    own: dict[str, Any] = {
+        "target": torch.full((B,), -1, device=device),
+        "id": [str(i) for i in range(B)],
+        "index": torch.arange(B, device=device),
+        "error": [""] * B,
+    }
+    return cast(Batch, {**own, **batch})
+
+
+def _part(batch: Batch, chosen: list[int]) -> Batch:
+    if len(chosen) == len(batch["id"]):
+        return batch
+    return cast(Batch, {key: _at(value, chosen) for key, value in batch.items()})
+
+
+def _at(value: Any, chosen: list[int]) -> Any:
+    return value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
+
+
+def _chosen(target: Tensor | Sequence[int], block: Batch, chosen: list[int]) -> Tensor:
+    """The classes of the images that could be read, from one for each of the block."""
+    classes = torch.as_tensor(target)
+    if classes.shape != (len(block["id"]),) or classes.is_floating_point() or classes.dtype == torch.bool:
+        raise ValueError(
+            f"Expected `target` to be a class for each of the {len(block['id'])} images, integers (B,), but got "
+            f"{classes.dtype} of shape {tuple(classes.shape)}."
+        )
+    return classes[chosen]
+
+
+def _now(image: Tensor) -> float:
+    """The time in seconds, once the GPU has done what it was given: a time is one of the work, not of its launch."""
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter()

@@ -1,0 +1,348 @@
+"""`optcam_pl.evaluate`: explainers measured on images, in this process, without a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from optcam_pl.data import Batch, ImageDataModule, TorchData
+from optcam_pl.data.torch_data import in_memory
+from optcam_pl.evaluate.block import Target, check_target, evaluate_block
+from optcam_pl.evaluate.probes import check_needs
+from optcam_pl.evaluate.subject import Subject, all_metrics, check_annotations, default_metrics, match
+from optcam_pl.explainers import Explainer
+from optcam_pl.maps import Baseline, check_baseline
+from optcam_pl.metrics import ImageMetric
+from optcam_pl.metrics.functional.checks import check_choice
+from optcam_pl.metrics.functional.localization import Region
+from optcam_pl.network.classifier import Classifier
+from optcam_pl.reports.statistics import Method
+from optcam_pl.reports.summary import Run, summarize
+from optcam_pl.reports.tables import Format, Summary, table
+from optcam_pl.runs.rows import Row, Rows, check_metric_keys
+
+Images: TypeAlias = (
+    "Tensor | Batch | Iterable[Batch] | ImageDataModule | Dataset[Any] | DataLoader[Any] | Sequence[tuple[Any, ...]]"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What explainers score on images.
+
+    Attributes:
+        runs: explainer -> its rows and what they are of, as a run folder has them.
+    """
+
+    runs: dict[str, Run]
+
+    @property
+    def rows(self) -> dict[str, tuple[Row, ...]]:
+        """Explainer -> one row for each image, in the images' order."""
+        return {name: tuple(run.rows) for name, run in self.runs.items()}
+
+    def summary(self, intervals: Method | None = "bca") -> dict[str, Summary]:
+        """Explainer -> its numbers.
+
+        Args:
+            intervals: how the 95 % bootstrap intervals of the means are made, "bca" or "percentile"; None makes none.
+        """
+        return {name: summarize(run, intervals) for name, run in self.runs.items()}
+
+    def table(self, format: Format = "text", intervals: Method | None = "bca") -> str:
+        """The numbers of all explainers as "text", "markdown", "csv", "latex" or "json"."""
+        return table(list(self.summary(intervals).values()), format)
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a line for each explainer and image: the row's entries, and a column a metric.
+
+        A score of several numbers is a list in its cell.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "`Result.to_pandas` needs pandas: pip install pandas. `Result.rows` does without."
+            ) from error
+        lines = [{"explainer": name, **_flat(row)} for name, rows in self.rows.items() for row in rows]
+        return pd.DataFrame(lines)
+
+    def plot(self, intervals: Method | None = "bca") -> Figure:
+        """A figure to be shown or saved: a panel for each metric, the explainers' values with their 95 % intervals."""
+        summaries = self.summary(intervals)
+        info = {key: i for summary in summaries.values() for key, i in summary.metric_info.items()}
+        figure = Figure(figsize=(3 * max(1, len(info)), 1 + 0.4 * len(summaries)), layout="constrained")
+        panels = figure.subplots(1, max(1, len(info)), squeeze=False, sharey=True)[0]
+        for panel, (key, described) in zip(panels, info.items(), strict=False):
+            for place, summary in enumerate(summaries.values()):
+                estimate = summary.metrics[key]
+                if estimate.value is None:
+                    continue
+                ends = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
+                low, high = (abs(estimate.value - end) for end in ends)
+                panel.errorbar(estimate.value, place, xerr=[[low], [high]], fmt="o", color="C0", capsize=3)
+            arrow = {True: " ↑", False: " ↓", None: ""}[described.higher_is_better]
+            panel.set(title=described.label + (f" ({described.unit})" if described.unit else "") + arrow)
+            panel.set(yticks=range(len(summaries)), yticklabels=list(summaries), ylim=(len(summaries) - 0.5, -0.5))
+        return figure
+
+
+def evaluate(
+    classifier: Classifier,
+    explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer],
+    images: Images,
+    metrics: Sequence[ImageMetric] | Literal["all"] | None = None,
+    *,
+    target: Target | int | Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[int] | None = None,
+    batch_size: int | None = None,
+    baseline: Baseline | None = None,
+    region: Region = "map",
+    chunk_size: int = 64,
+) -> Result:
+    """Measure explainers on images, in this process; nothing is written.
+
+    The numbers are those of `optcam test` with the same images, settings and block size, to the last digit.
+
+    Args:
+        classifier: the network, on the device that is to do it.
+        explainers: one, several, or several by name. Two of one class in a list are told apart by a number.
+        images: pixels in [0,1] that are not normalized: a tensor (B,3,H,W), a dict of ``image`` and perhaps ``target``,
+            ``id``, ``boxes``, ``mask``, or an iterable of such dicts, all taken as they are; or a data module, or a
+            Dataset or DataLoader as `optcam_pl.data.TorchData` takes it, whose images are resized to the network's
+            input.
+        metrics: what is measured. None is Average Drop, Average Gain and Average Increase; "all" is every metric of the
+            package that the images have the annotations for.
+        target: the class that is explained and measured: the image's ``label``, the ``predicted`` class, the ``second``
+            or the ``least`` probable one; one class for all images; or one for each image. None is the label where the
+            first image has one, else the predicted class.
+        labels: (B,) classes of the images, where `images` is a tensor.
+        batch_size: images in a block; None is 8, or what the data module or DataLoader has.
+        baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves each
+            explainer's own.
+        region: what of the map is measured, see `SaliencyTask`.
+        chunk_size: images in one pass of the network, for metrics that need many passes an image.
+
+    Raises:
+        ValueError: settings that contradict each other, or images that are not as they have to be, in words.
+        TypeError: likewise.
+
+    Example:
+        >>> import optcam_pl
+        >>> from optcam_pl.explainers import FakeCAM, GradCAM
+        >>> head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), *head)
+        >>> classifier = optcam_pl.Classifier(network, mean=(0, 0, 0), std=(1, 1, 1), input_size=8)
+        >>> images, labels = torch.rand(5, 3, 8, 8), [0, 1, 0, 1, 1]
+        >>> result = optcam_pl.evaluate(classifier, [FakeCAM(), GradCAM()], images, labels=labels)
+        >>> [(name, len(rows)) for name, rows in result.rows.items()]
+        [('FakeCAM', 5), ('GradCAM', 5)]
+        >>> list(result.summary()["GradCAM"].metrics)
+        ['average_drop', 'average_gain', 'average_increase']
+    """
+    methods = _by_name(explainers)
+    data = _data_of(images, labels, batch_size)
+    check_choice("region", region, Region)
+    data.setup("test")
+    chosen = _check_classes(_default_target(data) if target is None else target, classifier, len(data.table))
+    for explainer in methods.values():
+        match(classifier, explainer, data, chosen)
+    measured = _metrics_of(metrics, data, region)
+    for part in (*methods.values(), *measured):
+        part.to(classifier.mean.device)
+    options = (measured, region, chunk_size)
+    with _one_baseline(methods.values(), baseline):
+        rows = _rows(classifier, methods, data, chosen, *options)
+        manifests = _manifests(classifier, methods, data, chosen, *options[:2])
+    if isinstance(explainers, Mapping):  # then the given names are shown
+        manifests = {name: {**manifest, "explainer": name} for name, manifest in manifests.items()}
+    by_key = {metric.key: metric for metric in measured}
+    return Result({name: Run(Path(name), manifests[name], Rows(tuple(rows[name])), by_key) for name in methods})
+
+
+def _rows(
+    classifier: Classifier,
+    explainers: Mapping[str, Explainer],
+    data: ImageDataModule,
+    target: Target | int | Tensor,
+    metrics: Sequence[ImageMetric],
+    region: Region,
+    chunk_size: int,
+) -> dict[str, list[Row]]:
+    """The rows of each explainer; every image is read once."""
+    rows: dict[str, list[Row]] = {name: [] for name in explainers}
+    for block in _blocks(data, classifier.mean.device):
+        classes = target[block["index"].cpu().clamp(min=0)] if isinstance(target, Tensor) else target
+        for name, explainer in explainers.items():
+            what = (classifier, explainer, block, classes, metrics)
+            rows[name] += evaluate_block(*what, region=region, chunk_size=chunk_size).rows
+    return rows
+
+
+def _manifests(
+    classifier: Classifier,
+    explainers: Mapping[str, Explainer],
+    data: ImageDataModule,
+    target: Target | int | Tensor,
+    metrics: Sequence[ImageMetric],
+    region: Region,
+) -> dict[str, dict[str, Any]]:
+    """What each run is, as a run folder would give it back, so that the tables are the same."""
+    own = "given" if isinstance(target, Tensor) else target
+    kind = classifier.mean.device.type
+    found = {}
+    for name, explainer in explainers.items():
+        subject = Subject(classifier, explainer, data, metrics, own, region, precision="32-true", device=kind)
+        found[name] = json.loads(json.dumps(subject.manifest("test", name)))
+    return found
+
+
+def _by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer]) -> dict[str, Explainer]:
+    if isinstance(explainers, Explainer):
+        explainers = [explainers]
+    if isinstance(explainers, Mapping):
+        named = dict(explainers)
+    else:
+        named, seen = {}, Counter[str]()
+        for explainer in explainers:
+            title = str(getattr(explainer, "title", explainer))
+            seen[title] += 1
+            named[title if seen[title] == 1 else f"{title} {seen[title]}"] = explainer
+    if not named:
+        raise ValueError("Expected `explainers` to have an explainer at least, but got none.")
+    for given in cast("Mapping[str, object]", named).values():
+        if not isinstance(given, Explainer):
+            hint = f" Make one of the class: {given.__name__}()." if isinstance(given, type) else ""
+            raise TypeError(f"Expected `explainers` to be objects of Explainer, but got {given!r}.{hint}")
+    return named
+
+
+def _data_of(images: Any, labels: Tensor | Sequence[int] | None, batch_size: int | None) -> ImageDataModule:
+    if labels is not None and not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise ValueError(f"Expected `labels` only where `images` is a tensor, but it is a {kind}, which has its own.")
+    if isinstance(images, ImageDataModule):
+        if batch_size not in (None, images.batch_size):
+            raise ValueError(
+                f"Expected `batch_size` to be None, as the data module has its own, {images.batch_size}, but got "
+                f"{batch_size}."
+            )
+        return images
+    batches = _batches_of(images, labels)
+    if batches is None:
+        return TorchData(images, batch_size=batch_size)
+    return in_memory(batches, batch_size=8 if batch_size is None else batch_size)
+
+
+def _batches_of(images: Any, labels: Tensor | Sequence[int] | None) -> list[Batch] | None:
+    """The batches that are in memory; None where the images are a dataset's."""
+    if isinstance(images, Tensor):
+        batch = {"image": images} if labels is None else {"image": images, "target": labels}
+        return [cast(Batch, batch)]
+    if isinstance(images, Mapping):
+        if "image" not in images:
+            raise ValueError(
+                f"Expected `images` to have an `image`, but got a dict with {', '.join(map(str, images))}."
+            )
+        return [cast(Batch, images)]
+    if isinstance(images, DataLoader):  # without a batch size its elements are batches: a data module's own loader
+        return list(images) if images.batch_size is None and images.batch_sampler is None else None
+    if isinstance(images, Dataset):
+        return None
+    if not isinstance(images, Iterable):
+        raise TypeError(
+            "Expected `images` as a tensor (B,3,H,W), a batch or several, a data module, a Dataset or a DataLoader, "
+            f"but got {type(images).__name__}."
+        )
+    found = list(images)
+    return cast("list[Batch]", found) if not isinstance(images, Sequence) or all(map(_is_batch, found)) else None
+
+
+def _is_batch(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("image"), Tensor) and item["image"].ndim == 4
+
+
+def _default_target(data: ImageDataModule) -> Target:
+    """The label where the first image that can be read has one."""
+    samples = map(data.table.sample, range(len(data.table)))
+    first = next((sample for sample in samples if not sample["error"]), None)
+    return "label" if first is not None and first["target"] >= 0 else "predicted"
+
+
+def _check_classes(target: Any, classifier: Classifier, images: int) -> Target | int | Tensor:
+    """A word, a class, or a tensor (B,) of classes of the images."""
+    if isinstance(target, Tensor) and not target.ndim:
+        target = target.item()
+    if isinstance(target, (str, int)) or not isinstance(target, (Tensor, Sequence)):
+        check_target(target, classifier.num_classes)
+        return cast("Target | int", target)
+    classes = torch.as_tensor(target).cpu()
+    if classes.shape != (images,):
+        raise ValueError(
+            f"Expected `target` to be one class, or one for each of the {images} images, but got shape "
+            f"{tuple(classes.shape)}."
+        )
+    return classes
+
+
+def _metrics_of(metrics: Any, data: ImageDataModule, region: Region) -> list[ImageMetric]:
+    if isinstance(metrics, str):
+        check_choice("metrics", metrics, Literal["all"])
+        metrics = all_metrics(data)
+    measured = default_metrics() if metrics is None else list(metrics)
+    for metric in measured:
+        if not isinstance(metric, ImageMetric):
+            raise TypeError(f"Expected `metrics` to be objects of ImageMetric, but got {metric!r}.")
+    check_metric_keys([metric.key for metric in measured])
+    check_needs(measured)
+    check_annotations(data, measured, region)
+    return measured
+
+
+@contextmanager
+def _one_baseline(explainers: Iterable[Explainer], baseline: Baseline | None) -> Iterator[None]:
+    """One baseline for explainers and metrics; the explainers get their own back."""
+    before = [(explainer, explainer.baseline) for explainer in explainers]
+    try:
+        for explainer, own in before:
+            explainer.baseline = own if baseline is None else check_baseline(baseline)
+        yield
+    finally:
+        for explainer, own in before:
+            explainer.baseline = own
+
+
+def _blocks(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
+    """All blocks of the data, on the device, whatever a run before has left to do."""
+    todo, data.todo = data.todo, None
+    try:
+        loader = data.test_dataloader()
+    finally:
+        data.todo = todo
+    for block in loader:
+        yield cast(Batch, {key: _moved(value, device) for key, value in block.items()})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_moved(part, device) for part in value]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    entries = asdict(row)
+    scores = entries.pop("scores")
+    return {**entries, **scores}

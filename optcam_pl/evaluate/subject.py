@@ -1,0 +1,157 @@
+"""What a run is made of: network, method, data and metrics that fit together, and the manifest that says so."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+import torch
+import torchvision
+
+from optcam_pl.data import ImageDataModule
+from optcam_pl.explainers import Explainer
+from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, ImageMetric
+from optcam_pl.metrics.functional.localization import Region
+from optcam_pl.network.classifier import Classifier
+
+Stage = Literal["fit", "validate", "test", "predict"]
+
+
+def default_metrics() -> list[ImageMetric]:
+    """What is measured where nothing else is asked for."""
+    return [AverageDrop(), AverageGain(), AverageIncrease()]
+
+
+def all_metrics(data: ImageDataModule) -> list[ImageMetric]:
+    """Every metric of the package that the dataset has the annotations for."""
+    lacking = {"boxes", "mask"} - _annotations(data)
+    return [kind() for kind in METRICS.values() if not lacking & set(kind.evidence())]
+
+
+def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, target: Any) -> None:
+    """Match data and network, before any image is read.
+
+    Raises:
+        ValueError: the network's head is new; it lacks the explainer's layer; or the data do not fit.
+    """
+    if classifier.new_head:
+        raise ValueError(
+            f"Expected a trained network, but {classifier.name} has a new, random head for {classifier.num_classes} "
+            "classes. Fine-tune it (`optcam fit` with a ClassificationTask) and give its checkpoint as `weights`; "
+            "or leave `num_classes` open."
+        )
+    if explainer.layer is not None:
+        explainer.layers(classifier)  # an unknown name is told now, not when the first image is explained
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    used = isinstance(target, str) and target == "label"
+    data.match_classes(classifier.class_names, classifier.name, used=used)
+    classifier.check_function(data.preprocessing.size)
+
+
+def check_annotations(data: ImageDataModule, metrics: Sequence[ImageMetric], region: Region) -> None:
+    """See that the dataset has what the metrics and the region ask for.
+
+    Raises:
+        ValueError: it has not.
+    """
+    has = _annotations(data)
+    needs = [(metric.key, name, need) for metric in metrics for name, need in metric.needs().items()]
+    wanted = {name: "metric " + key for key, name, need in needs if not isinstance(need, tuple)}
+    wanted |= {"boxes": f"`region` {region}"} if region != "map" else {}
+    for name in ("boxes", "mask"):
+        if name in wanted and name not in has:
+            raise ValueError(f"Expected a dataset with {name}, which {wanted[name]} needs, but {data.name} has none.")
+
+
+def _annotations(data: ImageDataModule) -> set[str]:
+    return {{"boxes": "boxes", "masks": "mask"}[name] for name in data.annotations}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """All that a run's numbers depend on.
+
+    Attributes:
+        classifier: the network.
+        explainer: the method.
+        data: the images.
+        metrics: what is measured.
+        target: which class is explained, as JSON has it.
+        region: what of the map is measured.
+        precision: Lightning's name of it.
+        device: kind of the device: "cpu", "cuda".
+    """
+
+    classifier: Classifier
+    explainer: Explainer
+    data: ImageDataModule
+    metrics: Sequence[ImageMetric]
+    target: Any
+    region: Region
+    precision: str
+    device: str
+
+    def manifest(self, stage: Stage, run: str) -> dict[str, Any]:
+        """What the run is: its names, the settings printed with its numbers, and its fingerprint.
+
+        Args:
+            stage: what is done.
+            run: name of the run: its folder, where it has one.
+        """
+        network = self.classifier.describe()
+        explainer = {"class": type(self.explainer).__name__, **self.explainer.settings()}
+        measured = self.metrics if stage in ("validate", "test") else []
+        return {
+            "stage": stage,
+            "run": run,
+            "data": self.data.name,
+            "classifier": network["classifier"],
+            "explainer": self.explainer.title,
+            "explainer_settings": explainer,
+            "images": len(self.data.table),
+            "metrics": [metric.key for metric in measured],
+            "metric_info": {metric.key: asdict(metric.describe()) for metric in measured},
+            "settings": self._settings(network),
+            "fingerprint": self._fingerprint(network, explainer),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _settings(self, network: dict[str, Any]) -> dict[str, Any]:
+        preprocessing = self.data.preprocessing
+        settings = {
+            **network,
+            "layer": self.explainer.layer or network["layer"],
+            "input": f"{preprocessing.size[0]}x{preprocessing.size[1]} {preprocessing.resize}, "
+            f"{preprocessing.interpolation}",
+            "baseline": self.explainer.baseline,
+            "target": self.target,
+            "precision": self.precision,
+        }
+        if self.region != "map":
+            settings["region"] = self.region
+        for metric in self.metrics:
+            settings.update(metric.settings())
+        return settings
+
+    def _fingerprint(self, network: dict[str, Any], explainer: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "classifier": {**network, "hash": self.classifier.weight_hash()},
+            "explainer": explainer,
+            "target": self.target,
+            "baseline": self.explainer.baseline,
+            "region": self.region,
+            "metrics": {metric.key: metric.settings() for metric in self.metrics},
+            "data": self.data.fingerprint(),
+            "block_size": self.data.batch_size,
+            "precision": self.precision,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            },
+        }
