@@ -249,13 +249,13 @@ def test_a_layer_is_chosen_only_if_a_gradient_reaches_its_grid_of_every_image() 
 
 
 SENTENCES = [  # network, layer, whether a gradient is needed, what is said
-    (ClassToken, "norm2", True, r"Layer 'norm2' gets no gradient .* Take 'norm1' instead"),
+    (ClassToken, "norm2", True, r"Layer 'norm2' gets no gradient .* Use 'norm1' instead"),
     (ClassToken, "head", False, r"Layer 'head' puts out the shape \(2, 3\), which is no grid"),
-    (Windows, "inside", False, r"Layer 'inside' puts out .* for 2 images: its batch dimension is not .* Take 'stem'"),
-    (Windows, "twice", False, r"Layer 'twice' was called 2 times in one forward pass.* Take 'stem' instead"),
-    (Busy, "unused", False, r"Layer 'unused' was not called in the network's forward pass.* Take 'features' instead"),
+    (Windows, "inside", False, r"Layer 'inside' puts out .* for 2 images: its batch dimension is not .* Use 'stem'"),
+    (Windows, "twice", False, r"Layer 'twice' was called 2 times in one forward pass.* Use 'stem' instead"),
+    (Busy, "unused", False, r"Layer 'unused' was not called in the network's forward pass.* Use 'features' instead"),
     (Busy, "heads", True, r"Layer 'heads' puts out the shape \(2, 2, 64, 4\), which is no grid"),
-    (Busy, "decoder", True, r"Layer 'decoder' gets no gradient of a score .* Take 'features' instead"),
+    (Busy, "decoder", True, r"Layer 'decoder' gets no gradient of a score .* Use 'features' instead"),
     (Busy, "decoders", True, r"Unknown layer 'decoders' of Busy. The nearest are: 'decoder'"),
 ]
 

@@ -46,7 +46,7 @@ class Record(dict[str, Tensor]):
         Raises:
             LayerNotCalledError: a layer was not called.
             LayerError: a layer was called several times, or the first dimension of its output is not that of the images
-            (it may hold windows, patches or tokens).
+                (it may hold windows, patches or tokens).
         """
         for name in self.names:
             shape = tuple(self[name].shape)
