@@ -26,33 +26,34 @@ REGIONS = {"map": "S", "inside_box": "S inside B", "outside_box": "S outside B"}
 CONTEXTS = {
     "random": (
         ["--data.correlation=0.0", "--data.fidelity=1.0"],
-        "Context at random: the shape is always that of the class, the surroundings are any",
+        "Random context: the shape is always that of the class, the surroundings are arbitrary",
     ),
     "correlated": (
         ["--data.correlation=0.95", "--data.fidelity=0.6"],
-        "Context correlated: the surroundings are those of the class for 95.8 % of the images, the shape for 66.7 %",
+        "Correlated context: the surroundings are those of the class for 95.8 % of the images, the shape for 66.7 %",
     ),
 }
 HEAD = """# Locating is not explaining: the bounding-box study on made-up images
 
-Table 5 of the paper, where the answer is known. `Shapes` draws a textured shape in textured surroundings; six shapes
-and six surroundings belong to six classes. In one dataset the shape alone tells the class, in the other the
-surroundings tell it better. A small network learns each (`optcam fit --config configs/shapes_fit.yaml`), and the same
-600 test images are explained and measured. The box B is exact, as nothing but the shape lies in it.
-`python docs/make_bounding_box_study.py` makes this page; these are its numbers with one thread on a CPU, and
-the network that another machine or number of threads trains is another one in its digits.
+This page repeats table 5 of the paper in a case where the answer is known. `Shapes` draws a textured shape in textured
+surroundings; six shapes and six surroundings belong to six classes. In one dataset the shape alone reveals the class;
+in the other the surroundings reveal it better. A small network learns each dataset
+(`optcam fit --config configs/shapes_fit.yaml`), and the same 600 test images are explained and measured. The box B is
+exact, because nothing but the shape lies in it.
+`python docs/make_bounding_box_study.py` makes this page. Its numbers come from one thread on a CPU; another machine or
+number of threads trains a network whose digits differ.
 """
 TAIL = """## What the tables say
 
-- Where the shape tells the class, the box alone explains the decision and what lies outside it explains nothing. The
-  maps lie on the shape: the pointing game (SP) and the energy in the box (EP) are high, cutting the map off at the box
-  adds a few points to Average Drop at the most, and what is left outside it loses more than 80 %.
-- Where the surroundings tell it, the box alone loses most of the probability and what lies outside it keeps most: the
-  object is not why the network decided. The maps say so: for every method, the part outside the box has the lower
-  Average Drop. Every localization score of Opti-CAM, Grad-CAM and Score-CAM is far worse than in the first case: a
-  benchmark of localization marks these maps down for being right.
-- Fake-CAM's constant map wins Average Drop and each pointing game, as all its pixels but one are its largest; Average
-  Gain gives it next to nothing.
+- If the shape reveals the class, the box alone explains the decision, and the area outside explains nothing. The maps
+  lie on the shape: the pointing game (SP) and the energy in the box (EP) are high. Cutting off the map at the box adds
+  at most a few points to Average Drop; the part outside loses more than 80 %.
+- If the surroundings reveal the class, the box alone loses most of the probability, and the area outside keeps most of
+  it: the object is not the reason for the network's decision. The maps say so: for every method, the part outside the
+  box has the lower Average Drop. Every localization score of Opti-CAM, Grad-CAM and Score-CAM is far worse than in the
+  first case: a localization benchmark penalizes these maps for being right.
+- Fake-CAM's constant map wins Average Drop and each pointing game, because all its pixels but one are maximal; its
+  Average Gain is almost zero.
 """
 
 

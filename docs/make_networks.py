@@ -289,19 +289,19 @@ def sweep(names: list[str], old_file: str | None, log: Path | None) -> Iterator[
 HEAD = """# Networks: which layer is explained
 
 `Classifier(network)` chooses the layer whose feature maps are explained. This table tries that choice on {total}
-networks, {timm} of timm {version} and {transformers} of transformers: small ones of every family, but for those of timm
-that have large networks alone (NASNet, PNASNet, MobileNetV5, the towers of DeepSeek and Gemma).
+networks, {timm} of timm {version} and {transformers} of transformers: small ones of every family, except those of timm
+that only have large networks (NASNet, PNASNet, MobileNetV5, the towers of DeepSeek and Gemma).
 `python docs/make_networks.py` makes this page. Of the {total}:
 
-- {reached} get a layer with a grid of more than one cell, whose batch dimension is the images', and which a gradient
-  of the logits reaches;
+- {reached} get a layer with a grid of more than one cell, whose batch dimension is that of the images, and which
+  a gradient of the logits reaches;
 - {gradcam} give a Grad-CAM map that is not degenerate, and {opticam} run Opti-CAM;
 - {wrapped} get the same layer inside `Sequential(Normalize(), network)`;
 - refused: {refused}, with the reason in the last column.
 
-The weights are random: noise is added to all biases, norms and scales, as a fresh network is nearly constant (layer
-scales of 1e-6, norms that are switched off, heads of zeros). Networks that take any size get images of a third of
-their own size, but of no less than {small} pixels a side, so that grids are smaller here than in use.
+The weights are random. Noise is added to all biases, norms and scales, because a fresh network is nearly constant
+(layer scales of 1e-6, norms that are switched off, heads of zeros). Networks that take any size get images of a third
+of their own size, but at least {small} pixels per side, so grids are smaller here than in use.
 
 | Network | Image | Layer | Grid | Gradient reaches | Grad-CAM | Opti-CAM | Wrapped | Remark |
 |---|---|---|---|---|---|---|---|---|

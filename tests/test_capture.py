@@ -49,7 +49,7 @@ def test_a_layer_that_was_not_called_is_named() -> None:
 
 
 def test_outputs_without_a_tensor_are_refused() -> None:
-    with pytest.raises(TypeError, match="put out a tensor"):
+    with pytest.raises(TypeError, match="output a tensor"):
         tensor_of({"x": 1})
 
 

@@ -249,13 +249,13 @@ def test_a_layer_is_chosen_only_if_a_gradient_reaches_its_grid_of_every_image() 
 
 
 SENTENCES = [  # network, layer, whether a gradient is needed, what is said
-    (ClassToken, "norm2", True, r"Layer 'norm2' gets no gradient .* Take 'norm1' instead"),
-    (ClassToken, "head", False, r"Layer 'head' puts out the shape \(2, 3\), which is no grid"),
-    (Windows, "inside", False, r"Layer 'inside' puts out .* for 2 images: its batch dimension is not .* Take 'stem'"),
-    (Windows, "twice", False, r"Layer 'twice' was called 2 times in one forward pass.* Take 'stem' instead"),
-    (Busy, "unused", False, r"Layer 'unused' was not called in the network's forward pass.* Take 'features' instead"),
-    (Busy, "heads", True, r"Layer 'heads' puts out the shape \(2, 2, 64, 4\), which is no grid"),
-    (Busy, "decoder", True, r"Layer 'decoder' gets no gradient of a score .* Take 'features' instead"),
+    (ClassToken, "norm2", True, r"Layer 'norm2' gets no gradient .* Use 'norm1' instead"),
+    (ClassToken, "head", False, r"Layer 'head' outputs the shape \(2, 3\), which is no grid"),
+    (Windows, "inside", False, r"Layer 'inside' outputs .* for 2 images: its batch dimension is not .* Use 'stem'"),
+    (Windows, "twice", False, r"Layer 'twice' was called 2 times in one forward pass.* Use 'stem' instead"),
+    (Busy, "unused", False, r"Layer 'unused' was not called in the network's forward pass.* Use 'features' instead"),
+    (Busy, "heads", True, r"Layer 'heads' outputs the shape \(2, 2, 64, 4\), which is no grid"),
+    (Busy, "decoder", True, r"Layer 'decoder' gets no gradient of a score .* Use 'features' instead"),
     (Busy, "decoders", True, r"Unknown layer 'decoders' of Busy. The nearest are: 'decoder'"),
 ]
 
@@ -288,7 +288,7 @@ def test_what_is_recorded_is_checked_in_every_call() -> None:
         with pytest.raises(LayerError, match="'twice' to be called once .* called 2 times"):
             kind("twice")(windows, IMAGE)
         with pytest.raises(
-            LayerError, match=r"'inside' to put out .* each of 2 images, but got the shape \(8, 8, 4, 4\)"
+            LayerError, match=r"'inside' to output .* each of 2 images, but got the shape \(8, 8, 4, 4\)"
         ):
             kind("inside")(windows, IMAGE)
     with pytest.raises(LayerError, match="one activation for one image"):
@@ -336,7 +336,7 @@ def test_a_windowed_transformer_keeps_its_layer() -> None:
     classifier = Classifier(Mine(network), input_size=32)
     assert classifier.target_layers == ("backbone.norm",)
     with pytest.raises(
-        ValueError, match="'backbone.layers.0.blocks.0.attn' puts out .*batch dimension is not the images'"
+        ValueError, match="'backbone.layers.0.blocks.0.attn' outputs .*batch dimension is not the images'"
     ):
         GradCAM("backbone.layers.0.blocks.0.attn").check(classifier)
 

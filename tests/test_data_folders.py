@@ -294,7 +294,7 @@ def test_a_root_one_level_too_deep_or_too_shallow_is_told_the_right_one(tmp_path
         ImageFolder(str(tmp_path)).setup()
     with pytest.raises(ValueError, match="'pets' is none of the 2 classes.* folders of '.*/pets': give it as `root`"):
         ImageFolder(str(tmp_path), ["dogs", "cats"]).setup()
-    message = "found no image.* which holds images itself: .* give the folder above, '.*/pets'; .* use ImagePaths"
+    message = "found no image.* which holds images itself: .* give its parent folder, '.*/pets'; .* use ImagePaths"
     for classes in (None, ["dogs", "cats"]):
         with pytest.raises(ValueError, match=message):
             ImageFolder(str(tmp_path / "pets" / "cats"), classes).setup()

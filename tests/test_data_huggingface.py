@@ -145,7 +145,7 @@ def test_paths_do_not_leave_the_root(tmp_path: Path) -> None:
 
     outside = "its file lies outside `image_root`"
     assert errors(image_root=str(inside)) == ["", outside, outside, "the file is empty", "the row has no image"]
-    assert errors()[:3] == ["the dataset only names its file, and `image_root` says no folder that it may lie in"] * 3
+    assert errors()[:3] == ["the dataset only names its file, and `image_root` names no folder for it"] * 3
     assert errors(allow_outside=True)[:3] == [""] * 3
 
 

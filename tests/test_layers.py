@@ -304,7 +304,7 @@ def test_channels_last_is_seen_by_its_shape_in_any_network() -> None:
 
 def test_what_has_no_grid_is_refused() -> None:
     classifier = Classifier(small())
-    with pytest.raises(ValueError, match=r"Expected 'fc' to put out feature maps .* got the shape \(1, 10\)"):
+    with pytest.raises(ValueError, match=r"Expected 'fc' to output feature maps .* got the shape \(1, 10\)"):
         classifier.to_grid(torch.rand(1, 10), (64, 64), "fc")
     with pytest.raises(ValueError, match="Expected the 61 tokens of 'text' to be a grid shaped like the 64 x 64 image"):
         classifier.to_grid(torch.rand(1, 61, 4), (64, 64), "text")

@@ -1,4 +1,4 @@
-"""What a network puts out, and whether it is a function of the image: found before a map is made of it."""
+"""What a network outputs, and whether it is a function of the image: found before a map is made of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ending(end: Callable[[Tensor], Any], classes: int = 3, **settings: Any) -> C
     ids=["softmax", "sigmoid", "hardsigmoid"],
 )
 def test_probabilities_are_not_taken_for_logits(end: Callable[[Tensor], Tensor], kind: str) -> None:
-    message = rf"puts out probabilities: .* \[0, 1\].* Hand in the network without its last {kind}"
+    message = rf"outputs probabilities: .* \[0, 1\].* Pass the network without its last {kind}"
     with pytest.raises(ValueError, match=message):
         GradCAM()(ending(end), IMAGE, 1)
     with pytest.raises(ValueError, match=message):
@@ -84,14 +84,14 @@ def test_one_logit_is_refused_and_the_line_that_is_advised_gives_the_sigmoids_pr
     expected = torch.sigmoid(network(IMAGE))
     torch.testing.assert_close(advised.probabilities(IMAGE), torch.cat([1 - expected, expected], 1))
     assert not GradCAM()(advised, IMAGE, 1).degenerate.any()
-    with pytest.raises(ValueError, match="ends in a sigmoid: hand in the network without it"):
+    with pytest.raises(ValueError, match="ends in a sigmoid: pass the network without it"):
         GradCAM()(ending(torch.sigmoid, classes=1), IMAGE)
 
 
 def test_log_probabilities_are_told_once_and_their_probabilities_are_right() -> None:
     classifier, plain = ending(lambda z: z.log_softmax(1)), ending(lambda z: z)
     plain.load_state_dict(classifier.state_dict())
-    with pytest.warns(UserWarning, match="puts out log-probabilities, not logits") as caught:
+    with pytest.warns(UserWarning, match="outputs log-probabilities, not logits") as caught:
         probabilities = [classifier.probabilities(IMAGE) for _ in range(2)][1]
     assert len(caught) == 1
     torch.testing.assert_close(probabilities, plain.probabilities(IMAGE))
@@ -99,7 +99,7 @@ def test_log_probabilities_are_told_once_and_their_probabilities_are_right() -> 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused(spoil: float) -> None:
-    with pytest.raises(ValueError, match="finite logits, but for an image of noise it puts out NaN or infinity"):
+    with pytest.raises(ValueError, match="finite logits, but for an image of noise it outputs NaN or infinity"):
         GradCAM()(ending(lambda z: torch.cat([z[:, :2], z[:, 2:] * 0 + spoil], 1)), IMAGE)
 
 
@@ -188,7 +188,7 @@ def test_the_look_is_taken_once_at_the_first_explanation() -> None:
 
 def test_who_trusts_a_network_goes_on_with_a_warning_and_it_is_printed_with_the_results() -> None:
     classifier = ending(lambda z: z.softmax(1), trust_network=True)
-    with pytest.warns(UserWarning, match="puts out probabilities") as caught:
+    with pytest.warns(UserWarning, match="outputs probabilities") as caught:
         degenerate = [GradCAM()(classifier, IMAGE).degenerate for _ in range(2)]
     assert not torch.stack(degenerate).any()
     assert len(caught) == 1

@@ -159,7 +159,7 @@ class ImageFolder(ImageDataModule):
         """Class folders and the endings of images."""
         folder = self._folder(self.split)
         advice = (
-            f", which holds images itself: if it is one class, give the folder above, {str(folder.absolute().parent)!r}"
+            f", which holds images itself: for one class, give its parent folder, {str(folder.absolute().parent)!r}"
             "; if its images have no labels, use ImagePaths"
             if holds_image(folder, directly=True)
             else ""
@@ -173,7 +173,7 @@ class ImageFolder(ImageDataModule):
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images of a split. Raises ValueError if `split` is None, because the parts would be the same images."""
         if self.split is None:
-            raise ValueError("Expected `split` to be given to train a network, whose test images must be others.")
+            raise ValueError("Expected `split` to be given to train a network, because its test images must differ.")
         return self._of(split)
 
     def _folder(self, split: Split | None) -> Path:

@@ -95,7 +95,7 @@ class HuggingFaceReader:
             return bytes(cell["bytes"])
         file = str(cell["path"])
         if self.root is None and not self.allow_outside:
-            raise ImageReadError("the dataset only names its file, and `image_root` says no folder that it may lie in")
+            raise ImageReadError("the dataset only names its file, and `image_root` names no folder for it")
         try:
             check_inside(Path(file), self.root or Path("/"), self.allow_outside)
         except ValueError as fault:
@@ -111,7 +111,7 @@ class HuggingFaceReader:
             cell = cell[field] if isinstance(cell, dict) else [thing[field] for thing in cell or []]
         boxes = [[float(side) for side in box] for box in cell or []]
         if any(len(box) != 4 for box in boxes):
-            raise ImageReadError(f"its boxes have other than four sides: {boxes}")
+            raise ImageReadError(f"its boxes do not have four sides: {boxes}")
         return [to_corners(box, self.box_format) for box in boxes]
 
     def _mask(self, cell: dict[str, Any]) -> Image.Image:

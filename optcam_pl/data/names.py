@@ -175,7 +175,7 @@ def contradiction(data: str, own: Sequence[str], title: str, network: Sequence[s
         f"Expected the classes of {data} to be among those of {title}, but {len(lost)} of {len(own)} are not: "
         f"{_some(lost)}. Classes of {title} that {data} does not name: {_some(free)}. If they are the same classes, "
         "give the network's own names, in its order, as `class_names` of the classifier, or the names in the "
-        "network's order as `classes` of the data; if they are not, a SaliencyTask explains the class that is "
+        "network's order as `classes` of the data. If they are not, a SaliencyTask explains the class that is "
         "predicted (`target: predicted`)."
     )
 

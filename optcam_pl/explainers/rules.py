@@ -195,7 +195,7 @@ class Watch(TorchFunctionMode):
             i = int(wrong.nonzero()[0])
             raise ValueError(
                 f"Expected {self.method}'s attribution to add up to f(x) - f(x') = {float(y[i]):.4g}, as its rules "
-                f"promise, but it adds up to {float(found[i].sum()):.4g}: they do not hold for all that "
+                f"promise, but it adds up to {float(found[i].sum()):.4g}: they do not hold for everything that "
                 f"{self.classifier.name} computes (Captum's of max pooling hold for some references only). {_INSTEAD}"
             )
 

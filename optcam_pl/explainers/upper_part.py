@@ -81,7 +81,7 @@ class UpperPart:
         self.activation = tensor_of(tape.below[-1][1])
         if self.activation.shape[:1] != (1,):
             raise LayerError(
-                f"Expected layer {layer!r} to put out one activation for one image, but got the shape"
+                f"Expected layer {layer!r} to output one activation for one image, but got the shape"
                 f" {tuple(self.activation.shape)}: windows, patches or tokens lie in its batch dimension."
             )
         self.partial = partial and self._works()

@@ -46,7 +46,7 @@ class Record(dict[str, Tensor]):
         Raises:
             LayerNotCalledError: a layer was not called.
             LayerError: a layer was called several times, or the first dimension of its output is not that of the images
-            (it may hold windows, patches or tokens).
+                (it may hold windows, patches or tokens).
         """
         for name in self.names:
             shape = tuple(self[name].shape)
@@ -58,7 +58,7 @@ class Record(dict[str, Tensor]):
                 )
             if not shape or shape[0] != count:
                 raise LayerError(
-                    f"Expected layer {name!r} to put out one activation for each of {count} images, but got the shape"
+                    f"Expected layer {name!r} to output one activation for each of {count} images, but got the shape"
                     f" {shape}: windows, patches or tokens lie in its batch dimension. Name another with `layer` or"
                     " `target_layer`."
                 )
@@ -73,7 +73,7 @@ def tensor_of(output: object) -> Tensor:
     """
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(first, Tensor):
-        raise TypeError(f"Expected the layer to put out a tensor (or a tuple with one first), but got {type(output)}.")
+        raise TypeError(f"Expected the layer to output a tensor (or a tuple with one first), but got {type(output)}.")
     return first
 
 

@@ -98,17 +98,17 @@ class Probe:
         """Why a layer cannot be explained, as the end of a sentence that begins with its name; None if it can be."""
         layer = self.traced.get(name)
         if layer is None:
-            return "was not called in the network's forward pass, or puts out no tensor"
+            return "was not called in the network's forward pass, or outputs no tensor"
         if layer.calls > 1:
             return f"was called {layer.calls} times in one forward pass, so it has no single activation"
         if len(layer.shape) in (3, 4) and layer.shape[0] != len(self.images):
             return (
-                f"puts out the shape {layer.shape} for {len(self.images)} images: its batch dimension is not the"
+                f"outputs the shape {layer.shape} for {len(self.images)} images: its batch dimension is not the"
                 " images' (windows, patches or tokens lie there)"
             )
         grid = self.grid(name)
         if grid is None:
-            return f"puts out the shape {layer.shape}, which is no grid of features for images of this size"
+            return f"outputs the shape {layer.shape}, which is no grid of features for images of this size"
         return None
 
     def reached(self, names: Sequence[str]) -> dict[str, bool]:

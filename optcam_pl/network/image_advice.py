@@ -58,10 +58,10 @@ def out_of_range(low: float, high: float) -> str:
 
     Example:
         >>> out_of_range(0.0, 255.0), out_of_range(-2.1, 2.6)
-        (' Divide pixels of 0 to 255 by 255.', ' They seem to be normalized already: hand in the pixels before that.')
+        (' Divide pixels of 0 to 255 by 255.', ' They seem to be normalized already: pass the original pixels.')
     """
     if low >= 0 and 1 < high <= 255:
         return " Divide pixels of 0 to 255 by 255."
     if -10 < low < 0 < high < 10:
-        return " They seem to be normalized already: hand in the pixels before that."
+        return " They seem to be normalized already: pass the original pixels."
     return ""

@@ -335,12 +335,12 @@ def to_grid(
         if layout == "channels_first" or _fits((activation.shape[2], activation.shape[3]), image_size, slack=3):
             return activation
         raise ValueError(
-            f"Expected {layer!r} to put out feature maps with the aspect ratio of the {image_size[0]} x {image_size[1]}"
+            f"Expected {layer!r} to output feature maps with the aspect ratio of the {image_size[0]} x {image_size[1]}"
             f" image, (B,K,h,w) or (B,h,w,K), but got the shape {tuple(activation.shape)}, which may be heads x tokens."
             ' Choose another layer, or give `layout="channels_first"` if the last two dimensions are h and w.'
         )
     raise ValueError(
-        f"Expected {layer!r} to put out feature maps (B,K,h,w), (B,h,w,K) or tokens (B,N,D) with layout {layout!r}, but"
+        f"Expected {layer!r} to output feature maps (B,K,h,w), (B,h,w,K) or tokens (B,N,D) with layout {layout!r}, but"
         f" got the shape {tuple(activation.shape)}. Choose a layer before the network pools its features."
     )
 

@@ -121,23 +121,23 @@ def _not_finite(name: str, outputs: _Outputs) -> list[Fault]:
         return row is not None and not math.isfinite(float(row.max()))  # the maximum of NaN and numbers is NaN
 
     if broken(outputs.noise):
-        text = f"Expected {name} to put out finite logits, but for an image of noise it puts out NaN or infinity."
+        text = f"Expected {name} to output finite logits, but for an image of noise it outputs NaN or infinity."
         return [Fault(f"{text} Look at its weights, or run it in float32 (network.float()).")]
     if broken(outputs.black):
-        text = f"{name} puts out NaN or infinity for a black image, which masks that keep nothing lead to."
-        return [Fault(f'{text} Choose another `baseline` ("mean", "blur") for what masks.', fatal=False)]
+        text = f"{name} outputs NaN or infinity for a black image, which is the result of a mask that keeps nothing."
+        return [Fault(f'{text} Choose another `baseline` ("mean", "blur") for masking.', fatal=False)]
     return []
 
 
 def _one_logit(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> Fault:
     squashed = _within_0_1(rows) and _is_squashed(classifier, rows, size)
     return Fault(
-        f"Expected the scores of at least two classes, but {classifier.name} puts out one number an image, whose "
+        f"Expected the scores of at least two classes, but {classifier.name} outputs one number per image, whose "
         "softmax is always 1. "
-        + ("It ends in a sigmoid: hand in the network without it, and " if squashed else "If it is the logit z of a ")
-        + ("let it give" if squashed else "sigmoid, let the network give")
+        + ("It ends in a sigmoid: pass the network without it, and " if squashed else "If it is the logit z of a ")
+        + ("let it return" if squashed else "sigmoid, let the network return")
         + f" two logits, [0, z], whose softmax gives the same probability: Classifier({_TWO_LOGITS}, ...). Class 1 is "
-        "then what the number speaks for; names of layers (`target_layer`) get a 0. in front."
+        "then the one that the number supports; names of layers (`target_layer`) get the prefix `0.`."
     )
 
 
@@ -154,9 +154,9 @@ def _probabilities(classifier: Classifier, rows: Tensor, size: tuple[int, int]) 
     found = "its outputs lie in [0, 1]" + (" and sum to 1" if kind == "softmax" else "")
     return [
         Fault(
-            f"Expected {classifier.name} to put out logits, but it puts out probabilities: {found} for every image. "
-            f"Their softmax would be taken once more. Hand in the network without its last {kind}. (`trust_network` "
-            "takes them for logits all the same.)"
+            f"Expected {classifier.name} to output logits, but it outputs probabilities: {found} for every image. "
+            f"The softmax would be applied twice. Pass the network without its last {kind}. (`trust_network` "
+            "treats them as logits anyway.)"
         )
     ]
 
@@ -193,7 +193,7 @@ def _log_probabilities(classifier: Classifier, rows: Tensor) -> list[Fault]:
         return []
     return [
         Fault(
-            f"{classifier.name} puts out log-probabilities, not logits. Probabilities are right, but methods that "
+            f"{classifier.name} outputs log-probabilities, not logits. Probabilities are right, but methods that "
             "explain a logit (Grad-CAM, Opti-CAM and others) explain the class's log-probability, which depends on the "
             "other classes, too. To explain the logit, pass the network without its last log-softmax.",
             fatal=False,
@@ -204,7 +204,7 @@ def _log_probabilities(classifier: Classifier, rows: Tensor) -> list[Fault]:
 def _constant(name: str, rows: Tensor) -> list[Fault]:
     if len(rows) < 2 or not bool((rows == rows[0]).all()):
         return []
-    text = f"{name} puts out the same scores for noise, a black image and another one: there is nothing to explain"
+    text = f"{name} outputs the same scores for noise, a black image and another one: there is nothing to explain"
     return [Fault(f"{text} if it does so for photographs, too. Are its weights and its head trained?", fatal=False)]
 
 
@@ -329,7 +329,7 @@ def _culprit(classifier: Classifier, ours: Tensor, theirs: Tensor) -> str:
             a.given is None or b.given is None or _equal(a.given, b.given, share)
         ):
             return f"It comes from {_named(classifier, a.name)}."
-    return "Where it comes from could not be told."
+    return "Its source could not be determined."
 
 
 def _calls(classifier: Classifier, images: Tensor) -> list[_Call]:
