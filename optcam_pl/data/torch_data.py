@@ -257,7 +257,11 @@ def _check_order(loader: DataLoader[Any]) -> None:
     sampler = loader.batch_sampler if own_batches else loader.sampler
     if isinstance(sampler, SequentialSampler):
         return
-    if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(loader.dataset):
+    if (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    ):
         warnings.warn(
             "The DataLoader shuffles, but images are evaluated in the dataset's order, the same at every start.",
             stacklevel=3,
