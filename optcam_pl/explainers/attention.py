@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ class AttentionExplainer(Explainer):
             its tokens in other ways too, is compiled, or reads its tokens in a way that cannot be told.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
 
     @abstractmethod
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
@@ -124,8 +124,8 @@ class RawAttention(AttentionExplainer):
         block: which block, counted from 0, or from the end where negative. The paper's table 2 reads the last one.
     """
 
-    def __init__(self, block: int = -1) -> None:
-        super().__init__()
+    def __init__(self, block: int = -1, **shared: Any) -> None:
+        super().__init__(**shared)
         if not isinstance(block, int) or isinstance(block, bool):
             raise TypeError(f"Expected `block` to be an integer, but got {block!r}.")
         self.block = block
@@ -153,8 +153,8 @@ class AttentionRollout(AttentionExplainer):
         head_fusion: how the heads become one map; the paper's is the mean.
     """
 
-    def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean") -> None:
-        super().__init__()
+    def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean", **shared: Any) -> None:
+        super().__init__(**shared)
         self.start_block = _check_start(start_block)
         if head_fusion not in get_args(HeadFusion):
             raise ValueError(
@@ -188,8 +188,8 @@ class TIBAV(AttentionExplainer):
         start_block: the first block that counts.
     """
 
-    def __init__(self, start_block: int = 0) -> None:
-        super().__init__()
+    def __init__(self, start_block: int = 0, **shared: Any) -> None:
+        super().__init__(**shared)
         self.start_block = _check_start(start_block)
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
