@@ -138,8 +138,8 @@ def test_stored_logits_of_the_tiny_networks(golden: Callable[[str], Path], input
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mean": [0.5, 0.5]}, "Expected `mean` to be three numbers, one a channel, but got"),
-        ({"mean": 0.5}, "Expected `mean` to be three numbers, one a channel, but got 0.5"),
+        ({"mean": [0.5, 0.5]}, "Expected `mean` to be three numbers, one a channel, or one for all, but got"),
+        ({"mean": True}, "Expected `mean` to be three numbers, one a channel, or one for all, but got True"),
         ({"mean": [124, 116, 104]}, r"Expected `mean` to be three numbers in \[0, 1\], like the pixels"),
         ({"mean": [float("nan")] * 3}, r"in \[0, 1\]"),
         ({"std": [0.2, 0.2, 0.0]}, "Expected `std` to be three positive numbers"),
@@ -177,7 +177,7 @@ def test_class_names_fall_back_to_numbers_and_are_range_checked() -> None:
 
 
 def test_the_network_is_frozen_and_says_so_when_asked_to_train(recwarn: pytest.WarningsRecorder) -> None:
-    classifier = Classifier(small().train())
+    classifier = Classifier(small().train(), mean=0, std=1)
     assert not classifier.network[1].training
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     for _ in range(2):

@@ -222,7 +222,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest_names(layer: Any, message:
 
 
 def test_a_layer_that_is_no_string_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="Expected a layer's name, but got int"):
+    with pytest.raises(TypeError, match="Expected a layer's name or module, but got int"):
         Classifier(small(), target_layer=[3])  # type: ignore[list-item]
 
 

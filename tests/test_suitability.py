@@ -327,4 +327,4 @@ def test_common_networks_pass_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for network in (timm.create_model("test_vit2"), torchvision.models.mobilenet_v3_small()):
-            Classifier(network, input_size=64).check_function()
+            Classifier(network, mean=0.5, std=0.5, input_size=64).check_function()

@@ -119,9 +119,13 @@ class ImageDataModule(LightningDataModule, ABC):
     def entries(self) -> list[Entry]:
         """All images of the dataset in their fixed order, before `limit`."""
 
-    @abstractmethod
     def looked_for(self) -> str:
+<<<<<<< HEAD
         """A phrase that says what `entries` searches and where, for the message that nothing was found."""
+=======
+        """What `entries` searches and where, in words, for the message that there is none."""
+        return f"what its `entries` list, in {type(self).__module__}"
+>>>>>>> w-doors
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images to train on or to validate with.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ class AttentionExplainer(Explainer):
             mixes its tokens in other ways, is compiled, or reads its tokens in a way that cannot be determined.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
 
     @abstractmethod
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ class RawAttention(AttentionExplainer):
         block: which block, counted from 0, or from the end if negative. The paper's table 2 reads the last one.
     """
 
-    def __init__(self, block: int = -1) -> None:
-        super().__init__()
+    def __init__(self, block: int = -1, **shared: Any) -> None:
+        super().__init__(**shared)
         if not isinstance(block, int) or isinstance(block, bool):
             raise TypeError(f"Expected `block` to be an integer, but got {block!r}.")
         self.block = block
@@ -154,8 +154,8 @@ class AttentionRollout(AttentionExplainer):
         head_fusion: how the heads become one map; the paper's is the mean.
     """
 
-    def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean") -> None:
-        super().__init__()
+    def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean", **shared: Any) -> None:
+        super().__init__(**shared)
         self.start_block = _check_start(start_block)
         if head_fusion not in get_args(HeadFusion):
             raise ValueError(
@@ -189,8 +189,8 @@ class TIBAV(AttentionExplainer):
         start_block: the first block that counts.
     """
 
-    def __init__(self, start_block: int = 0) -> None:
-        super().__init__()
+    def __init__(self, start_block: int = 0, **shared: Any) -> None:
+        super().__init__(**shared)
         self.start_block = _check_start(start_block)
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.explainers.batching import check_number
+from optcam_pl.explainers.settings import arguments, check_plain, plain
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.image_advice import conversion, out_of_range, reshaping
+from optcam_pl.network.layers import Layers, layer_list, layer_name
 
-Target: TypeAlias = "Tensor | int | str | Sequence[str] | None"
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Target: TypeAlias = "Tensor | int | str | Sequence[int] | Sequence[str] | None"
 
 _PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 Causes: TypeAlias = Sequence[tuple[str, Callable[[], Tensor]]]
@@ -69,27 +73,73 @@ class Explainer(nn.Module, ABC):
     hook, no ``.grad``, no changed mode or ``requires_grad``, also after an exception.
 
     Args:
-        layer: dotted name of the layer (or layers) whose feature maps are used; None is the classifier's
-            `target_layers`.
+        layer: the layer (or layers) whose feature maps are used, by its dotted name or as the module itself; None is
+            the classifier's `target_layers`.
         baseline: what stands where a mask is 0, for methods that mask ("black", "mean", "blur" or an RGB triple). A
             task hands its own to the explainer, so that one run has one baseline.
+        selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more.
+        augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
+            which multiplies the normalized image.
 
     Attributes:
         needs_gradient: whether a method reads the gradient of the logits at its layers.
-        selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more. 1 at first.
-        augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
-            which multiplies the normalized image. False at first.
+
+    Raises:
+        TypeError: an argument of an explainer of your own cannot be stored with a run; see `settings`.
     """
 
     needs_gradient: ClassVar[bool] = False
+    _given: dict[str, object]
 
-    def __init__(self, layer: str | list[str] | None = None, baseline: Baseline = "black") -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments, as `settings` needs them where a constructor does not keep them."""
+        explainer = super().__new__(cls)
+        # A copy is made without arguments and gets them with its state.
+        given = arguments(cls, args, kwargs)
+        given = {name: value for name, value in given.items() if name not in ("selectivity", "augment")}
+        if cls.settings is Explainer.settings:
+            check_plain(cls.__name__, given)
+        explainer.__dict__["_given"] = given
+        return explainer
+
+    def __init__(
+        self,
+        layer: Layers | None = None,
+        baseline: Baseline = "black",
+        *,
+        selectivity: float = 1.0,
+        augment: bool = False,
+    ) -> None:
         super().__init__()
-        _check_layer(layer)
         self.layer = layer
         self.baseline: Baseline = baseline
-        self.augment = False
-        self.selectivity = 1.0
+        self.augment = augment
+        self.selectivity = selectivity
+
+    @property
+    def layer(self) -> Layers | None:
+        """The layer or layers, as they were given; one given as a module by its name, once a network was explained."""
+        if self._layer is None:
+            return None
+        named = [self._layer_names.get(layer, layer) for layer in layer_list(self._layer[0])]
+        return named if isinstance(self._layer[0], (list, tuple)) else named[0]
+
+    @layer.setter
+    def layer(self, layer: Layers | None) -> None:
+        # In a tuple, as a module that is an attribute would become a part of the explainer.
+        self._layer = None if layer is None else (layer,)
+        self._layer_names: dict[str | nn.Module, str] = {}
+
+    @property
+    def augment(self) -> bool:
+        """Whether the map is the mean over views; see the class."""
+        return self._augment
+
+    @augment.setter
+    def augment(self, augment: bool) -> None:
+        if not isinstance(augment, bool):
+            raise TypeError(f"Expected `augment` to be True or False, but got {augment!r}.")
+        self._augment = augment
 
     @property
     def selectivity(self) -> float:
@@ -106,8 +156,8 @@ class Explainer(nn.Module, ABC):
         Args:
             classifier: the frozen network.
             image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalized.
-            target: the class to explain: (B,) int64, one number, or a name of the classifier's `class_names`; None is
-                the predicted class.
+            target: the class to explain: (B,) int64, a list of numbers or names, one number, or a name of the
+                classifier's `class_names`; None is the predicted class.
 
         Returns:
             An `Explanation` without any graph attached.
@@ -198,10 +248,12 @@ class Explainer(nn.Module, ABC):
     def settings(self) -> dict[str, object]:
         """The constructor's arguments as they stand now: what a result depends on and is printed with it.
 
-        `selectivity` and `augment` are among them where they change something.
+        An argument is read from the attribute of its name, and is what was given where there is none. `selectivity` and
+        `augment` are among them where they change something. `explainers.settings.plain` says what an argument may be
+        and how it is shown. An explainer of your own with other arguments says here what its result depends on.
         """
-        named = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return named | self.changes()
+        named = {name: getattr(self, name, given) for name, given in self._given.items()}
+        return {name: plain(value) for name, value in named.items()} | self.changes()
 
     def changes(self) -> dict[str, object]:
         """What is set of `selectivity` and `augment`."""
@@ -210,11 +262,16 @@ class Explainer(nn.Module, ABC):
 
     def layers(self, classifier: Classifier) -> dict[str, nn.Module]:
         """Dotted name -> module of the layers in use."""
-        if self.layer is None:
-            names: tuple[str, ...] = classifier.target_layers
-        else:
-            names = (self.layer,) if isinstance(self.layer, str) else tuple(self.layer)
-        return {name: classifier.layer(name) for name in names}
+        if self._layer is None:
+            return {name: classifier.layer(name) for name in classifier.target_layers}
+        chosen = {}
+        for layer in layer_list(self._layer[0]):
+            if isinstance(layer, nn.Module):
+                self._layer_names[layer] = layer_name(classifier.network, layer)
+                chosen[self._layer_names[layer]] = layer
+            else:
+                chosen[layer] = classifier.layer(layer)
+        return chosen
 
     @contextmanager
     def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:
@@ -284,12 +341,14 @@ class Explainer(nn.Module, ABC):
             )
 
     @staticmethod
-    def check_target(target: Tensor | int | str | Sequence[str], image: Tensor, classifier: Classifier) -> Tensor:
+    def check_target(
+        target: Tensor | int | str | Sequence[int] | Sequence[str], image: Tensor, classifier: Classifier
+    ) -> Tensor:
         """(B,) int64 with 0 <= target < C."""
         if isinstance(target, str):
             target = classifier.class_index(target)
         elif isinstance(target, (list, tuple)) and any(isinstance(name, str) for name in target):
-            target = torch.tensor([classifier.class_index(name) for name in target])
+            target = torch.tensor([classifier.class_index(n) if isinstance(n, str) else n for n in target])
         given = torch.as_tensor(target, device=image.device)
         if given.is_floating_point() or given.dtype == torch.bool:
             raise TypeError(f"Expected `target` to hold class indices (int64), but got {given.dtype}.")
@@ -313,15 +372,6 @@ def _check_classifier(classifier: Classifier) -> None:
                 if isinstance(classifier, nn.Module)
                 else "."
             )
-        )
-
-
-def _check_layer(layer: object) -> None:
-    names = layer if isinstance(layer, (list, tuple)) else [layer]
-    if module := next((name for name in names if isinstance(name, nn.Module)), None):
-        raise TypeError(
-            f"Expected `layer` to be a layer's dotted name, as network.named_modules() lists it ('layer4.1'), but got "
-            f"the module {type(module).__name__} itself."
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from optcam_pl.explainers.batching import check_number, check_positive
 from optcam_pl.maps import combine, constant, degenerate, level, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
+from optcam_pl.network.layers import Layers, OneLayer
 
 
 class FakeCAM(Explainer):
@@ -27,8 +28,8 @@ class FakeCAM(Explainer):
     It explains nothing, yet it wins Average Drop and Average Increase. Use it to check any faithfulness metric.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """No network, no layer."""
@@ -89,8 +90,8 @@ class FeatureCAM(Explainer):
 
     relu: ClassVar[bool] = True
 
-    def __init__(self, layer: str | list[str] | None = None) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layers | None = None, **shared: Any) -> None:
+        super().__init__(layer, "black", **shared)
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`."""
@@ -138,8 +139,8 @@ class CAM(FeatureCAM):
 
     relu = False
 
-    def __init__(self, layer: str | None = None) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: OneLayer | None = None, **shared: Any) -> None:
+        super().__init__(layer, **shared)
 
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
         """See the class."""
@@ -184,8 +185,8 @@ class EigenCAM(FeatureCAM):
         center: subtract each feature map's mean first, as pytorch-grad-cam does. The paper does not.
     """
 
-    def __init__(self, layer: str | list[str] | None = None, center: bool = False) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layers | None = None, center: bool = False, **shared: Any) -> None:
+        super().__init__(layer, **shared)
         self.center = center
 
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
@@ -229,8 +230,8 @@ class RandomCAM(FeatureCAM):
         seed: of the weights.
     """
 
-    def __init__(self, layer: str | list[str] | None = None, seed: int = 0) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layers | None = None, seed: int = 0, **shared: Any) -> None:
+        super().__init__(layer, **shared)
         self.seed = seed
 
     def maps(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[Tensor]:
@@ -327,9 +328,9 @@ class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
     """
 
     def __init__(
-        self, layer: str | list[str] | None = None, num_samples: int = 25, std: float = 0.15, seed: int = 0
+        self, layer: Layers | None = None, num_samples: int = 25, std: float = 0.15, seed: int = 0, **shared: Any
     ) -> None:
-        super().__init__(layer)
+        super().__init__(layer, **shared)
         self.num_samples = check_positive("num_samples", num_samples)
         self.std = check_number("std", std)
         self.seed = seed
@@ -403,8 +404,8 @@ class EigenGradCAM(GradientCAM):
         center: subtract each product's mean first, as its authors do.
     """
 
-    def __init__(self, layer: str | list[str] | None = None, center: bool = True) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: Layers | None = None, center: bool = True, **shared: Any) -> None:
+        super().__init__(layer, **shared)
         self.center = center
 
     def raw_map(self, A: Tensor, G: Tensor) -> Tensor:

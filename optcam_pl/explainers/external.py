@@ -26,7 +26,7 @@ from optcam_pl.maps import Baseline, baseline_image, check_baseline
 from optcam_pl.network.capture import tensor_of
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
-from optcam_pl.network.layers import nearest
+from optcam_pl.network.layers import Layers, nearest
 from optcam_pl.threads import OwnHook, alone, process_wide
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]
@@ -98,7 +98,7 @@ class CaptumExplainer(Explainer):
         method_args: Arguments | None = None,
         attribute_args: Arguments | None = None,
         wrapper: str | None = None,
-        layer: str | list[str] | None = None,
+        layer: Layers | None = None,
         segments: Segments | None = None,
         num_segments: int = 50,
         reduction: Reduction = "sum",
@@ -107,8 +107,9 @@ class CaptumExplainer(Explainer):
         output: Output = "logit",
         seed: int = 0,
         baseline: Baseline = "black",
+        **shared: Any,
     ) -> None:
-        super().__init__(layer, check_baseline(baseline))
+        super().__init__(layer, check_baseline(baseline), **shared)
         for name, value, known in (
             ("reduction", reduction, get_args(Reduction)),
             ("sign", sign, get_args(Sign)),
@@ -292,6 +293,8 @@ class LIME(CaptumExplainer):
         output: see `CaptumExplainer`.
         seed: see `CaptumExplainer`.
         baseline: see `Explainer`.
+        selectivity: see `Explainer`.
+        augment: see `Explainer`.
     """
 
     def __init__(
@@ -306,6 +309,9 @@ class LIME(CaptumExplainer):
         output: Output = "probability",
         seed: int = 0,
         baseline: Baseline = "black",
+        *,
+        selectivity: float = 1.0,
+        augment: bool = False,
     ) -> None:
         _check_positive("n_samples", n_samples)
         _check_positive("chunk_size", chunk_size)
@@ -324,6 +330,8 @@ class LIME(CaptumExplainer):
             output=output,
             seed=seed,
             baseline=baseline,
+            selectivity=selectivity,
+            augment=augment,
         )
         self.n_samples, self.chunk_size = n_samples, chunk_size
         self.kernel_width, self.ridge = kernel_width, ridge
@@ -349,6 +357,8 @@ class GradientSHAP(CaptumExplainer):
         smoothing: see `CaptumExplainer`.
         seed: see `CaptumExplainer`.
         baseline: see `Explainer`.
+        selectivity: see `Explainer`.
+        augment: see `Explainer`.
     """
 
     def __init__(
@@ -359,13 +369,23 @@ class GradientSHAP(CaptumExplainer):
         smoothing: float = 0.0,
         seed: int = 0,
         baseline: Baseline = "black",
+        *,
+        selectivity: float = 1.0,
+        augment: bool = False,
     ) -> None:
         _check_positive("n_samples", n_samples)
         if not 0 <= stdevs < math.inf:
             raise ValueError(f"Expected `stdevs` to be zero or a positive number, but got {stdevs!r}.")
         calls: Arguments = {"n_samples": n_samples, "stdevs": stdevs}
         super().__init__(
-            "GradientShap", attribute_args=calls, sign=sign, smoothing=smoothing, seed=seed, baseline=baseline
+            "GradientShap",
+            attribute_args=calls,
+            sign=sign,
+            smoothing=smoothing,
+            seed=seed,
+            baseline=baseline,
+            selectivity=selectivity,
+            augment=augment,
         )
         self.n_samples, self.stdevs = n_samples, stdevs
 
@@ -388,8 +408,8 @@ class CallableExplainer(Explainer):
     tensor([0.0000, 0.3333, 0.6667, 1.0000])
     """
 
-    def __init__(self, function: SaliencyFunction) -> None:
-        super().__init__()
+    def __init__(self, function: SaliencyFunction, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
         if not callable(function):
             raise TypeError(
                 f"Expected `function` to be a function of (classifier, image, target), but got {function!r}."

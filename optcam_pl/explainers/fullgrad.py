@@ -39,8 +39,8 @@ class FullGrad(Explainer):
             be seen (by hand, or under `torch.compile`).
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """See the class."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from optcam_pl.maps import (
     upsample,
 )
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import OneLayer
 
 Smoothing: TypeAlias = Literal["none", "noise", "integral"]
 _SAMPLES: dict[Smoothing, int] = {"none": 1, "noise": 35, "integral": 10}
@@ -38,8 +39,8 @@ class ChannelScoring(Explainer):
         baseline: see `Explainer`.
     """
 
-    def __init__(self, layer: str | None, chunk_size: int, baseline: Baseline) -> None:
-        super().__init__(layer, check_baseline(baseline))
+    def __init__(self, layer: OneLayer | None, chunk_size: int, baseline: Baseline, **shared: Any) -> None:
+        super().__init__(layer, check_baseline(baseline), **shared)
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
     def layer_name(self, classifier: Classifier) -> str:
@@ -97,7 +98,7 @@ class ScoreCAM(ChannelScoring):
 
     def __init__(
         self,
-        layer: str | None = None,
+        layer: OneLayer | None = None,
         chunk_size: int = 64,
         *,
         smooth: Smoothing = "none",
@@ -105,8 +106,9 @@ class ScoreCAM(ChannelScoring):
         std: float = 2.0,
         seed: int = 0,
         baseline: Baseline = "black",
+        **shared: Any,
     ) -> None:
-        super().__init__(layer, chunk_size, baseline)
+        super().__init__(layer, chunk_size, baseline, **shared)
         if smooth not in get_args(Smoothing):
             raise ValueError(f"Expected `smooth` to be one of {', '.join(get_args(Smoothing))}, but got {smooth!r}.")
         self.smooth, self.std, self.seed = smooth, check_number("std", std), seed
@@ -173,8 +175,8 @@ class AblationCAM(ChannelScoring):
         ValueError: a setting out of range; when called, several layers.
     """
 
-    def __init__(self, layer: str | None = None, chunk_size: int = 64) -> None:
-        super().__init__(layer, chunk_size, "black")
+    def __init__(self, layer: OneLayer | None = None, chunk_size: int = 64, **shared: Any) -> None:
+        super().__init__(layer, chunk_size, "black", **shared)
 
     @torch.no_grad()
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from optcam_pl.maps import (
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
+from optcam_pl.network.layers import Layers
 
 Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -107,7 +108,7 @@ class OptiCAM(Explainer):
 
     def __init__(
         self,
-        layer: str | list[str] | None = None,
+        layer: Layers | None = None,
         objective: Objective = "mask",
         normalizer: Normalizer = "range",
         max_iter: int = 100,
@@ -116,8 +117,9 @@ class OptiCAM(Explainer):
         optimizer: OptimizerCallable | None = None,
         relu: bool = False,
         baseline: Baseline = "black",
+        **shared: Any,
     ) -> None:
-        super().__init__(layer, check_baseline(baseline))
+        super().__init__(layer, check_baseline(baseline), **shared)
         if not isinstance(max_iter, int) or isinstance(max_iter, bool) or max_iter < 1:
             raise ValueError(f"Expected `max_iter` to be a positive integer, but got {max_iter!r}.")
         if not 0 < lr < float("inf"):

@@ -52,8 +52,9 @@ class RISE(Explainer):
         seed: int = 0,
         chunk_size: int = 64,
         baseline: Baseline = "black",
+        **shared: Any,
     ) -> None:
-        super().__init__(baseline=check_baseline(baseline))
+        super().__init__(None, check_baseline(baseline), **shared)
         self.num_masks, self.cells = check_positive("num_masks", num_masks), check_positive("cells", cells)
         if cells < 2:
             raise ValueError(f"Expected `cells` to be at least 2, but got {cells}.")
@@ -131,8 +132,8 @@ class MaskOptimizer(Explainer):
         chunk_size: masked images in one pass; halved by itself where a GPU runs out of memory.
     """
 
-    def __init__(self, chunk_size: int) -> None:
-        super().__init__()
+    def __init__(self, chunk_size: int, **shared: Any) -> None:
+        super().__init__(None, "black", **shared)
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
     @abstractmethod
@@ -216,8 +217,9 @@ class MeaningfulPerturbation(MaskOptimizer):
         jitter: int = 4,
         seed: int = 0,
         chunk_size: int = 64,
+        **shared: Any,
     ) -> None:
-        super().__init__(chunk_size)
+        super().__init__(chunk_size, **shared)
         self.max_iter, self.cell = check_positive("max_iter", max_iter), check_positive("cell", cell)
         self.lr, self.l1, self.l2 = check_number("lr", lr, strict=True), check_number("l1", l1), check_number("l2", l2)
         self.jitter, self.seed = int(check_number("jitter", jitter)), seed
@@ -296,8 +298,9 @@ class ExtremalPerturbation(MaskOptimizer):
         margin: int | None = None,
         smooth: float = 0.0,
         chunk_size: int = 64,
+        **shared: Any,
     ) -> None:
-        super().__init__(chunk_size)
+        super().__init__(chunk_size, **shared)
         self.areas = [areas] if isinstance(areas, (int, float)) else list(areas)
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise ValueError(f"Expected `areas` to be shares between 0 and 1, but got {areas!r}.")

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
+from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.image_advice import conversion, reshaping
-from optcam_pl.network.layers import Layout, nearest
-from optcam_pl.network.weights import Network, load_network, read_settings
+from optcam_pl.network.layers import Layers, Layout, nearest
+from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
 from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
 
@@ -31,30 +32,36 @@ class Classifier(nn.Module):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
-    `ClassificationTask` trains it; a `torch.nn.Module` that is handed in is frozen itself, not a copy of it. Of one
-    that torch.compile has compiled, in whole or in part, what it was made of is explained, uncompiled: a compiled
-    network runs none of the hooks that explainers put on its parts. Layers may be named with or without the wrappers'
-    `module.` and `_orig_mod.`.
+    `ClassificationTask` trains it. A `torch.nn.Module` that is handed in is used as it is, frozen: it is not copied.
+    `release`, or leaving ``with Classifier(network) as classifier:``, gives its flags back.
+
+    Of a network that torch.compile has compiled, in whole or in part, the original, uncompiled modules are explained,
+    as a compiled network runs none of the hooks that explainers put on its parts. Layers may be named with or without
+    the wrappers' `module.` and `_orig_mod.`.
 
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "transformers/google/vit-base-patch16-224" (a
             name of Hugging Face's hub or a folder), "demo/efficientnet_lite0" (timm's network with pretrained weights
-            that come as a Python package), or a module that maps (B,3,H,W) to logits (B,C). None: the one that a
-            checkpoint of ClassificationTask in `weights` was made of.
+            that come as a Python package), "my_module.Net" or "my_module:Net" (your own class or function, called
+            without arguments), or a module that maps (B,3,H,W) to logits (B,C). None: the one that a checkpoint of
+            ClassificationTask in `weights` was made of.
         weights: "default": the source's pretrained ones, or the module as it is. None or "random": random ones. For
             torchvision also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of
             it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes
-            like `module.`; every name and shape has to fit. Of a checkpoint of ClassificationTask, all that is left
-            open below is as it was there, too.
-        target_layer: the layer or layers to explain, by dotted name ("layer4.2", "layer4.-1"); None: the family's usual
-            one (the paper's where it names one), also inside wrappers of any depth, for an unknown module the last with
-            a grid of features that a gradient of the logits reaches; see `target_layers`.
-        mean: per channel, in [0,1]; subtracted from the pixels. None: the source's; for a module none (0).
-        std: per channel; divides them. None: the source's; for a module none (1).
-        input_size: H = W or (H,W) in pixels. None: the source's; for a module 224.
-        interpolation: for resizing images to it. None: the source's; for a module "bilinear".
-        crop_fraction: in (0,1], the part of the resized image that a center crop keeps. None: the source's; for a
-            module 0.875.
+            like `module.`; every name and shape has to fit. Arguments left at None are read from a checkpoint of
+            ClassificationTask.
+        target_layer: the layer or layers to explain, each by its dotted name ("layer4.2", "layer4.-1") or as the module
+            itself. None: the family's usual one (the paper's where it names one), also inside wrappers of any depth,
+            for an unknown module the last with a grid of features that a gradient of the logits reaches; see
+            `target_layers`.
+        mean: one number or one per channel, in [0,1]; subtracted from the pixels. None: the source's, or what the
+            module carries (timm's `pretrained_cfg`); else 0, with a `NormalizationWarning` unless the module's first layers
+            normalize. ``mean=0, std=1`` says that none is right.
+        std: one positive number or one per channel; divides them. None: as for `mean`, else 1.
+        input_size: H = W or (H,W) in pixels. None: the source's, or what the module carries; else 224.
+        interpolation: for resizing images to it. None: the source's, or what the module carries; else "bilinear".
+        crop_fraction: in (0,1], the part of the resized image that a center crop keeps. None: the source's, or what the
+            module carries; else 0.875.
         num_classes: None: the network's, or what the weight file has. Weights of another number of classes get a new,
             random head, with a warning.
         class_names: one a class. None: the source's; ImageNet's, if it has none and the network has 1000 classes.
@@ -77,7 +84,7 @@ class Classifier(nn.Module):
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> classifier = Classifier(network, input_size=4, class_names=["cat", "dog"])
+        >>> classifier = Classifier(network, mean=0, std=1, input_size=4, class_names=["cat", "dog"])
         >>> classifier(torch.rand(5, 3, 4, 4)).shape
         torch.Size([5, 2])
         >>> classifier.target_layers, classifier.num_classes, classifier.class_name(1)
@@ -91,9 +98,9 @@ class Classifier(nn.Module):
         self,
         network: Network | None = None,
         weights: str | Path | None = "default",
-        target_layer: str | list[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        target_layer: Layers | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         input_size: int | tuple[int, int] | None = None,
         interpolation: Interpolation | None = None,
         crop_fraction: float | None = None,
@@ -103,58 +110,105 @@ class Classifier(nn.Module):
         trust_network: bool = False,
     ) -> None:
         super().__init__()
-        self.trust_network = trust_network
-        self._checked: frozenset[str] = frozenset()
         if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
             raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
-        # jsonargparse hands a nested `null` of the command line on as the text "None".
-        network = None if isinstance(network, str) and network == "None" else network
-        weights = None if weights in ("random", "None") else weights
+        self.trust_network = trust_network
+        self._checked: frozenset[str] = frozenset()
+        self._hash: tuple[object, str] | None = None
+        network, weights = _from_words(network, weights)
         stored = {} if weights in (None, "default") else read_settings(str(weights))
-        network = uncompiled(network) if isinstance(network, nn.Module) else network
         network = _check_network(network, stored, weights)
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights = "random" if weights is None else str(weights)
         self.network = loaded.network
-        self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
+        self.new_head = loaded.new_head
+        self._found = _flags_of(self.network)
+        try:
+            self._set_normalization(mean, std, {**loaded._asdict(), **stored})
+            if not (loaded.says_normalization or "mean" in stored or mean is not None or std is not None):
+                warnings.warn(normalization_advice(self.name), NormalizationWarning, stacklevel=2)
+            self._set_images(input_size, interpolation, crop_fraction, {**loaded._asdict(), **stored})
+            self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
+            self.network.requires_grad_(False)
+            self.eval()
+            self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
+            known = stored.get("class_names", loaded.class_names)
+            self._set_classes(num_classes, class_names, known, by_name=is_source_name(network))
+        except BaseException:
+            self.release()
+            raise
+
+    def _set_normalization(
+        self,
+        mean: float | Sequence[float] | None,
+        std: float | Sequence[float] | None,
+        known: Mapping[str, Any],
+    ) -> None:
+        """Take what is given, else what is known."""
         device = layers.zeros_for(self.network, (1, 1)).device
-        for key, given, own in (("mean", mean, loaded.mean), ("std", std, loaded.std)):
-            values = _check_color(key, stored.get(key, own) if given is None else given)
+        for key, given in (("mean", mean), ("std", std)):
+            values = _check_color(key, known[key] if given is None else given)
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalizes = bool((self.mean != 0).any() or (self.std != 1).any())
-        known = {**loaded._asdict(), **stored}
-        self.new_head = loaded.new_head
-        if self.new_head:
-            known["class_names"] = None  # the file's are of its own head
-            warnings.warn(
-                f"{self.name} gets a new, random head for {num_classes} classes: fine-tune it before explaining it.",
-                stacklevel=2,
-            )
+
+    def _set_images(
+        self,
+        input_size: int | tuple[int, int] | None,
+        interpolation: Interpolation | None,
+        crop_fraction: float | None,
+        known: Mapping[str, Any],
+    ) -> None:
+        """Take what is given of how images are made for the network, else what is known."""
         self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
         self.interpolation = _check_choice("interpolation", interpolation, Interpolation)
         self.crop_fraction = _check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
-        self.network.requires_grad_(False)
-        self.eval()
-        self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
-        self._classes = _stated_classes(self.network, self.name) if isinstance(network, str) else None
-        self._hash: tuple[object, str] | None = None
-        if num_classes is not None and num_classes != self.num_classes:
-            raise ValueError(f"Expected {num_classes} classes, but {self.name} has {self.num_classes}.")
-        class_names = known["class_names"] if class_names is None else class_names
-        if class_names is None and isinstance(network, str) and self.num_classes == len(imagenet_names()):
-            class_names = list(imagenet_names())
-        if class_names is not None and len(class_names) != self.num_classes:
-            raise ValueError(f"Expected {self.num_classes} `class_names` for {self.name}, but got {len(class_names)}.")
-        self.class_names = None if class_names is None else tuple(class_names)
 
-    def _choose_layers(self, target_layer: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    def _set_classes(
+        self, number: int | None, names: list[str] | None, known: Sequence[str] | None, *, by_name: bool
+    ) -> None:
+        """Number and names of the classes; `by_name` says that the network is one of a known source."""
+        if self.new_head:
+            known = None  # the file's are of its own head
+            warnings.warn(
+                f"{self.name} gets a new, random head for {number} classes: fine-tune it before explaining it.",
+                stacklevel=3,
+            )
+        self._classes = _stated_classes(self.network, self.name) if by_name else None
+        if number is not None and number != self.num_classes:
+            raise ValueError(f"Expected {number} classes, but {self.name} has {self.num_classes}.")
+        chosen = known if names is None else names
+        if chosen is None and by_name and self.num_classes == len(imagenet_names()):
+            chosen = imagenet_names()
+        if chosen is not None and len(chosen) != self.num_classes:
+            raise ValueError(f"Expected {self.num_classes} `class_names` for {self.name}, but got {len(chosen)}.")
+        self.class_names = None if chosen is None else tuple(chosen)
+
+    def release(self) -> None:
+        """Give the network its flags back: each module's `training`, each parameter's `requires_grad`, as found.
+
+        Leaving ``with Classifier(network) as classifier:`` does it, too, also by an exception. Calling it twice does no
+        harm. To go on explaining with a network that has been trained meanwhile, make a new `Classifier`.
+        """
+        modules, parameters = self._found
+        for module, training in modules:
+            module.training = training
+        for parameter, requires_grad in parameters:
+            parameter.requires_grad_(requires_grad)
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def _choose_layers(self, target_layer: Layers | None) -> tuple[str, ...] | None:
         if target_layer is None:
             name = layers.family_layer(self.network)
             return None if name is None else (name,)
-        names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
-        chosen = tuple(layers.canonical_name(self.network, name) for name in names)
+        names = layers.layer_list(target_layer)
+        chosen = tuple(layers.layer_name(self.network, name) for name in names)
         if not chosen or len(set(chosen)) < len(chosen):
             raise ValueError(f"Expected `target_layer` to name one layer or several different ones, but got {names}.")
         return chosen
@@ -473,6 +527,23 @@ class Classifier(nn.Module):
         return {**self.__dict__, "_hash": None}
 
 
+Flags: TypeAlias = "tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]]]"
+
+
+def _flags_of(network: nn.Module) -> Flags:
+    """`training` of each module, `requires_grad` of each parameter."""
+    modules = [(module, module.training) for module in network.modules()]
+    return modules, [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+
+
+def _from_words(network: Network | None, weights: str | Path | None) -> tuple[Network | None, str | Path | None]:
+    """Network and weights, with the words of the command line for nothing read, and the network uncompiled."""
+    # jsonargparse hands a nested `null` of the command line on as the text "None".
+    network = None if isinstance(network, str) and network == "None" else network
+    weights = None if weights in ("random", "None") else weights
+    return (uncompiled(network) if isinstance(network, nn.Module) else network), weights
+
+
 def _logits_of(output: Any, name: str) -> Tensor:
     """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
     if not isinstance(output, Tensor):
@@ -534,6 +605,11 @@ def _check_network(network: Network | None, stored: Mapping[str, Any], weights: 
         if not stored:
             raise ValueError("Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.")
         network = stored.get("network")
+        if is_import_path(network):  # a file must not name code to be run
+            raise ValueError(
+                f"The weights in {weights} are of your own network {network!r}: name it as `network`, too. What a file "
+                "names is never imported."
+            )
     name = network if isinstance(network, str) else type(network).__name__
     if stored and stored.get("network") != name:
         raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
@@ -546,9 +622,11 @@ def _check_choice(name: str, value: str, choices: Any) -> Any:
     return value
 
 
-def _check_color(name: str, values: Sequence[float]) -> list[float]:
+def _check_color(name: str, values: float | Sequence[float]) -> list[float]:
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        values = (values,) * 3
     if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != 3:
-        raise ValueError(f"Expected `{name}` to be three numbers, one a channel, but got {values!r}.")
+        raise ValueError(f"Expected `{name}` to be three numbers, one a channel, or one for all, but got {values!r}.")
     if name == "mean" and not all(0 <= number <= 1 for number in numbers):
         raise ValueError(f"Expected `mean` to be three numbers in [0, 1], like the pixels, but got {numbers}.")
     if name == "std" and not all(0 < number < math.inf for number in numbers):

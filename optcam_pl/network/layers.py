@@ -10,13 +10,20 @@ import functools
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.private import children_of
 
+if TYPE_CHECKING:
+    OneLayer: TypeAlias = str | nn.Module
+    Layers: TypeAlias = str | nn.Module | Sequence[str | nn.Module]
+else:
+    # What a configuration may give: names. (See `Network` in weights.py for why this is asked from another file.)
+    OneLayer = str
+    Layers = str | list[str]
 Layout: TypeAlias = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 # (source, class) -> the layer to explain; a negative index counts from a container's end. Networks with a class token
@@ -95,7 +102,7 @@ def canonical_name(network: nn.Module, name: str) -> str:
         '1.1'
     """
     if not isinstance(name, str):
-        raise TypeError(f"Expected a layer's name, but got {type(name).__name__}.")
+        raise TypeError(f"Expected a layer's name or module, but got {type(name).__name__}.")
     parts: list[str] = []
     module = network
     for part in re.sub(r"\[(-?\d+)\]", r".\1", name).split("."):
@@ -115,6 +122,35 @@ def canonical_name(network: nn.Module, name: str) -> str:
     if not parts:
         raise _unknown(network, name)
     return ".".join(parts)
+
+
+def layer_name(network: nn.Module, layer: OneLayer) -> str:
+    """The dotted name of a layer that is named or is the module itself.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the network has no such layer, or the module is no part of it.
+
+    Example:
+        >>> network = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), nn.Tanh()))
+        >>> layer_name(network, network[1][1]), layer_name(network, "1.-1")
+        ('1.1', '1.1')
+    """
+    if not isinstance(layer, nn.Module):
+        return canonical_name(network, layer)
+    name = next((name for name, module in network.named_modules() if module is layer), None)
+    if not name:
+        what = "the whole network, no layer in it" if name == "" else f"no part of {type(network).__name__}"
+        raise ValueError(
+            f"Expected a layer of the network, but the {type(layer).__name__} that was given is {what}. Take the layer "
+            "from the module that the Classifier was made of, or name it, as network.named_modules() lists it."
+        )
+    return name
+
+
+def layer_list(layer: Any) -> list[Any]:
+    """One layer or several as a list; a module is one layer, also where it can be iterated."""
+    return list(layer) if isinstance(layer, (list, tuple)) else [layer]
 
 
 def _unknown(network: nn.Module, name: str) -> ValueError:

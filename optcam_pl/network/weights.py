@@ -1,4 +1,4 @@
-"""Networks with their weights: by name from torchvision and timm, from files, and the demo's.
+"""Networks with their weights: by name from torchvision and timm, from files, the demo's, and people's own.
 
 Of files only tensors are ever read (`weights_only=True`, or safetensors), so one from anywhere can be tried without
 running code that it may carry. Every name and every shape has to fit; what does not is named in a `ValueError`.
@@ -6,6 +6,8 @@ running code that it may carry. Every name and every shape has to fit; what does
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import pickle
 import re
 import warnings
@@ -20,13 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from optcam_pl.checks import expanded_path
+from optcam_pl.network.carried import carried_settings, normalizes_itself, timm_settings
 from optcam_pl.network.layers import heads, nearest
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
 else:
-    # What a configuration may give: a module that it names would be code of anybody's choice. (Asked from another file,
-    # as jsonargparse reads the branch for type checkers where the annotation stands.)
+    # What a configuration may give: a name. (Asked from another file, as jsonargparse reads the branch for type
+    # checkers where the annotation stands.)
     Network = str
 Build: TypeAlias = Callable[["int | None", "Mapping[str, Tensor] | None"], nn.Module]
 
@@ -230,7 +233,10 @@ def _some(names: Iterable[str], shown: int = _NAMES_SHOWN) -> str:
 
 
 class Loaded(NamedTuple):
-    """A network of a known source, and the preprocessing that the source states for it."""
+    """A network, and the preprocessing that its source states for it or that it carries itself.
+
+    `says_normalization` is False where neither says what mean and standard deviation are right.
+    """
 
     network: nn.Module
     mean: Sequence[float]
@@ -240,6 +246,7 @@ class Loaded(NamedTuple):
     crop_fraction: float
     class_names: Sequence[str] | None = None
     new_head: bool = False
+    says_normalization: bool = True
 
 
 def load_network(network: Network, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -252,7 +259,8 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
 
     Returns:
         The network, its source's preprocessing and whether its head is new, as the weights are of another number of
-        classes. A module's preprocessing is: none; 224 x 224 pixels, bilinear, 87.5 % crop.
+        classes. A module's preprocessing is what it carries (`carried_settings`); what it does not say is: no
+        normalization, 224 x 224 pixels, bilinear, 87.5 % crop.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, ImportError, RuntimeError: as for the classifier.
@@ -260,18 +268,77 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
     if isinstance(network, nn.Module):
         if weights is None:
             raise ValueError('Expected `weights` to be "default" (the module as it is) or a file, but got None.')
-        name, new = type(network).__name__, False
-        if weights != "default":
-            _, new = _load_file(lambda *_: network, weights, name, num_classes)
-        return Loaded(network, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (224, 224), "bilinear", 0.875, new_head=new)
+        return _load_module(network, weights, type(network).__name__, num_classes)
     if not isinstance(network, str):
         raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
-    source, _, name = network.partition("/")
-    if source not in _SOURCES or not name:
+    if is_import_path(network):
+        own = "default" if weights is None else weights  # what a call makes has its random weights already
+        return _load_module(_call(network), own, network, num_classes)
+    if not is_source_name(network):
         raise ValueError(
-            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, but got {network!r}."
+            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or the import path of a "
+            f"class or function of your own (my_module.Net), but got {network!r}."
         )
+    source, _, name = network.partition("/")
     return _SOURCES[source](name, weights, num_classes)
+
+
+def is_source_name(network: object) -> bool:
+    """Whether it names a network of a known source, "timm/resnet18"."""
+    source, _, name = network.partition("/") if isinstance(network, str) else ("", "", "")
+    return source in _SOURCES and bool(name)
+
+
+def is_import_path(network: object) -> bool:
+    """Whether it is the import path of something in a module: "my_module.Net" or "my_module:Net".
+
+    Example:
+        >>> is_import_path("my_module.Net"), is_import_path("timm/resnet18.a1_in1k"), is_import_path("resnet18")
+        (True, False, False)
+    """
+    return isinstance(network, str) and re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", network) is not None
+
+
+def _call(path: str) -> nn.Module:
+    """What the class or function at an import path makes without arguments.
+
+    Raises:
+        ImportError: there is no such module, or nothing of this name in it.
+        TypeError: it cannot be called so, or what it makes is no module.
+    """
+    where, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(where), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # a package that the user's module needs
+        raise ImportError(
+            f"Expected `network` {path!r} to be in a module that Python finds, but there is no module {error.name!r}. "
+            "Run the command in its folder, or name that folder in PYTHONPATH."
+        ) from error
+    except AttributeError as error:
+        raise ImportError(f"Expected {name!r} in the module {where!r}, as `network` is {path!r}: {error}.") from error
+    what = f"Expected `network` {path!r} to be a class or function without arguments that makes a torch.nn.Module"
+    if not callable(make) or isinstance(make, nn.Module):
+        raise TypeError(f"{what}, but it is {type(make).__name__}.")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise TypeError(f"{what}, but it wants arguments: {error}. Write a function that gives them.") from error
+    network = make()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{what}, but it made {type(network).__name__}.")
+    return network
+
+
+def _load_module(network: nn.Module, weights: str | Path, name: str, num_classes: int | None) -> Loaded:
+    """A module with what it carries, and perhaps the weights of a file."""
+    new = False
+    if weights != "default":
+        _, new = _load_file(lambda *_: network, weights, name, num_classes)
+    carried = carried_settings(network)
+    says = "mean" in carried or normalizes_itself(network)
+    return Loaded(network, **{**_PLAIN, **carried}, new_head=new, says_normalization=says)
 
 
 def _check_known(name: str, known: Sequence[str], source: str) -> None:
@@ -377,17 +444,7 @@ def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -
     else:
         network = _download(lambda: build(num_classes, pretrained=True), full_name)
         new = num_classes not in (None, network.pretrained_cfg["num_classes"])
-    return _with_timm_settings(network)._replace(new_head=new)
-
-
-def _with_timm_settings(network: Any) -> Loaded:
-    from timm.data.config import resolve_data_config
-
-    config: dict[str, Any] = resolve_data_config(model=network)  # type: ignore[no-untyped-call, unused-ignore]
-    # timm also knows "lanczos" and "random": bicubic is the nearest that its evaluation uses.
-    interpolation = config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic"
-    height, width = config["input_size"][1:]
-    return Loaded(network, config["mean"], config["std"], (height, width), interpolation, config["crop_pct"])
+    return Loaded(network, **timm_settings(network), new_head=new)
 
 
 def _load_transformers(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -458,6 +515,13 @@ def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -
     return loaded._replace(**_DEMO_SETTINGS, new_head=new)
 
 
+_PLAIN: dict[str, Any] = {
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "input_size": (224, 224),
+    "interpolation": "bilinear",
+    "crop_fraction": 0.875,
+}
 _DEMO_SETTINGS: dict[str, Any] = {
     "mean": (127 / 255,) * 3,
     "std": (128 / 255,) * 3,
