@@ -25,7 +25,8 @@ from optcam_pl.metrics import CurveMetric
 from optcam_pl.private import progress_bars
 from optcam_pl.reports.summary import summarize
 from optcam_pl.reports.tables import table
-from optcam_pl.runs.rows import Row, write_file
+from optcam_pl.runs.files import write_file
+from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter
 from optcam_pl.runs.signals import Stopped
 from optcam_pl.runs.tensors import mean_curves

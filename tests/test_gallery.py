@@ -13,7 +13,7 @@ from test_report import a_row, a_run
 
 from optcam_pl.cli.gallery import gallery_command
 from optcam_pl.reports.page import gallery
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RecordError
 
 NASTY = '"><script>alert(1)</script>\n<img onerror=x>.png'
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from optcam_pl.runs.rows import RecordError
-from optcam_pl.runs.run_folder import Ledger, Peers
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.processes import Peers
+from optcam_pl.runs.run_folder import Ledger
 from optcam_pl.runs.signals import Stopped
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without its distributed package")

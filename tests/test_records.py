@@ -9,19 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optcam_pl.runs import rows as records
-from optcam_pl.runs.rows import (
-    FingerprintMismatch,
-    RecordError,
-    RecordWriter,
-    Row,
-    check_fingerprint,
-    completed_blocks,
-    format_ranges,
-    missing,
-    read_manifest,
-    read_rows,
-    write_manifest,
-)
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
+from optcam_pl.runs.rows import RecordWriter, Row, completed_blocks, format_ranges, missing, read_rows
 
 
 def a_row(index: int = 0, **changes) -> Row:

@@ -17,7 +17,9 @@ from optcam_pl.metrics import METRICS
 from optcam_pl.reports import tables as report_tables
 from optcam_pl.reports.report import find_runs, load_run, report, summarize, table
 from optcam_pl.reports.statistics import bootstrap_interval, paired_difference
-from optcam_pl.runs.rows import RecordError, RecordWriter, Row, write_manifest
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import write_manifest
+from optcam_pl.runs.rows import RecordWriter, Row
 
 METRIC_NAMES = ["average_drop", "average_gain", "average_increase"]
 

@@ -22,7 +22,9 @@ from optcam_pl.private import group_timeout
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import signals as stopping
-from optcam_pl.runs.rows import FingerprintMismatch, RecordError, RunLock, read_rows
+from optcam_pl.runs.files import RecordError, RunLock
+from optcam_pl.runs.manifest import FingerprintMismatch
+from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.run_folder import Ledger
 from optcam_pl.tasks import SaliencyTask
 

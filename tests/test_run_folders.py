@@ -19,9 +19,11 @@ from optcam_pl.callbacks import MapWriter
 from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.reports.report import load_run
-from optcam_pl.runs.files import load_tensors, save_tensors
+from optcam_pl.runs.files import RecordError
 from optcam_pl.runs.folders import check_no_others
-from optcam_pl.runs.rows import MANIFEST, FingerprintMismatch, RecordError, read_rows
+from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch
+from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.tensors import load_tensors, save_tensors
 from optcam_pl.tasks import ClassificationTask, SaliencyTask
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")

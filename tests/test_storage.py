@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from optcam_pl.runs import files as storage
-from optcam_pl.runs.files import RecordError, RunLock, load_tensors, save_tensors, write_file
+from optcam_pl.runs.files import RecordError, RunLock, write_file
+from optcam_pl.runs.tensors import load_tensors, save_tensors
 
 HOLD = """
 import sys

@@ -20,7 +20,7 @@ from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.weights import read_settings
-from optcam_pl.runs.rows import FingerprintMismatch
+from optcam_pl.runs.manifest import FingerprintMismatch
 from optcam_pl.runs.signals import Stopped, stop_signals
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 

@@ -11,7 +11,8 @@ from optcam_pl.cli.verify import verify_command
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.reports.verify import verify
-from optcam_pl.runs.rows import RecordWriter, save_tensors
+from optcam_pl.runs.rows import RecordWriter
+from optcam_pl.runs.tensors import save_tensors
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optcam_pl.reports.page import gallery
 from optcam_pl.reports.tables import printable
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RecordError
 
 
 def gallery_command(argv: Sequence[str]) -> int:

@@ -32,9 +32,9 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
-from optcam_pl.runs.files import probe_folder
+from optcam_pl.runs.files import RecordError, probe_folder
 from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
-from optcam_pl.runs.rows import MANIFEST, RecordError, read_manifest
+from optcam_pl.runs.manifest import MANIFEST, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
 from optcam_pl.runs.signals import Stopped
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint

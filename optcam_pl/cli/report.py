@@ -12,7 +12,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.reports.report import report
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable
-from optcam_pl.runs.rows import RecordError, write_file
+from optcam_pl.runs.files import RecordError, write_file
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import printable
 from optcam_pl.reports.verify import verify
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RecordError
 
 
 def verify_command(argv: Sequence[str]) -> int:

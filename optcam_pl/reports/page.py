@@ -15,7 +15,8 @@ from PIL import Image
 from optcam_pl.checks import expanded_path
 from optcam_pl.reports.report import Run, find_runs, load_run, summarize
 from optcam_pl.reports.tables import printable, table
-from optcam_pl.runs.rows import RecordError, Row, write_file
+from optcam_pl.runs.files import RecordError, write_file
+from optcam_pl.runs.rows import Row
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -13,7 +13,8 @@ from optcam_pl.reports.published import beside_published
 from optcam_pl.reports.statistics import Method, holm, paired_difference
 from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarize
 from optcam_pl.reports.tables import Format, Paired, Summary, table
-from optcam_pl.runs.rows import MANIFEST, RecordError
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import MANIFEST
 
 __all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "summarize", "table"]
 

@@ -28,7 +28,9 @@ from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
 from optcam_pl.metrics.base import value_of
 from optcam_pl.reports.statistics import Method, bootstrap_interval
 from optcam_pl.reports.tables import Estimate, Summary
-from optcam_pl.runs.rows import RecordError, Row, Rows, flatten, format_ranges, missing, read_manifest, read_rows
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import flatten, read_manifest
+from optcam_pl.runs.rows import Row, Rows, format_ranges, missing, read_rows
 
 _Array = npt.NDArray[np.float64]
 OfMeans: TypeAlias = Callable[[Tensor], Tensor]

@@ -10,7 +10,10 @@ from typing import Any
 
 from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarize
 from optcam_pl.reports.tables import as_dict
-from optcam_pl.runs.rows import RecordError, Row, flatten, format_ranges, load_tensors, missing
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import flatten
+from optcam_pl.runs.rows import Row, format_ranges, missing
+from optcam_pl.runs.tensors import load_tensors
 
 
 def verify(run_dir: str | os.PathLike[str]) -> list[str]:

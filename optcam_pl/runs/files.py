@@ -11,14 +11,7 @@ import sys
 import time
 import uuid
 import warnings
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load as _load_tensors
-from safetensors.torch import save as _save_tensors
-from torch import Tensor, uint8
 
 from optcam_pl.checks import ToldError
 
@@ -81,51 +74,6 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         if isinstance(error, OSError):
             raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
         raise
-
-
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
-
-    The metadata gets a checksum of itself and of the tensors' names and values.
-
-    Raises:
-        RecordError: If the file cannot be written.
-    """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    words = dict(metadata or {})
-    write_file(path, _save_tensors(own, {**words, _CHECKSUM: _checksum(own, words)}))
-
-
-_CHECKSUM = "crc32"
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    value = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.flatten().view(uint8).numpy().data, value)
-    return f"{value:08x}"
-
-
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors file, on the CPU, and its metadata.
-
-    Raises:
-        RecordError: If the file is missing or damaged; a changed bit is found by the checksum.
-    """
-    try:
-        data = Path(path).read_bytes()
-        tensors = _load_tensors(data)
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
-    # A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
-        raise RecordError(f"Cannot read {path}: its checksum does not match.")
-    return tensors, metadata
 
 
 _held: set[int] = set()

@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from optcam_pl.data.decode import IMAGE_SUFFIXES
-from optcam_pl.runs.rows import MANIFEST, RecordError
+from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.manifest import MANIFEST
 
 # What a run writes, or people keep beside it: logs, configs, a page. Names that begin with a dot are locks.
 _NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}

@@ -40,7 +40,7 @@ from optcam_pl.network.layers import heads
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
 from optcam_pl.runs.folders import run_folder
-from optcam_pl.runs.rows import check_fingerprint
+from optcam_pl.runs.manifest import check_fingerprint
 
 Phase: TypeAlias = Literal["head", "all"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]

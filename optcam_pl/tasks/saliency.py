@@ -46,8 +46,10 @@ from optcam_pl.reports.summary import (
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.files import write_file
 from optcam_pl.runs.folders import run_folder
-from optcam_pl.runs.rows import Row, check_metric_keys
-from optcam_pl.runs.run_folder import FileWriter, Ledger, Peers, Resume, Shard
+from optcam_pl.runs.manifest import check_metric_keys
+from optcam_pl.runs.processes import Peers
+from optcam_pl.runs.rows import Row
+from optcam_pl.runs.run_folder import FileWriter, Ledger, Resume, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
