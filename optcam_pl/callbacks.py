@@ -102,7 +102,7 @@ class TensorBoardPanels(_BlockCallback):
                 curve = result.explanation.objective[:, i].double().cpu()
                 self._sum = curve if self._sum is None else self._sum + curve
                 self._count += 1
-            if writer is not None and self._shown < self.images - task.ledger.plan.done:
+            if writer is not None and self._shown < self.images - task.folder.plan.done:
                 self._shown += 1
                 image_id = _tag(result.batch["id"][i])
                 panel = image_panel(result, i, task)
@@ -246,7 +246,7 @@ class ImageProgress(TQDMProgressBar):
             data = trainer.datamodule  # type: ignore[attr-defined]
             blocks = max((bar.n for bar in progress_bars(self)), default=0)
             if isinstance(data, ImageDataModule) and blocks:
-                most = len(data.table) - pl_module.ledger.plan.done  # the last block may be smaller
+                most = len(data.table) - pl_module.folder.plan.done  # the last block may be smaller
                 images = min(blocks * data.batch_size * trainer.world_size, most)
                 items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
             for metric in pl_module.running():

@@ -24,7 +24,7 @@ from optcam_pl.reports.report import load_run, report, summarize
 from optcam_pl.reports.statistics import bootstrap_interval
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import manifest as manifests
-from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import read_manifest
 from optcam_pl.runs.rows import read_rows
 
@@ -296,6 +296,6 @@ def test_a_description_that_is_none_is_an_error_in_words(photos: Path) -> None:
     for change in ({"digits": "2$"}, {"label": None}, {"more": 1}):
         light = {**manifest["metric_info"]["light"], **change}
         path.write_text(json.dumps({**manifest, "metric_info": {"light": light}}))
-        with pytest.raises(RecordError, match="does not describe the metric 'light' as it has to"):
+        with pytest.raises(RunFolderError, match="does not describe the metric 'light' as it has to"):
             report(["r"])
         assert "does not describe the metric 'light'" in verify("r")[0]

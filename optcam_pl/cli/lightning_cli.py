@@ -32,8 +32,8 @@ from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
-from optcam_pl.runs.files import RecordError, probe_folder
-from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
+from optcam_pl.runs.files import RunFolderError, probe_folder
+from optcam_pl.runs.folders import check_no_others, choose_run_dir, missing_folders, remove_empty
 from optcam_pl.runs.manifest import MANIFEST, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
 from optcam_pl.runs.signals import Stopped
@@ -71,13 +71,13 @@ class _SaveConfig(SaveConfigCallback):
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         ours = pl_module if isinstance(pl_module, SaliencyTask | ClassificationTask) else None
-        folder = ours.run_dir if ours else run_folder(trainer, None)
+        folder = ours.run_dir if ours else choose_run_dir(trainer, None)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / self.config_filename
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
-        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.ledger.plan.done:
-            plan, images = pl_module.ledger.plan, len(pl_module.data.table)
+        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.folder.plan.done:
+            plan, images = pl_module.folder.plan, len(pl_module.data.table)
             left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
             print(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}", flush=True)
 
@@ -201,7 +201,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         if not self._dry:
             if run_dir is not None:
                 if resume == "require" and not run_dir.exists():
-                    raise RecordError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
+                    raise RunFolderError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
                 check_no_others(run_dir)
             self._made = missing_folders(run_dir or Path("logs"))
             probe_folder(run_dir or "logs")
@@ -275,7 +275,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
         Raises:
             Stopped: by a signal.
-            RecordError: the run's folder cannot be written.
+            RunFolderError: the run's folder cannot be written.
             RuntimeError: a loader process was killed.
         """
         if self._dry:
@@ -296,7 +296,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             if error.filename is not None or error.errno is None:  # the system's with its file, or words of our own
                 raise
             # TensorBoard's writer, whose disk is full, does not name its file.
-            raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
+            raise RunFolderError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
 
     def _logger(self) -> TensorBoardLogger:
         if self._given_dir is not None:

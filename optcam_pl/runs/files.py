@@ -24,7 +24,7 @@ sync_data = getattr(os, "fdatasync", os.fsync)  # what a file holds, its length 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
-class RecordError(ToldError):
+class RunFolderError(ToldError):
     """A run folder cannot be written, or what it holds contradicts itself; the message names the file."""
 
 
@@ -53,7 +53,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         data: The content; text is written as UTF-8.
 
     Raises:
-        RecordError: If it cannot be written; an old file is then as it was.
+        RunFolderError: If it cannot be written; an old file is then as it was.
     """
     path = Path(path)
     data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
@@ -72,7 +72,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
         raise
 
 
@@ -112,7 +112,7 @@ class RunLock:
         wait: Seconds to wait for the other process.
 
     Raises:
-        RecordError: If another process holds it (named with its host), or the folder cannot be written.
+        RunFolderError: If another process holds it (named with its host), or the folder cannot be written.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write {self.path}: {error.strerror}.") from error
         try:
             self._take(fd)
             os.ftruncate(fd, 0)
@@ -136,7 +136,7 @@ class RunLock:
         except BaseException as error:
             os.close(fd)
             if isinstance(error, OSError):
-                raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+                raise RunFolderError(f"Cannot write {self.path}: {error.strerror}.") from error
             raise
         self._fd = fd
         _held.add(fd)
@@ -163,7 +163,7 @@ class RunLock:
                 holder = "process {pid} on {host} since {since}".format_map(json.loads(os.read(fd, 4096)))
             except (ValueError, KeyError, TypeError):
                 holder = "another process"
-            raise RecordError(f"The run folder {self.path.parent} is in use by {holder}.") from error
+            raise RunFolderError(f"The run folder {self.path.parent} is in use by {holder}.") from error
 
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, None
@@ -176,12 +176,12 @@ def probe_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder and see whether files can be written into it: better now than after hours, or a network's loading.
 
     Raises:
-        RecordError: They cannot; the message names the folder and why.
+        RunFolderError: They cannot; the message names the folder and why.
     """
     path = Path(folder) / f".probe-{uuid.uuid4().hex}"
     try:
         write_file(path, b"\0" * 4096)
-    except RecordError as error:
-        raise RecordError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
+    except RunFolderError as error:
+        raise RunFolderError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
     with contextlib.suppress(OSError):
         path.unlink()

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from optcam_pl.runs.files import RecordError, write_file
+from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.rows import STATUSES, Row
 
 FORMAT = 1
@@ -20,7 +20,7 @@ MANIFEST_KEYS = (
 )
 
 
-class FingerprintMismatch(RecordError):  # noqa: N818 - named after what it reports
+class FingerprintMismatch(RunFolderError):  # noqa: N818 - named after what it reports
     """A run was started with other settings than the folder's.
 
     Attributes:
@@ -63,7 +63,7 @@ def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any])
     Raises:
         ValueError: If an entry is missing or a number is not finite.
         TypeError: If an entry is not JSON.
-        RecordError: If the file cannot be written.
+        RunFolderError: If the file cannot be written.
     """
     manifest = {"format": FORMAT, **manifest}
     if absent := [key for key in MANIFEST_KEYS if key not in manifest]:
@@ -75,17 +75,17 @@ def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Read `RUN/manifest.json`.
 
     Raises:
-        RecordError: If there is none, or it is not a manifest of this format.
+        RunFolderError: If there is none, or it is not a manifest of this format.
     """
     path = Path(run_dir) / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise RecordError(f"{run_dir} is not a run folder: it has no {MANIFEST}.") from error
+        raise RunFolderError(f"{run_dir} is not a run folder: it has no {MANIFEST}.") from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not {*MANIFEST_KEYS} <= {*manifest}:
-        raise RecordError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
+        raise RunFolderError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
     return manifest
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from optcam_pl.private import default_store
-from optcam_pl.runs.files import RecordError
+from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.signals import requested
 
 TOO_MANY_ERRORS, FAILED = 0, -1
@@ -24,10 +24,10 @@ def _store_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RecordError(f"Another process of this run has ended: {error}") from error
+        raise RunFolderError(f"Another process of this run has ended: {error}") from error
 
 
-class Peers:
+class Processes:
     """The processes of one run, told about each other through the store of their process group, without a collective.
 
     A collective in the loop would wait for the slowest; one after it would run into the group's timeout if a process
@@ -47,7 +47,7 @@ class Peers:
         self._numbers: Counter[str] = Counter()
         if store is None and size > 1 and dist.is_available() and dist.is_initialized():
             default = default_store()
-            store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", default)  # type: ignore[attr-defined]
+            store = dist.PrefixStore(f"optcam/{next(Processes._runs)}", default)  # type: ignore[attr-defined]
         self._store = store
 
     def stop(self, reason: int) -> None:
@@ -73,7 +73,7 @@ class Peers:
         """Wait until every process has left the loop; returns what `stopped` then says.
 
         Raises:
-            RecordError: the process that holds the store has died.
+            RunFolderError: the process that holds the store has died.
         """
         with _store_errors():
             self.add("left", 1)

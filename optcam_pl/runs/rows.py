@@ -7,7 +7,7 @@ A run folder is::
     RUN/weights, RUN/maps   tensors, each file written under a temporary name and renamed
     RUN/.lock               held by the running process, released by the kernel when it dies
 
-What is promised: a row that `RecordWriter.write` returned from survives the death of the process and, as far as the
+What is promised: a row that `RowWriter.write` returned from survives the death of the process and, as far as the
 file system keeps its word, of the machine. A line that a crash cut short is not taken for a row, a line whose bytes
 have changed is noticed, and nothing here ever overwrites or deletes a row.
 """
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from optcam_pl.runs.files import NEW_FILE, RecordError, sync_data, sync_folder, write_all
+from optcam_pl.runs.files import NEW_FILE, RunFolderError, sync_data, sync_folder, write_all
 
 Status = Literal["ok", "degenerate", "error"]
 Score = float | list[float] | None
@@ -173,7 +173,7 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     kept. Other lines that are no rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
 
     Raises:
-        RecordError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
+        RunFolderError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
     """
     rows: dict[int, tuple[Row, Path]] = {}
     damaged: list[str] = []
@@ -181,7 +181,7 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
         try:
             *lines, rest = path.read_bytes().split(b"\n")
         except OSError as error:
-            raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot read {path}: {error.strerror}.") from error
         for number, line in enumerate([*lines, rest], start=1):
             try:
                 row = _unseal(line)
@@ -190,15 +190,15 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
                     continue
                 damaged.append(f"{path}, line {number}: {error}")
                 if strict:
-                    raise RecordError(f"Damaged row in {damaged[-1]}.") from error
+                    raise RunFolderError(f"Damaged row in {damaged[-1]}.") from error
                 continue
             first, where = rows.setdefault(row.index, (row, path))
             if first is not row and replace(row, seconds=first.seconds, reason=first.reason) != first:
-                raise RecordError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
+                raise RunFolderError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
     return Rows(tuple(rows[index][0] for index in sorted(rows)), tuple(damaged))
 
 
-class RecordWriter:
+class RowWriter:
     """Appends rows to a file of its own: `RUN/rows/a<attempt>-r<rank>.jsonl`, the attempt one more than the last.
 
     A context manager; entering it makes the folder and the file, so an unwritable place is noticed at once. Rows are
@@ -211,7 +211,7 @@ class RecordWriter:
         rank: Number of the process (or shard), 0 or more.
 
     Raises:
-        RecordError: If the folder or the file cannot be made or written; the message names it.
+        RunFolderError: If the folder or the file cannot be made or written; the message names it.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], rank: int = 0) -> None:
@@ -222,7 +222,7 @@ class RecordWriter:
         self._fd: int | None = None
         self._size = 0
 
-    def __enter__(self) -> RecordWriter:
+    def __enter__(self) -> RowWriter:
         folder = self.run_dir / "rows"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ class RecordWriter:
             sync_folder(folder)
         except OSError as error:
             self.close()
-            raise RecordError(f"Cannot write rows into {folder}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write rows into {folder}: {error.strerror}.") from error
         return self
 
     def _new_file(self, folder: Path) -> tuple[int, Path]:
@@ -245,10 +245,10 @@ class RecordWriter:
         """Append rows (a block's) and return when they are on the disk: one write, one sync.
 
         Raises:
-            RecordError: If the disk is full, the file was deleted, or anything else is in the way.
+            RunFolderError: If the disk is full, the file was deleted, or anything else is in the way.
         """
         if self._fd is None:
-            raise RecordError(f"The writer of {self.path or self.run_dir} is closed.")
+            raise RunFolderError(f"The writer of {self.path or self.run_dir} is closed.")
         data = b"".join(map(_seal, rows))
         try:
             write_all(self._fd, data)
@@ -260,7 +260,7 @@ class RecordWriter:
                 os.ftruncate(self._fd, self._size)
             self.close()
             if isinstance(error, OSError):
-                raise RecordError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
+                raise RunFolderError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
             raise
         self._size += len(data)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch.callbacks import Callback
 
-from optcam_pl.runs.files import RecordError, RunLock
+from optcam_pl.runs.files import RunFolderError, RunLock
 from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
-from optcam_pl.runs.processes import FAILED, TOO_MANY_ERRORS, Peers
-from optcam_pl.runs.rows import RecordWriter, Row, completed_blocks, missing, read_rows
+from optcam_pl.runs.processes import FAILED, TOO_MANY_ERRORS, Processes
+from optcam_pl.runs.rows import Row, RowWriter, completed_blocks, missing, read_rows
 from optcam_pl.runs.signals import Stopped
 
 Resume: TypeAlias = Literal["auto", "never", "require"]
@@ -46,7 +46,7 @@ class Plan:
     errors: int
 
 
-class Ledger:
+class RunFolder:
     """Keeps a run's folder: nobody else writes into it, it stays what it was begun as, and no image is written twice.
 
     Args:
@@ -55,18 +55,18 @@ class Ledger:
             run, "require" one without.
         shard: do only the blocks k with k mod n = i - 1, for (i, n); other processes, which know nothing of this one,
             do the others, into the same folder.
-        peers: the processes that share these blocks.
+        processes: the processes that share these blocks.
     """
 
     def __init__(
-        self, run_dir: Path, resume: Resume = "auto", shard: Shard | None = None, peers: Peers | None = None
+        self, run_dir: Path, resume: Resume = "auto", shard: Shard | None = None, processes: Processes | None = None
     ) -> None:
         self.run_dir, self.resume, self.shard = run_dir, resume, shard
-        self.peers = Peers() if peers is None else peers
+        self.processes = Processes() if processes is None else processes
         self.plan = Plan((), frozenset(), 0, 0)
         self._left: Callable[[], list[int]] = list
         self._open = ExitStack()
-        self._writer: RecordWriter | None = None
+        self._writer: RowWriter | None = None
 
     def prepare(
         self,
@@ -84,14 +84,14 @@ class Ledger:
             broadcast: gives every process the first one's argument.
 
         Raises:
-            RecordError: another process works in this folder, or it cannot be read or written.
+            RunFolderError: another process works in this folder, or it cannot be read or written.
             FingerprintMismatch: the folder's run was made with other settings.
             SystemExit: on the other processes in these cases; the first one says why.
         """
         plan: Plan | None = None
         self._left = lambda: self._indices_left(manifest["images"], block_size, lacking)
         try:
-            if self.peers.rank == 0:
+            if self.processes.rank == 0:
                 plan = self._plan(manifest, block_size, lacking)
         finally:  # also after an error: else the others would wait for ever
             self.plan = broadcast(plan)
@@ -101,7 +101,7 @@ class Ledger:
 
     def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
         if self.resume == "require" and not (self.run_dir / MANIFEST).exists():  # before anything is written
-            raise RecordError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
+            raise RunFolderError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
         self._lock()
         self._check(manifest)
         n, rows = manifest["images"], read_rows(self.run_dir)
@@ -146,7 +146,7 @@ class Ledger:
         with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
-                raise RecordError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
+                raise RunFolderError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
             if begun:
                 self._check_same(read_manifest(self.run_dir), manifest)
             else:
@@ -165,7 +165,7 @@ class Ledger:
     def open(self) -> None:
         """Make this process's file of rows."""
         i, _ = self.shard or (1, 1)
-        self._writer = RecordWriter(self.run_dir, (i - 1) * self.peers.size + self.peers.rank)
+        self._writer = RowWriter(self.run_dir, (i - 1) * self.processes.size + self.processes.rank)
         self._open.enter_context(self._writer)
 
     def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
@@ -176,7 +176,7 @@ class Ledger:
             max_errors: end the run, on all processes, if more images than that could not be read.
 
         Raises:
-            RecordError: they cannot be written.
+            RunFolderError: they cannot be written.
         """
         assert self._writer is not None  # see open
         new = [row for row in rows if row.index not in self.plan.known]
@@ -184,35 +184,35 @@ class Ledger:
             return
         self._writer.write(new)
         errors = sum(row.status == "error" for row in new)
-        if errors and max_errors is not None and self.plan.errors + self.peers.add("errors", errors) > max_errors:
-            self.peers.stop(TOO_MANY_ERRORS)
+        if errors and max_errors is not None and self.plan.errors + self.processes.add("errors", errors) > max_errors:
+            self.processes.stop(TOO_MANY_ERRORS)
 
     def heed(self) -> None:
         """Between two blocks: end the run if any of its processes was told to.
 
         Raises:
             Stopped: by a signal.
-            RecordError: more errors than `max_errors`; SystemExit on the other processes.
+            RunFolderError: more errors than `max_errors`; SystemExit on the other processes.
         """
-        if self.peers.heed() is not None:
+        if self.processes.heed() is not None:
             self.finish()
 
     def finish(self) -> None:
         """Close the rows and wait for the other processes; raises what `heed` raises."""
         if self._writer is not None:
             self._writer.close()
-        reason = self.peers.leave()
+        reason = self.processes.leave()
         if reason is None:
             return
         self.close()
         if reason == FAILED:
-            raise RecordError("Ended because another process of this run failed, which said why.")
+            raise RunFolderError("Ended because another process of this run failed, which said why.")
         if reason != TOO_MANY_ERRORS:
             raise Stopped(reason)
-        if self.peers.rank != 0:
+        if self.processes.rank != 0:
             raise SystemExit(2)
         errors = [row for row in read_rows(self.run_dir) if row.status == "error"]
-        raise RecordError(
+        raise RunFolderError(
             f"Ended because more images than `max_errors` allows could not be read: {len(errors)} in {self.run_dir}, "
             f"the last of them {errors[-1].id!r} ({errors[-1].reason})."
         )
@@ -220,7 +220,7 @@ class Ledger:
     def fail(self) -> None:
         """Tell the other processes, on this machine and others, that this one has failed; then `close`."""
         with suppress(RuntimeError):  # they may have ended before
-            self.peers.stop(FAILED)
+            self.processes.stop(FAILED)
         self.close()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save as _save_tensors
 from torch import Tensor, uint8
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.runs.files import RecordError, write_file
+from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.manifest import check_fingerprint, read_manifest
 from optcam_pl.runs.rows import Row
 
@@ -35,7 +35,7 @@ def save_tensors(
     The metadata gets a checksum of itself and of the tensors' names and values.
 
     Raises:
-        RecordError: If the file cannot be written.
+        RunFolderError: If the file cannot be written.
     """
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     words = dict(metadata or {})
@@ -54,18 +54,18 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """Read the tensors of a safetensors file, on the CPU, and its metadata.
 
     Raises:
-        RecordError: If the file is missing or damaged; a changed bit is found by the checksum.
+        RunFolderError: If the file is missing or damaged; a changed bit is found by the checksum.
     """
     try:
         data = Path(path).read_bytes()
         tensors = _load_tensors(data)
     except (OSError, SafetensorError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
     # A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__", {})
     if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
-        raise RecordError(f"Cannot read {path}: its checksum does not match.")
+        raise RunFolderError(f"Cannot read {path}: its checksum does not match.")
     return tensors, metadata
 
 
@@ -83,7 +83,7 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], tensors: Mapping
         tensors: these three.
 
     Raises:
-        RecordError: the disk is full or the folder cannot be written.
+        RunFolderError: the disk is full or the folder cannot be written.
     """
     save_tensors(_file(run_dir, block), tensors, {"ids": json.dumps(list(ids))})
 
@@ -95,7 +95,7 @@ def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[
     def whole(block: int) -> bool:
         try:
             return bool(load_tensors(_file(run_dir, block))[0])
-        except RecordError:
+        except RunFolderError:
             return False
 
     return {row.index for row in rows if row.status != "error" and not whole(row.index // block_size)}
@@ -108,7 +108,7 @@ class StoredWeights:
         run_dir: the run folder of a finished `fit`.
 
     Raises:
-        RecordError: no run folder.
+        RunFolderError: no run folder.
         ValueError: the run is no `fit`.
     """
 
@@ -164,7 +164,7 @@ def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[s
     """Store the curves (n,T) of a block's n images, by metric.
 
     Raises:
-        RecordError: the disk is full or the folder cannot be written.
+        RunFolderError: the disk is full or the folder cannot be written.
     """
     path = run_dir / "curves" / f"b{block:06d}.safetensors"
     save_tensors(path, {key: curve.contiguous() for key, curve in curves.items()}, {"ids": json.dumps(list(ids))})

@@ -39,7 +39,7 @@ from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
-from optcam_pl.runs.folders import run_folder
+from optcam_pl.runs.folders import choose_run_dir
 from optcam_pl.runs.manifest import check_fingerprint
 
 Phase: TypeAlias = Literal["head", "all"]
@@ -175,7 +175,7 @@ class ClassificationTask(L.LightningModule):
 
     def find_folder(self, trainer: L.Trainer) -> Path:
         """The run's folder before `setup`; every process has to ask."""
-        return run_folder(trainer, self._given_dir)
+        return choose_run_dir(trainer, self._given_dir)
 
     # Fit -----------------------------------------------------------------------------------------------------------
 

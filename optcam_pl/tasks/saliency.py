@@ -45,11 +45,11 @@ from optcam_pl.reports.summary import (
 )
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.files import write_file
-from optcam_pl.runs.folders import run_folder
+from optcam_pl.runs.folders import choose_run_dir
 from optcam_pl.runs.manifest import check_metric_keys
-from optcam_pl.runs.processes import Peers
+from optcam_pl.runs.processes import Processes
 from optcam_pl.runs.rows import Row
-from optcam_pl.runs.run_folder import FileWriter, Ledger, Resume, Shard
+from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
@@ -97,7 +97,7 @@ class SaliencyTask(L.LightningModule):
     iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
 
     The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
-    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `Ledger`).
+    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `RunFolder`).
 
     Args:
         classifier: the network that is explained.
@@ -120,8 +120,8 @@ class SaliencyTask(L.LightningModule):
     Attributes:
         run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
             ``default_root_dir``. What was chosen holds for every stage and trainer, until None is set.
-        resume: what to do about a run that is in the folder: see `Ledger`.
-        shard: which part of the blocks to do: see `Ledger`; None for all.
+        resume: what to do about a run that is in the folder: see `RunFolder`.
+        shard: which part of the blocks to do: see `RunFolder`; None for all.
         cut_short: after a run that ended before all of its images were done, as a limit of the trainer was reached, a
             sentence that says so; "" after any other.
 
@@ -170,7 +170,7 @@ class SaliencyTask(L.LightningModule):
             check_choice("metrics", metrics, Literal["all"])
         else:
             self._set_metrics([AverageDrop(), AverageGain(), AverageIncrease()] if metrics is None else metrics)
-        self.stored = None if weights_from is None else StoredWeights(weights_from)
+        self.stored_weights = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
         self._run: Run | None = None
@@ -178,7 +178,7 @@ class SaliencyTask(L.LightningModule):
         self.shard: Shard | None = None
         self.cut_short = ""
         self._given_dir: Path | None = None
-        self._ledger: Ledger | None = None
+        self._folder: RunFolder | None = None
 
     @property
     def baseline(self) -> Baseline:
@@ -206,10 +206,10 @@ class SaliencyTask(L.LightningModule):
             self._run_dir = self._given_dir
 
     @property
-    def ledger(self) -> Ledger:
+    def folder(self) -> RunFolder:
         """What of the run is done and what is to do; known from `setup` on."""
-        assert self._ledger is not None
-        return self._ledger
+        assert self._folder is not None
+        return self._folder
 
     @property
     def run(self) -> Run:
@@ -240,14 +240,14 @@ class SaliencyTask(L.LightningModule):
         self.data.match_classes(network.class_names, network.name, used=self.target == "label")
         network.check_function(self.data.preprocessing.size)
         self._check_annotations()
-        self._run_dir = run_folder(self.trainer, self._given_dir)
+        self._run_dir = choose_run_dir(self.trainer, self._given_dir)
         if stage == "fit":
             self._setup_fit()
         self._prepare(cast(Stage, stage))
 
     def teardown(self, stage: str) -> None:
         """Give the run's folder back; warn if a limit of the trainer has kept images from being done."""
-        left = self.ledger.left() if self.trainer.is_global_zero else []
+        left = self.folder.left() if self.trainer.is_global_zero else []
         self.close()
         if left:
             self.cut_short = (
@@ -259,8 +259,8 @@ class SaliencyTask(L.LightningModule):
 
     def close(self, failed: bool = False) -> None:
         """Give the run's folder back, whatever has happened; the other processes are told where this one failed."""
-        if self._ledger is not None:
-            self._ledger.fail() if failed else self._ledger.close()
+        if self._folder is not None:
+            self._folder.fail() if failed else self._folder.close()
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run of this task needs."""
@@ -316,9 +316,9 @@ class SaliencyTask(L.LightningModule):
     def _start(self) -> None:
         """Open the rows; the loader is made and no process waits for another any more."""
         self.metrics.reset()
-        if self.ledger.plan.todo:
-            self.ledger.open()
-        self.ledger.heed()
+        if self.folder.plan.todo:
+            self.folder.open()
+        self.folder.heed()
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _start
 
@@ -361,8 +361,8 @@ class SaliencyTask(L.LightningModule):
     def _write(self, *_: Any, **__: Any) -> None:
         """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
         if self.result is not None:
-            self.ledger.write(self.result.rows, self.data.max_errors)
-        self.ledger.heed()
+            self.folder.write(self.result.rows, self.data.max_errors)
+        self.folder.heed()
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _write
 
@@ -419,11 +419,11 @@ class SaliencyTask(L.LightningModule):
 
     def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
         image = batch["image"]
-        if self.stored is None:
+        if self.stored_weights is None:
             explanation: Explanation = self.explainer(self.classifier, image, target)
             return explanation
         assert isinstance(self.explainer, OptiCAM)  # see __init__
-        weights = self.stored.block(self._number(batch), batch["id"], target).to(image.device)
+        weights = self.stored_weights.block(self._number(batch), batch["id"], target).to(image.device)
         return self.explainer.from_weights(self.classifier, image, target, weights)
 
     def _fit(self, batch: Batch, target: Tensor) -> Explanation:
@@ -520,8 +520,8 @@ class SaliencyTask(L.LightningModule):
         """Lock the run's folder, check that it is this run's, and see which blocks are still to do."""
         trainer, data = self.trainer, self.data
         manifest = self.manifest(stage)
-        if self.stored is not None:
-            self.stored.check(manifest["fingerprint"])
+        if self.stored_weights is not None:
+            self.stored_weights.check(manifest["fingerprint"])
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writers = [callback for callback in callbacks if isinstance(callback, FileWriter)]
 
@@ -529,8 +529,8 @@ class SaliencyTask(L.LightningModule):
             without = {index for writer in writers for index in writer.lacking(self.run_dir, rows)}
             return without | (lacking_weights(self.run_dir, rows, data.batch_size) if stage == "fit" else set())
 
-        self._ledger = Ledger(self.run_dir, self.resume, self.shard, Peers(self.global_rank, trainer.world_size))
-        plan = self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
+        self._folder = RunFolder(self.run_dir, self.resume, self.shard, Processes(self.global_rank, trainer.world_size))
+        plan = self._folder.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
         data.todo, self.cut_short = plan.todo, ""
         if stage == "predict" and plan.done and trainer.is_global_zero and trainer.predict_loop.return_predictions:
             warnings.warn(
@@ -541,7 +541,7 @@ class SaliencyTask(L.LightningModule):
 
     def _finish(self) -> Run | None:
         """Wait until every process has written its rows; on rank 0 the run, which warns where most maps say nothing."""
-        self.ledger.finish()
+        self.folder.finish()
         if not self.trainer.is_global_zero:
             return None
         run = self.run
