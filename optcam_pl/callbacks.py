@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from optcam_pl.checks import check_count
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
@@ -79,9 +80,7 @@ class TensorBoardPanels(_BlockCallback):
     """
 
     def __init__(self, images: int = 8) -> None:
-        if images < 0:
-            raise ValueError(f"Expected `images` to be zero or a positive integer, but got {images!r}.")
-        self.images = images
+        self.images = check_count("images", images)
         self._shown = 0
         self._sum: Tensor | None = None
         self._count = 0

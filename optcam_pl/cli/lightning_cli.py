@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
@@ -209,8 +209,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         if threads is None and run_dir is not None and (run_dir / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
         if threads is not None:
-            if threads < 1:
-                raise ValueError(f"Expected `threads` to be a positive integer, but got {threads}.")
+            check_positive("threads", threads)
             # Before anything computes; Lightning would choose by the number of processes.
             os.environ["OMP_NUM_THREADS"] = str(threads)
             torch.set_num_threads(threads)

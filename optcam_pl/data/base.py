@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from optcam_pl.checks import check_choice, check_count, check_positive
 from optcam_pl.data.batch import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
 from optcam_pl.data.blocks import choose
 from optcam_pl.data.files import hidden
@@ -76,16 +77,15 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: v2.Transform | None = None,
     ) -> None:
         super().__init__()
-        _check_count("batch_size", batch_size, 1)
-        _check_count("num_workers", num_workers, 0)
+        check_positive("batch_size", batch_size)
+        check_count("num_workers", num_workers)
         if limit is not None:
-            _check_count("limit", limit, 1)
+            check_positive("limit", limit)
         if seed is not None and limit is None:
             raise ValueError("Expected `limit` to be given with `seed`: `seed` chooses `limit` images at random.")
-        if on_error not in ("raise", "record"):
-            raise ValueError(f"Expected `on_error` to be 'raise' or 'record', but got {on_error!r}.")
+        check_choice("on_error", on_error, OnError)
         if max_errors is not None:
-            _check_count("max_errors", max_errors, 0)
+            check_count("max_errors", max_errors)
             if on_error != "record":
                 raise ValueError("Expected `on_error` to be 'record' with `max_errors`, but got 'raise'.")
         if timeout < 0:
@@ -336,11 +336,3 @@ class ImageDataModule(LightningDataModule, ABC):
 def run_seed() -> int:
     """The run's seed, where Lightning's `seed_everything` put it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected `{name}` to be an integer, but got {value!r}.")
-    if value < least:
-        kind = "positive" if least else "non-negative"
-        raise ValueError(f"Expected `{name}` to be a {kind} integer, but got {value}.")

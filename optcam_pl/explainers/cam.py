@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import check_number, check_positive
 from optcam_pl.explainers.base import Causes, Explainer, Explanation
-from optcam_pl.explainers.batching import check_number, check_positive
 from optcam_pl.maps import combine, constant, degenerate, level, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.batching import Chunks, check_number, check_positive
+from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.cam import LayerMaps
 from optcam_pl.explainers.upper_part import UpperPart
 from optcam_pl.maps import (
@@ -106,9 +107,8 @@ class ScoreCAM(ChannelScoring):
         baseline: Baseline = "black",
     ) -> None:
         super().__init__(layer, chunk_size, baseline)
-        if smooth not in get_args(Smoothing):
-            raise ValueError(f"Expected `smooth` to be one of {', '.join(get_args(Smoothing))}, but got {smooth!r}.")
-        self.smooth, self.std, self.seed = smooth, check_number("std", std), seed
+        self.smooth: Smoothing = check_choice("smooth", smooth, Smoothing)
+        self.std, self.seed = check_number("std", std), seed
         self.num_samples = _SAMPLES[smooth] if num_samples is None else check_positive("num_samples", num_samples)
         if smooth == "none" and self.num_samples != 1:
             raise ValueError(f"Expected no `num_samples` without smoothing, but got {num_samples}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.maps import (
     Baseline,
@@ -117,20 +118,10 @@ class OptiCAM(Explainer):
         baseline: Baseline = "black",
     ) -> None:
         super().__init__(layer, check_baseline(baseline))
-        if not isinstance(max_iter, int) or isinstance(max_iter, bool) or max_iter < 1:
-            raise ValueError(f"Expected `max_iter` to be a positive integer, but got {max_iter!r}.")
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"Expected `lr` to be a positive number, but got {lr!r}.")
-        if not 0 <= tol < float("inf"):
-            raise ValueError(f"Expected `tol` to be zero or a positive number, but got {tol!r}.")
-        for name, value, known in (
-            ("objective", objective, get_args(Objective)),
-            ("normalizer", normalizer, get_args(Normalizer)),
-        ):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
-        self.objective, self.normalizer = objective, normalizer
-        self.max_iter, self.lr, self.tol, self.relu = max_iter, lr, tol, relu
+        self.objective: Objective = check_choice("objective", objective, Objective)
+        self.normalizer: Normalizer = check_choice("normalizer", normalizer, Normalizer)
+        self.max_iter, self.lr = check_positive("max_iter", max_iter), check_number("lr", lr, positive=True)
+        self.tol, self.relu = check_number("tol", tol), relu
         self.optimizer = optimizer
 
     def settings(self) -> dict[str, object]:

@@ -6,15 +6,16 @@ import math
 from abc import abstractmethod
 from dataclasses import replace
 from itertools import product
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.batching import Chunks, check_number, check_positive
+from optcam_pl.explainers.batching import Chunks
 from optcam_pl.maps import Baseline, check_baseline, mask_image, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
@@ -218,7 +219,8 @@ class MeaningfulPerturbation(MaskOptimizer):
     ) -> None:
         super().__init__(chunk_size)
         self.max_iter, self.cell = check_positive("max_iter", max_iter), check_positive("cell", cell)
-        self.lr, self.l1, self.l2 = check_number("lr", lr, strict=True), check_number("l1", l1), check_number("l2", l2)
+        self.lr = check_number("lr", lr, positive=True)
+        self.l1, self.l2 = check_number("l1", l1), check_number("l2", l2)
         self.jitter, self.seed = int(check_number("jitter", jitter)), seed
 
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,12 +302,9 @@ class ExtremalPerturbation(MaskOptimizer):
         self.areas = [areas] if isinstance(areas, (int, float)) else list(areas)
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise ValueError(f"Expected `areas` to be shares between 0 and 1, but got {areas!r}.")
-        for name, value, known in (("game", game, get_args(Game)), ("reward", reward, get_args(Reward))):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
-        self.game, self.reward = game, reward
+        self.game, self.reward = check_choice("game", game, Game), check_choice("reward", reward, Reward)
         self.max_iter, self.step = check_positive("max_iter", max_iter), check_positive("step", step)
-        self.sigma, self.smooth = check_number("sigma", sigma, strict=True), check_number("smooth", smooth)
+        self.sigma, self.smooth = check_number("sigma", sigma, positive=True), check_number("smooth", smooth)
         self.margin = None if margin is None else int(check_number("margin", margin))
 
     def passes(self) -> int:

@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
@@ -105,8 +106,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.trust_network = trust_network
         self._checked: frozenset[str] = frozenset()
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-            raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
+        if num_classes is not None:
+            check_positive("num_classes", num_classes)
         # jsonargparse hands a nested `null` of the command line on as the text "None".
         network = None if isinstance(network, str) and network == "None" else network
         weights = None if weights in ("random", "None") else weights
@@ -117,7 +118,7 @@ class Classifier(nn.Module):
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights = "random" if weights is None else str(weights)
         self.network = loaded.network
-        self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
+        self.layout: Layout = check_choice("layout", layout or stored.get("layout", "auto"), Layout)
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given, own in (("mean", mean, loaded.mean), ("std", std, loaded.std)):
             values = _check_color(key, stored.get(key, own) if given is None else given)
@@ -133,7 +134,7 @@ class Classifier(nn.Module):
             )
         self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
-        self.interpolation = _check_choice("interpolation", interpolation, Interpolation)
+        self.interpolation = check_choice("interpolation", interpolation, Interpolation)
         self.crop_fraction = _check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
         self.network.requires_grad_(False)
         self.eval()
@@ -538,12 +539,6 @@ def _check_network(network: Network | None, stored: Mapping[str, Any], weights: 
     if stored and stored.get("network") != name:
         raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
     return network  # type: ignore[return-value]  # what a file may hold instead of a name is refused with a message
-
-
-def _check_choice(name: str, value: str, choices: Any) -> Any:
-    if value not in get_args(choices):
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(get_args(choices))}, but got {value!r}.")
-    return value
 
 
 def _check_color(name: str, values: Sequence[float]) -> list[float]:

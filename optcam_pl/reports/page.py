@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.reports.report import Run, find_runs, load_run, summarize
 from optcam_pl.reports.tables import printable, table
 from optcam_pl.runs.files import RunFolderError, write_file
@@ -63,8 +63,7 @@ def gallery(run_dirs: Iterable[str | os.PathLike[str]], output: str | os.PathLik
         ValueError: If the limit is not positive.
         RunFolderError: If no run has overlays, or the page cannot be written.
     """
-    if limit < 1:
-        raise ValueError(f"Expected `limit` to be a positive integer, but got {limit}.")
+    check_positive("limit", limit)
     runs = [(run, _overlays(run.path)) for run in map(load_run, find_runs(run_dirs))]
     runs = [(run, overlays) for run, overlays in runs if overlays]
     if not runs:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from optcam_pl.checks import check_count, check_positive
 from optcam_pl.runs.files import NEW_FILE, RunFolderError, sync_data, sync_folder, write_all
 
 Status = Literal["ok", "degenerate", "error"]
@@ -215,9 +216,7 @@ class RowWriter:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], rank: int = 0) -> None:
-        if rank < 0:
-            raise ValueError(f"Expected `rank` to be 0 or more, but got {rank}.")
-        self.run_dir, self.rank = Path(run_dir), rank
+        self.run_dir, self.rank = Path(run_dir), check_count("rank", rank)
         self.path: Path | None = None
         self._fd: int | None = None
         self._size = 0
@@ -291,8 +290,7 @@ def completed_blocks(rows: Iterable[Row], n: int, block_size: int) -> set[int]:
         >>> completed_blocks([Row(index=i, **row) for i in (0, 1, 2, 4)], n=5, block_size=2)
         {0, 2}
     """
-    if block_size < 1:
-        raise ValueError(f"Expected `block_size` to be a positive integer, but got {block_size}.")
+    check_positive("block_size", block_size)
     return set(range(-(-n // block_size))) - {index // block_size for index in missing(rows, n)}
 
 

@@ -30,7 +30,7 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.v2 import MixUp
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_count, check_number, check_positive, expanded_path
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.data.base import run_seed
 from optcam_pl.figures import confusion_figure
@@ -114,13 +114,11 @@ class ClassificationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_epochs(head_epochs, epochs, patience)
-        for name, value in (("head_lr", head_lr), ("lr", lr)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"Expected `{name}` to be a positive number, but got {value!r}.")
+        check_number("head_lr", head_lr, positive=True)
+        check_number("lr", lr, positive=True)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"Expected `label_smoothing` to lie in [0, 1), but got {label_smoothing!r}.")
-        if not 0 <= mixup < math.inf:
-            raise ValueError(f"Expected `mixup` to be 0 or a positive number, but got {mixup!r}.")
+        check_number("mixup", mixup)
         if isinstance(class_weights, list):
             _check_weights(class_weights, classifier.num_classes)
         self.classifier = classifier
@@ -447,10 +445,10 @@ def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:
-    for name, value, least in (("head_epochs", head_epochs, 0), ("epochs", epochs, 0), ("patience", patience, 1)):
-        if value is not None and value < least:
-            kind = "a positive integer" if least else "0 or a positive integer"
-            raise ValueError(f"Expected `{name}` to be {kind}, but got {value}.")
+    check_count("head_epochs", head_epochs)
+    check_count("epochs", epochs)
+    if patience is not None:
+        check_positive("patience", patience)
     if head_epochs + epochs == 0:
         raise ValueError("Expected `head_epochs` and `epochs` to be at least one epoch together, but both are 0.")
 

@@ -20,16 +20,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_choice, check_positive, expanded_path
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.probes import Probes, check_needs
 from optcam_pl.evaluate.readable import in_order, readable
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
-from optcam_pl.explainers.batching import check_positive
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
-from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.private import keep_out_of_ddp

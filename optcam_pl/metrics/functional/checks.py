@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
-
 from torch import Tensor
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raise a ValueError unless the value is one of a Literal's."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"Expected `{name}` to be one of {', '.join(map(repr, get_args(choices)))}, but got {value!r}."
-        )
-
-
-def check_positive(**counts: int) -> None:
-    """Raise a ValueError unless all numbers are positive integers."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"Expected `{name}` to be a positive integer, but got {count}.")
 
 
 def check_maps(saliency: Tensor) -> None:
