@@ -16,6 +16,7 @@ from optcam_pl.checks import check_choice, check_count
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled, find_readout, gradients
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
+from optcam_pl.maps import of_class
 from optcam_pl.network.classifier import Classifier
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
@@ -212,7 +213,7 @@ def _toward_attention(
     with tape:
         logits = classifier(image)
     maps = tape.attention(image.shape[0], classifier.name)
-    y_c = logits.gather(1, target.unsqueeze(1)).sum()
+    y_c = of_class(logits, target).sum()
     found = gradients(y_c, [*maps, *tape.pools], classifier)
     return found[: len(maps)], found[len(maps) :]
 

@@ -21,6 +21,7 @@ from optcam_pl.maps import (
     level,
     mask_image,
     normalize,
+    of_class,
     upsample,
 )
 from optcam_pl.network.classifier import Classifier
@@ -150,7 +151,7 @@ def _masked_logits(
     under = None if reference is None else reference.unsqueeze(1)
     masked = mask_image(image.unsqueeze(1), masks.unsqueeze(2), under).flatten(0, 1)
     logits: Tensor = classifier(masked)
-    return logits.gather(1, target.repeat_interleave(k).unsqueeze(1)).view(B, k)
+    return of_class(logits, target.repeat_interleave(k)).view(B, k)
 
 
 class AblationCAM(ChannelScoring):

@@ -21,7 +21,9 @@ from optcam_pl.maps import (
     degenerate,
     mask_image,
     normalize,
+    of_class,
     upsample,
+    wide,
 )
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
@@ -224,7 +226,7 @@ class OptiCAM(Explainer):
     def features(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[list[Tensor], Tensor]:
         """Step 1: A as [(B,K,h,w)], and g_c(f(x)) (B,)."""
         with torch.no_grad(), self.recording(classifier) as record:
-            logit = _of_class(classifier(image), target)
+            logit = wide(of_class(classifier(image), target))
             features = self.grids(record, classifier, image)
         return [A.relu() for A in features] if self.relu else features, logit
 
@@ -333,10 +335,10 @@ class OptiCAM(Explainer):
         target: Tensor,
         logit: Tensor,
     ) -> Tensor:
-        inside = _of_class(classifier(mask_image(image, s, reference)), target)
+        inside = wide(of_class(classifier(mask_image(image, s, reference)), target))
         outside = None
         if self.objective in ("io_mask", "io_diff"):
-            outside = _of_class(classifier(mask_image(image, 1 - s, reference)), target)
+            outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), target))
         return objective_value(self.objective, logit, inside, outside)
 
     @staticmethod
@@ -350,9 +352,3 @@ class OptiCAM(Explainer):
 def _silent_features(features: Sequence[Tensor]) -> Tensor:
     """(B,): all feature maps of all layers are constant, and with them every combination of them."""
     return torch.stack([constant(A) for A in features]).all(0)
-
-
-def _of_class(logits: Tensor, target: Tensor) -> Tensor:
-    """(B,C), (B,) -> (B,) the logit of each image's class, in float32 at least."""
-    picked = logits.gather(1, target.unsqueeze(1)).squeeze(1)
-    return picked if picked.dtype == torch.float64 else picked.float()

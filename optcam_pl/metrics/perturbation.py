@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.maps import wide
 from optcam_pl.metrics.base import ImageMetric, Need
-from optcam_pl.metrics.functional.checks import wide
 from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
 
 Output = Literal["probability", "logit"]

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optcam_pl.checks import check_choice, check_positive
-from optcam_pl.metrics.functional.checks import check_maps, wide
+from optcam_pl.maps import wide
+from optcam_pl.metrics.functional.checks import check_maps
 
 Area = Literal["mean", "trapezoid"]
 
