@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
@@ -22,6 +22,8 @@ from optcam_pl.data.files import hidden
 from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
 from optcam_pl.data.names import contradiction, match_names
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augmentation
+
+Given = TypeVar("Given")
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -129,6 +131,15 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: the dataset has none.
         """
         raise ValueError(f"{type(self).__name__} has no {split} images, so that no network can be trained on it.")
+
+    @staticmethod
+    def check_trainable(name: str, value: Given | None) -> Given:
+        """The argument that says which images are for training. Raises ValueError where it is None."""
+        if value is None:
+            raise ValueError(
+                f"Expected `{name}` to be given to train a network, whose test images must be others, but got None."
+            )
+        return value
 
     def reader(self) -> Reader:
         """What reads an entry; by default `read_entry`. It is sent to the loader processes, so it must be picklable."""
