@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
@@ -30,8 +27,8 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.v2 import MixUp
 
-from optcam_pl.checks import check_count, check_number, check_positive, expanded_path
-from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.checks import check_count, check_number, check_positive
+from optcam_pl.data import Batch
 from optcam_pl.data.base import run_seed
 from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
@@ -39,8 +36,8 @@ from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
-from optcam_pl.runs.folders import choose_run_dir
 from optcam_pl.runs.manifest import check_fingerprint
+from optcam_pl.tasks.base import RunTask
 
 Phase: TypeAlias = Literal["head", "all"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
@@ -50,7 +47,7 @@ ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 _LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(RunTask):
     """Trains and measures the network of a classifier.
 
     ``fit`` trains in two phases, as in appendix E of the paper: first the head alone, for `head_epochs` epochs at
@@ -147,33 +144,7 @@ class ClassificationTask(L.LightningModule):
             compute_groups=False,
         )
         self.loss, self.seen = MeanMetric(), SumMetric()
-        self.cut_short = ""
-        self._given_dir: Path | None = None
         self._images = 0
-
-    @property
-    def data(self) -> ImageDataModule:
-        """The data module of the run.
-
-        Raises:
-            TypeError: the trainer was given something else.
-        """
-        return ImageDataModule.of(self.trainer)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on, or once it is set."""
-        return self._run_dir
-
-    @run_dir.setter
-    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
-        self._given_dir = None if folder is None else expanded_path(folder)
-        if self._given_dir is not None:
-            self._run_dir = self._given_dir
-
-    def find_folder(self, trainer: L.Trainer) -> Path:
-        """The run's folder before `setup`; every process has to ask."""
-        return choose_run_dir(trainer, self._given_dir)
 
     # Fit -----------------------------------------------------------------------------------------------------------
 

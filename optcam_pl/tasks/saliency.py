@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import lightning as L
@@ -20,8 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from optcam_pl.checks import check_choice, check_positive, expanded_path
-from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes, check_needs
 from optcam_pl.evaluate.readable import in_order, readable
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
@@ -43,12 +41,12 @@ from optcam_pl.reports.summary import (
 )
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.files import write_file
-from optcam_pl.runs.folders import choose_run_dir
 from optcam_pl.runs.manifest import check_metric_keys
 from optcam_pl.runs.processes import Processes
 from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
+from optcam_pl.tasks.base import RunTask
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
 Stage: TypeAlias = Literal["fit", "validate", "test", "predict"]
@@ -86,7 +84,7 @@ class _CloseOnError(Callback):
             pl_module.close(failed=isinstance(exception, Exception))
 
 
-class SaliencyTask(L.LightningModule):
+class SaliencyTask(RunTask):
     """One explainer on one dataset.
 
     ``test`` (and ``validate``) explains every image, measures the maps, writes one row an image and logs the metrics,
@@ -174,34 +172,12 @@ class SaliencyTask(L.LightningModule):
         self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
-        self.cut_short = ""
-        self._given_dir: Path | None = None
         self._folder: RunFolder | None = None
 
     @property
     def baseline(self) -> Baseline:
         """What stands where a map is 0: one for the explainer and the metrics."""
         return self.explainer.baseline
-
-    @property
-    def data(self) -> ImageDataModule:
-        """The data module of the run.
-
-        Raises:
-            TypeError: the trainer was given something else.
-        """
-        return ImageDataModule.of(self.trainer)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on, or once it is set."""
-        return self._run_dir
-
-    @run_dir.setter
-    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
-        self._given_dir = None if folder is None else expanded_path(folder)
-        if self._given_dir is not None:
-            self._run_dir = self._given_dir
 
     @property
     def folder(self) -> RunFolder:
@@ -238,7 +214,7 @@ class SaliencyTask(L.LightningModule):
         self.data.match_classes(network.class_names, network.name, used=self.target == "label")
         network.check_function(self.data.preprocessing.size)
         self._check_annotations()
-        self._run_dir = choose_run_dir(self.trainer, self._given_dir)
+        self._run_dir = self.find_folder(self.trainer)
         if stage == "fit":
             self._setup_fit()
         self._prepare(cast(Stage, stage))
