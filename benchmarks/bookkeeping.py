@@ -26,9 +26,9 @@ from optcam_pl import Classifier, FakeCAM
 from optcam_pl.callbacks import TensorBoardPanels
 from optcam_pl.data import Entry, ImageDataModule
 from optcam_pl.data.batch import Item
-from optcam_pl.runs import rows as records
+from optcam_pl.runs import rows as rows_module
 from optcam_pl.runs.rows import read_rows
-from optcam_pl.runs.run_folder import Ledger
+from optcam_pl.runs.run_folder import RunFolder
 from optcam_pl.tasks import SaliencyTask
 
 BLOCK, SIDE = 8, 16
@@ -120,8 +120,8 @@ def run(folder: Path, images: int) -> tuple[float, list[float]]:
 def measure(images: int) -> dict[str, Any]:
     """Run, and start the finished run again."""
     spent: dict[str, float] = {}
-    parts: list[tuple[Any, str]] = [(Ledger, name) for name in ("prepare", "write", "heed", "finish")]
-    parts.append((records, "sync_data"))  # the disk's share of `write`
+    parts: list[tuple[Any, str]] = [(RunFolder, name) for name in ("prepare", "write", "heed", "finish")]
+    parts.append((rows_module, "sync_data"))  # the disk's share of `write`
     originals = [getattr(owner, name) for owner, name in parts]
     for (owner, name), function in zip(parts, originals, strict=True):
         setattr(owner, name, timed(function, spent, name))
@@ -137,7 +137,7 @@ def measure(images: int) -> dict[str, Any]:
     return {
         "images": images,
         "ms_per_image": round(1000 * seconds / images, 3),
-        "ms_per_image_in_ledger": {key: round(1000 * value / images, 4) for key, value in spent.items()},
+        "ms_per_image_in_run_folder": {key: round(1000 * value / images, 4) for key, value in spent.items()},
         "seconds_to_start_a_finished_run": round(again, 2),
         "memory_mb_at_each_tenth": [round(value) for value in memory],
     }

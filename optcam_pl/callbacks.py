@@ -19,13 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from optcam_pl.checks import check_count
 from optcam_pl.data import ImageDataModule
 from optcam_pl.figures import Picture, heatmap, objective_curves, overlay, picture, row
 from optcam_pl.metrics import CurveMetric
 from optcam_pl.private import progress_bars
 from optcam_pl.reports.summary import summarize
 from optcam_pl.reports.tables import table
-from optcam_pl.runs.rows import Row, write_file
+from optcam_pl.runs.files import write_file
+from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter
 from optcam_pl.runs.signals import Stopped
 from optcam_pl.runs.tensors import mean_curves
@@ -78,9 +80,7 @@ class TensorBoardPanels(_BlockCallback):
     """
 
     def __init__(self, images: int = 8) -> None:
-        if images < 0:
-            raise ValueError(f"Expected `images` to be zero or a positive integer, but got {images!r}.")
-        self.images = images
+        self.images = check_count("images", images)
         self._shown = 0
         self._sum: Tensor | None = None
         self._count = 0
@@ -101,7 +101,7 @@ class TensorBoardPanels(_BlockCallback):
                 curve = result.explanation.objective[:, i].double().cpu()
                 self._sum = curve if self._sum is None else self._sum + curve
                 self._count += 1
-            if writer is not None and self._shown < self.images - task.ledger.plan.done:
+            if writer is not None and self._shown < self.images - task.folder.plan.done:
                 self._shown += 1
                 image_id = _tag(result.batch["id"][i])
                 panel = image_panel(result, i, task)
@@ -245,7 +245,7 @@ class ImageProgress(TQDMProgressBar):
             data = trainer.datamodule  # type: ignore[attr-defined]
             blocks = max((bar.n for bar in progress_bars(self)), default=0)
             if isinstance(data, ImageDataModule) and blocks:
-                most = len(data.table) - pl_module.ledger.plan.done  # the last block may be smaller
+                most = len(data.table) - pl_module.folder.plan.done  # the last block may be smaller
                 images = min(blocks * data.batch_size * trainer.world_size, most)
                 items["images/s"] = f"{images / (time.monotonic() - self._start):.2f}"
             for metric in pl_module.running():

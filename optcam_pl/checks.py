@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+Number = TypeVar("Number", int, float)
 
 
 class ToldError(RuntimeError):
@@ -25,3 +29,72 @@ def expanded_path(path: str | os.PathLike[str]) -> Path:
     if text.startswith("~"):
         expanded = os.path.expanduser(expanded)  # noqa: PTH111 (an unknown user's name stays as it is)
     return Path(expanded)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> Any:
+    """The value, if it is one of the choices.
+
+    Args:
+        name: the argument's.
+        value: what was given.
+        choices: a `Literal` type, or the values themselves.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> check_choice("area", "sum", ("mean", "trapezoid"))
+        Traceback (most recent call last):
+        ValueError: Expected `area` to be one of mean, trapezoid, but got 'sum'.
+    """
+    known = get_args(choices) or tuple(choices)
+    if value not in known:
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, known))}, but got {value!r}.")
+    return value
+
+
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """The value, if it is an integer of at least `least`, 0 or 1.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is smaller.
+
+    Example:
+        >>> check_count("num_workers", -1)
+        Traceback (most recent call last):
+        ValueError: Expected `num_workers` to be zero or a positive integer, but got -1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected `{name}` to be an integer, but got {value!r}.")
+    if value < least:
+        kind = "zero or a positive integer" if least == 0 else "a positive integer"
+        raise ValueError(f"Expected `{name}` to be {kind}, but got {value}.")
+    return value
+
+
+def check_positive(name: str, value: Any) -> int:
+    """The value, if it is a positive integer.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is smaller than 1.
+    """
+    return check_count(name, value, least=1)
+
+
+def check_number(name: str, value: Number, *, positive: bool = False) -> Number:
+    """The value, if it is finite and not negative, or with `positive` larger than 0.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> check_number("lr", 0.0, positive=True)
+        Traceback (most recent call last):
+        ValueError: Expected `lr` to be a positive number, but got 0.0.
+    """
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        kind = "a positive number" if positive else "zero or a positive number"
+        raise ValueError(f"Expected `{name}` to be {kind}, but got {value!r}.")
+    return value

@@ -202,11 +202,24 @@ def blur(image: Tensor, border: Tensor) -> Tensor:
     Returns:
         (B,3,H,W).
     """
-    pad, border = _BLUR_KERNEL // 2, border.to(image).view(1, 3, 1, 1)
-    kernel = _blur_kernel().to(image).view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    offset = F.pad(image - border, (pad, pad, pad, pad))
-    rows = F.conv2d(offset, kernel, groups=3)
-    return F.conv2d(rows, kernel.transpose(2, 3), groups=3) + border
+    return separable_blur(image, _blur_kernel(), border)
+
+
+def separable_blur(image: Tensor, kernel: Tensor, border: Tensor) -> Tensor:
+    """Convolution of each channel with one kernel along the columns, then along the rows.
+
+    Args:
+        image: (B,3,H,W).
+        kernel: (n,) weights, n odd.
+        border: (3,) the color that lies outside of the image.
+
+    Returns:
+        (B,3,H,W).
+    """
+    pad, border = len(kernel) // 2, border.to(image).view(1, 3, 1, 1)
+    kernel = kernel.to(image).view(1, 1, -1, 1).expand(3, 1, -1, 1)
+    columns = F.conv2d(F.pad(image - border, (0, 0, pad, pad)), kernel, groups=3)
+    return F.conv2d(F.pad(columns, (pad, pad, 0, 0)), kernel.mT, groups=3) + border
 
 
 def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
@@ -230,6 +243,27 @@ def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
     if baseline == "blur":
         return blur(image, mean)
     return image.new_tensor(check_baseline(baseline)).view(1, 3, 1, 1)
+
+
+def of_class(scores: Tensor, target: Tensor) -> Tensor:
+    """The score of each image's class, in the precision of the scores.
+
+    Args:
+        scores: (B,C) logits or probabilities.
+        target: (B,) classes.
+
+    Returns:
+        (B,).
+
+    >>> of_class(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0]))
+    tensor([2., 3.])
+    """
+    return scores.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The tensor in float64 if it is in that, else in float32, whatever precision a network ran in."""
+    return values.double() if values.element_size() > 4 else values.float()
 
 
 def mask_image(image: Tensor, saliency: Tensor, reference: Tensor | None = None) -> Tensor:

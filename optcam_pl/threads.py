@@ -82,15 +82,9 @@ def hook_input(
     return _install(forward_pre_hooks(module), hook, first)
 
 
-<<<<<<< HEAD
 def _install(hooks: OrderedDict[int, Any], hook: Callable[..., Any], first: bool) -> Callable[[], object]:
-    # Not by register_forward_hook: the handles of two threads may get the same number there (torch counts them without
-    # a lock), and the second hook then takes the first one's place. Torch's own numbers are never negative.
-=======
-def _install(hooks: dict[int, Any], hook: Callable[..., Any]) -> Callable[[], object]:
     # Not through register_forward_hook: there the handles of two threads may get the same number (torch counts them
     # without a lock), and the second hook then replaces the first one. Torch's own numbers are never negative.
->>>>>>> w-english
     number = -next(_NUMBERS)
     hooks[number] = OwnHook(hook)
     if first:

@@ -104,7 +104,7 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
         (["--data", "a.yaml", "--data", "b/a.yaml", "--explainers", "GradCAM"], "names of their own.*a, a"),
         (["--explainers", "GradCAM", "attention"], "Expected a vision transformer"),
         (["--explainers", "all", "--model.classifier.network=torchvision/resnet5"], "resnet50"),
-        (["--explainers", "all", "--model.selectivity=0"], "Expected `selectivity` to be above 0"),
+        (["--explainers", "all", "--model.selectivity=0"], "Expected `selectivity` to be a positive number"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(

@@ -95,10 +95,10 @@ def test_two_images_of_one_id_and_labels_outside_the_classes_are_refused() -> No
     [
         ({"batch_size": 0}, ValueError, "`batch_size` to be a positive integer, but got 0"),
         ({"batch_size": 2.5}, TypeError, "`batch_size` to be an integer"),
-        ({"num_workers": -1}, ValueError, "`num_workers` to be a non-negative integer"),
+        ({"num_workers": -1}, ValueError, "`num_workers` to be zero or a positive integer"),
         ({"limit": 0}, ValueError, "`limit` to be a positive integer"),
         ({"seed": 3}, ValueError, "`limit` to be given with `seed`"),
-        ({"on_error": "skip"}, ValueError, "`on_error` to be 'raise' or 'record', but got 'skip'"),
+        ({"on_error": "skip"}, ValueError, "`on_error` to be one of raise, record, but got 'skip'"),
         ({"timeout": -1}, ValueError, "`timeout`"),
         ({"size": 0}, ValueError, "`size`"),
         ({"size": (8, -8)}, ValueError, "`size`"),

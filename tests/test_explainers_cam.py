@@ -359,7 +359,7 @@ def test_no_backward_pass_goes_below_the_layer(explainer):
     ("make", "message"),
     [
         (lambda: SmoothGradCAMPlusPlus(num_samples=0), "`num_samples` to be a positive integer, but got 0"),
-        (lambda: SmoothGradCAMPlusPlus(std=-0.1), "`std` to be at least 0, but got -0.1"),
+        (lambda: SmoothGradCAMPlusPlus(std=-0.1), "`std` to be zero or a positive number, but got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_told_in_words(make, message):

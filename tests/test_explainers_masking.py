@@ -356,14 +356,18 @@ def test_several_layers_are_refused(explainer):
     ("make", "message"),
     [
         (lambda: ScoreCAM(chunk_size=0), "`chunk_size` to be a positive integer, but got 0"),
-        (lambda: AblationCAM(chunk_size=True), "`chunk_size` to be a positive integer, but got True"),
         (lambda: ScoreCAM(smooth="more"), "`smooth` to be one of none, noise, integral, but got 'more'"),
         (lambda: ScoreCAM(num_samples=3), "no `num_samples` without smoothing"),
         (lambda: ScoreCAM(smooth="noise", num_samples=0), "`num_samples` to be a positive integer"),
-        (lambda: ScoreCAM(smooth="noise", std=-1), "`std` to be at least 0"),
+        (lambda: ScoreCAM(smooth="noise", std=-1), "`std` to be zero or a positive number"),
         (lambda: ScoreCAM(baseline="white"), "`baseline` to be"),
     ],
 )
 def test_settings_out_of_range_are_told_in_words(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_setting_of_another_type_is_told_in_words():
+    with pytest.raises(TypeError, match="`chunk_size` to be an integer, but got True"):
+        AblationCAM(chunk_size=True)

@@ -297,5 +297,5 @@ def test_selectivity_is_an_exponent_of_the_map_and_of_nothing_else(alpha: float)
 
 def test_selectivity_is_positive() -> None:
     for alpha in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="Expected `selectivity` to be above 0, but got"):
+        with pytest.raises(ValueError, match="Expected `selectivity` to be a positive number, but got"):
             GradCAM().selectivity = alpha

@@ -324,4 +324,4 @@ def test_the_benchmark_of_bookkeeping_counts_every_image() -> None:
     assert code == 0, err
     measured = json.loads(out.splitlines()[-1])
     assert measured["images"] == 200
-    assert measured["ms_per_image_in_ledger"].keys() == {"prepare", "write", "sync_data", "heed", "finish"}
+    assert measured["ms_per_image_in_run_folder"].keys() == {"prepare", "write", "sync_data", "heed", "finish"}

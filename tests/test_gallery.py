@@ -13,7 +13,7 @@ from test_report import a_row, a_run
 
 from optcam_pl.cli.gallery import gallery_command
 from optcam_pl.reports.page import gallery
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RunFolderError
 
 NASTY = '"><script>alert(1)</script>\n<img onerror=x>.png'
 
@@ -86,14 +86,14 @@ def test_a_limit_takes_images_evenly(tmp_path):
 
 def test_nothing_to_show_and_broken_files_are_errors_in_words(tmp_path):
     run = a_run(tmp_path / "run", [a_row(0)])
-    with pytest.raises(RecordError, match="None of the runs has overlays"):
+    with pytest.raises(RunFolderError, match="None of the runs has overlays"):
         gallery([run], tmp_path / "page.html")
     overlays(run, ["0.png"])
     (run / "overlays" / "0-red.png").write_text("no picture")
-    with pytest.raises(RecordError, match=r"Cannot read .*0-red.png"):
+    with pytest.raises(RunFolderError, match=r"Cannot read .*0-red.png"):
         gallery([run], tmp_path / "page.html")
     (run / "overlays" / "index.json").write_text("[1")
-    with pytest.raises(RecordError, match=r"Cannot read .*index.json"):
+    with pytest.raises(RunFolderError, match=r"Cannot read .*index.json"):
         gallery([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

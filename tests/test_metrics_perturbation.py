@@ -332,8 +332,8 @@ def test_settings_name_the_conventions_of_each_metric():
     ("call", "message"),
     [
         (lambda: Insertion(steps=0), "`steps` to be a positive integer, but got 0"),
-        (lambda: Insertion(area="sum"), "`area` to be one of 'mean', 'trapezoid', but got 'sum'"),
-        (lambda: Deletion(output="loss"), "`output` to be one of 'probability', 'logit', but got 'loss'"),
+        (lambda: Insertion(area="sum"), "`area` to be one of mean, trapezoid, but got 'sum'"),
+        (lambda: Deletion(output="loss"), "`output` to be one of probability, logit, but got 'loss'"),
         (lambda: AOPC(regions=-1), "`regions` to be a positive integer, but got -1"),
         (lambda: Road(percentiles=()), r"`percentiles` between 0 and 100, but got \[\]"),
         (lambda: RoadMost(percentiles=(20, 100)), r"`percentiles` between 0 and 100, but got \[20, 100\]"),

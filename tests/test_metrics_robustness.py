@@ -218,7 +218,7 @@ def test_settings_name_the_conventions():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MaxSensitivity(denominator="none"), "`denominator` to be one of 'input', 'map', but got 'none'"),
+        (lambda: MaxSensitivity(denominator="none"), "`denominator` to be one of input, map, but got 'none'"),
         (
             lambda: sensitivities(torch.zeros(2, 1, 3, 3), torch.zeros(2, 4, 1, 3, 2)),
             r"\(2, 1, 3, 3\).*\(2, 4, 1, 3, 2\)",

@@ -183,7 +183,7 @@ def test_fifty_thousand_rows_take_seconds():
         (lambda: bootstrap_interval([1.0], level=95), "`level` to be between 0 and 1, but got 95"),
         (
             lambda: bootstrap_interval([1.0], method="normal"),
-            "`method` to be one of 'bca', 'percentile', but got 'normal'",
+            "`method` to be one of bca, percentile, but got 'normal'",
         ),
         (lambda: bootstrap_interval([1.0], resamples=0), "`resamples` to be a positive integer, but got 0"),
         (lambda: bootstrap_interval([[1.0, 2.0]] * 3), "`of_means` with scores of 2 numbers, but got None"),

@@ -23,8 +23,10 @@ from optcam_pl.metrics import METRICS, AverageDrop, ImageMetric
 from optcam_pl.reports.report import load_run, report, summarize
 from optcam_pl.reports.statistics import bootstrap_interval
 from optcam_pl.reports.verify import verify
-from optcam_pl.runs import rows as records
-from optcam_pl.runs.rows import RecordError, read_manifest, read_rows
+from optcam_pl.runs import manifest as manifests
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import read_manifest
+from optcam_pl.runs.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
@@ -284,7 +286,7 @@ def test_what_a_metric_lacks_is_told_when_it_is_made() -> None:
 @pytest.mark.parametrize("key", ["seconds", "status", "p", "seconds_per_image", "explainer", "missing"])
 def test_keys_that_mean_something_else_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"other keys than rows and reports have entries, but got '{key}'"):
-        records.check_metric_keys(["average_drop", key])
+        manifests.check_metric_keys(["average_drop", key])
 
 
 def test_a_description_that_is_none_is_an_error_in_words(photos: Path) -> None:
@@ -294,6 +296,6 @@ def test_a_description_that_is_none_is_an_error_in_words(photos: Path) -> None:
     for change in ({"digits": "2$"}, {"label": None}, {"more": 1}):
         light = {**manifest["metric_info"]["light"], **change}
         path.write_text(json.dumps({**manifest, "metric_info": {"light": light}}))
-        with pytest.raises(RecordError, match="does not describe the metric 'light' as it has to"):
+        with pytest.raises(RunFolderError, match="does not describe the metric 'light' as it has to"):
             report(["r"])
         assert "does not describe the metric 'light'" in verify("r")[0]

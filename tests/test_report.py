@@ -17,7 +17,9 @@ from optcam_pl.metrics import METRICS
 from optcam_pl.reports import tables as report_tables
 from optcam_pl.reports.report import find_runs, load_run, report, summarize, table
 from optcam_pl.reports.statistics import bootstrap_interval, paired_difference
-from optcam_pl.runs.rows import RecordError, RecordWriter, Row, write_manifest
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import write_manifest
+from optcam_pl.runs.rows import Row, RowWriter
 
 METRIC_NAMES = ["average_drop", "average_gain", "average_increase"]
 
@@ -43,7 +45,7 @@ def a_run(folder: Path, rows: list[Row], images: int | None = None, files: int =
     }
     write_manifest(folder, {**values, **manifest})
     for rank in range(files):
-        with RecordWriter(folder, rank) as writer:
+        with RowWriter(folder, rank) as writer:
             writer.write(rows[rank::files])
     return folder
 
@@ -264,7 +266,7 @@ def test_runs_below_a_folder_are_found_in_natural_order_each_once(tmp_path):
 
 
 def test_a_folder_without_a_run_is_an_error_in_words(tmp_path, capsys):
-    with pytest.raises(RecordError, match=r"There is no run in .*: no manifest.json in it or below it"):
+    with pytest.raises(RunFolderError, match=r"There is no run in .*: no manifest.json in it or below it"):
         find_runs([tmp_path])
     assert report_command([str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err == f"optcam report: No folder {tmp_path / 'nowhere'}.\n"
@@ -384,13 +386,13 @@ def test_two_runs_are_compared_image_by_image(tmp_path, capsys):
 )
 def test_runs_that_were_not_measured_alike_are_not_compared(tmp_path, changes, message):
     ours, theirs = a_pair(tmp_path / "OptiCAM", 2.0), a_pair(tmp_path / "GradCAM", 0.0, **changes)
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(RunFolderError, match=message):
         report([ours], against=theirs)
 
 
 def test_runs_without_a_common_image_are_not_compared(tmp_path):
     ours, theirs = a_pair(tmp_path / "a", 2.0), a_run(tmp_path / "b", [a_row(99)], images=100)
-    with pytest.raises(RecordError, match="no image in common"):
+    with pytest.raises(RunFolderError, match="no image in common"):
         report([ours], against=theirs)
 
 

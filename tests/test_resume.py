@@ -22,8 +22,10 @@ from optcam_pl.private import group_timeout
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import signals as stopping
-from optcam_pl.runs.rows import FingerprintMismatch, RecordError, RunLock, read_rows
-from optcam_pl.runs.run_folder import Ledger
+from optcam_pl.runs.files import RunFolderError, RunLock
+from optcam_pl.runs.manifest import FingerprintMismatch
+from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.run_folder import RunFolder
 from optcam_pl.tasks import SaliencyTask
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
@@ -52,16 +54,16 @@ def run(stage: str, folder: str, *words: str) -> int:
 
 def signal_in(monkeypatch: pytest.MonkeyPatch, block: int, *signals: int) -> Callable[[], None]:
     """Send this process signals while it does the n-th of its blocks, before that is written."""
-    write, blocks = Ledger.write, iter(range(1000))
+    write, blocks = RunFolder.write, iter(range(1000))
 
-    def writing(self: Ledger, *words: Any) -> None:
+    def writing(self: RunFolder, *words: Any) -> None:
         if next(blocks) == block:
             for signum in signals:
                 os.kill(os.getpid(), signum)
         write(self, *words)
 
-    monkeypatch.setattr(Ledger, "write", writing)
-    return lambda: monkeypatch.setattr(Ledger, "write", write)
+    monkeypatch.setattr(RunFolder, "write", writing)
+    return lambda: monkeypatch.setattr(RunFolder, "write", write)
 
 
 def rows_of(folder: str) -> list[dict[str, Any]]:
@@ -160,19 +162,19 @@ def test_a_run_of_other_settings_is_refused_by_name_and_leaves_the_folder_as_it_
 
 @pytest.mark.usefixtures("photos")
 def test_what_another_process_holds_and_what_resume_forbids_is_refused() -> None:
-    with pytest.raises(RecordError, match="Expected a run in run to go on with, but there is no"):
+    with pytest.raises(RunFolderError, match="Expected a run in run to go on with, but there is no"):
         run("test", "run", "--resume=require")
     run("test", "run")
-    with RunLock("run"), pytest.raises(RecordError, match="run folder run is in use by process"):
+    with RunLock("run"), pytest.raises(RunFolderError, match="run folder run is in use by process"):
         run("test", "run")
-    with pytest.raises(RecordError, match="Expected no run in run with `resume` never, but there is one"):
+    with pytest.raises(RunFolderError, match="Expected no run in run with `resume` never, but there is one"):
         run("test", "run", "--resume=never")
     with pytest.raises(FingerprintMismatch, match='stage: "test" there, "predict" now'):
         run("predict", "run")
     with pytest.raises(ValueError, match="Expected `run_dir` with `resume` require"):
         main(["test", "--config", TINY, "--data.root=photos", "--resume=require"])
     Path("file").write_text("")
-    with pytest.raises(RecordError, match="Cannot write into the folder file"):
+    with pytest.raises(RunFolderError, match="Cannot write into the folder file"):
         run("test", "file", "--model.classifier.network=never/loaded")
 
 
@@ -215,11 +217,11 @@ def test_shards_make_the_run_together_and_the_report_names_what_is_missing(capsy
         assert run("test", "run", f"--shard={part}") == 0
     assert "incomplete: 2 of 7 images missing: 2-3" in capsys.readouterr().out
     with RunLock("run", shared=True), RunLock("run", ".shard-1-of-3.lock"):
-        with pytest.raises(RecordError, match="in use"):
+        with pytest.raises(RunFolderError, match="in use"):
             run("test", "run")  # the whole run
-        with pytest.raises(RecordError, match="in use"):
+        with pytest.raises(RunFolderError, match="in use"):
             run("test", "run", "--shard=1/2")
-        with pytest.raises(RecordError, match="in use"):
+        with pytest.raises(RunFolderError, match="in use"):
             run("test", "run", "--shard=1/3")
         with pytest.raises(FingerprintMismatch, match="block_size"):
             run("test", "run", "--shard=2/3", "--data.batch_size=3")
@@ -242,7 +244,7 @@ def test_more_errors_than_allowed_end_the_run_and_more_may_be_allowed_later(phot
         (photos / "n01440764" / f"photo {i}.png").write_text("this is no image")
     words = ["--data.on_error=record"]
     with pytest.raises(
-        RecordError, match=r"more images than `max_errors` allows .* 2 in run, .*'n01440764/photo 3.png'"
+        RunFolderError, match=r"more images than `max_errors` allows .* 2 in run, .*'n01440764/photo 3.png'"
     ):
         run("test", "run", *words, "--data.max_errors=1")
     assert len(read_rows("run")) < 7

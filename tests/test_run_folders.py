@@ -19,9 +19,11 @@ from optcam_pl.callbacks import MapWriter
 from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.reports.report import load_run
-from optcam_pl.runs.files import load_tensors, save_tensors
+from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.folders import check_no_others
-from optcam_pl.runs.rows import MANIFEST, FingerprintMismatch, RecordError, read_rows
+from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch
+from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.tensors import load_tensors, save_tensors
 from optcam_pl.tasks import ClassificationTask, SaliencyTask
 
 TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
@@ -105,7 +107,7 @@ def test_the_run_folder_does_not_depend_on_the_logger(name: str, capsys: pytest.
     assert {MANIFEST, "config.yaml", "rows", "maps", "overlays"} <= {path.name for path in Path("wanted").iterdir()}
     assert main(["predict", *words(logger, "--run_dir=wanted", "--resume=require")]) == 0
     assert "7 of 7 images are done in wanted: nothing left to do" in capsys.readouterr().out
-    with pytest.raises(RecordError, match="`resume` never"):
+    with pytest.raises(RunFolderError, match="`resume` never"):
         main(["predict", *words(logger, "--run_dir=wanted", "--resume=never")])
     assert main(["verify", "wanted"]) == 0
     assert main(["report", "wanted"]) == 0
@@ -173,15 +175,15 @@ def test_paths_of_every_kind_are_expanded(tmp_path: Path, monkeypatch: pytest.Mo
     assert {path.name for path in home.iterdir()} == {"own.yaml", "csv", "fit", "test", "all", "table.txt"}
     assert load_run("~/test").manifest["run"] == str(home / "test")
     task = SaliencyTask(classifier(), OptiCAM(), weights_from="~/fit")
-    assert task.stored is not None
-    assert task.stored.run_dir == home / "fit"
+    assert task.stored_weights is not None
+    assert task.stored_weights.run_dir == home / "fit"
 
 
 @pytest.mark.parametrize("folder", ["photos", "photos/n01440764"])
 def test_a_folder_of_photographs_is_no_run_folder(photos: Path, folder: str) -> None:
     before = sorted(photos.rglob("*"))
     for command in (["test"], ["compare", "--explainers", "FakeCAM"]):
-        with pytest.raises(RecordError, match=r"`run_dir` to be a new folder or a run's, but .* photo"):
+        with pytest.raises(RunFolderError, match=r"`run_dir` to be a new folder or a run's, but .* photo"):
             main([*command, *words()[:3], f"--run_dir={folder}"])
     assert sorted(photos.rglob("*")) == before
 
@@ -194,7 +196,7 @@ def test_a_folder_with_configs_locks_or_a_run_is_one(tmp_path: Path) -> None:
         (own / name).touch()
     check_no_others(own)
     (own / "table.csv").touch()
-    with pytest.raises(RecordError, match=r"other files: table.csv\."):
+    with pytest.raises(RunFolderError, match=r"other files: table.csv\."):
         check_no_others(own)
     (own / "events.out.tfevents.1").touch()
     check_no_others(own)
@@ -204,7 +206,7 @@ def test_a_folder_with_configs_locks_or_a_run_is_one(tmp_path: Path) -> None:
 def test_a_start_that_fails_leaves_no_folder_behind() -> None:
     with pytest.raises(ValueError, match="resnet50"):
         main(["test", *words("--run_dir=a/b", "--model.classifier.network=torchvision/resnet5")])
-    with pytest.raises(RecordError, match="Expected a run in c to go on with, but there is no such folder"):
+    with pytest.raises(RunFolderError, match="Expected a run in c to go on with, but there is no such folder"):
         main(["test", *words("--run_dir=c", "--resume=require")])
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 

@@ -20,7 +20,7 @@ from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.weights import read_settings
-from optcam_pl.runs.rows import FingerprintMismatch
+from optcam_pl.runs.manifest import FingerprintMismatch
 from optcam_pl.runs.signals import Stopped, stop_signals
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
 
@@ -355,13 +355,13 @@ def test_labels_that_the_network_cannot_have_are_named(tree: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head_epochs": -1}, "`head_epochs` to be 0 or a positive integer, but got -1"),
+        ({"head_epochs": -1}, "`head_epochs` to be zero or a positive integer, but got -1"),
         ({"head_epochs": 0, "epochs": 0}, "both are 0"),
         ({"patience": 0}, "`patience` to be a positive integer, but got 0"),
         ({"lr": 0.0}, "`lr` to be a positive number, but got 0.0"),
         ({"head_lr": float("nan")}, "`head_lr` to be a positive number, but got nan"),
         ({"label_smoothing": 1.0}, "`label_smoothing` to lie in"),
-        ({"mixup": -1.0}, "`mixup` to be 0 or a positive number"),
+        ({"mixup": -1.0}, "`mixup` to be zero or a positive number"),
         ({"class_weights": [1.0, 2.0]}, "`class_weights` to be 3 numbers"),
     ],
 )

@@ -11,7 +11,8 @@ from optcam_pl.cli.verify import verify_command
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.reports.verify import verify
-from optcam_pl.runs.rows import RecordWriter, save_tensors
+from optcam_pl.runs.rows import RowWriter
+from optcam_pl.runs.tensors import save_tensors
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_flipped_bit_is_found_and_healed_by_doing_the_image_again(run):
     problems = verify(run)
     assert problems[0] == "1 of 6 images have no row: 2"
     assert "line 2: its checksum does not match" in problems[1]
-    with RecordWriter(run) as writer:
+    with RowWriter(run) as writer:
         writer.write([a_row(2, 2.0)])
     assert verify(run) == []
 
@@ -63,11 +64,11 @@ def test_a_manifest_that_does_not_fit_is_named(run, changes, problem):
 
 
 def test_contradicting_rows_wrong_probabilities_and_silent_errors_are_named(run):
-    with RecordWriter(run) as writer:
+    with RowWriter(run) as writer:
         writer.write([a_row(0, 99.0)])
     assert "Two different rows of image 0" in verify(run)[0]
     (run / "rows" / "a0002-r00000.jsonl").unlink()
-    with RecordWriter(run) as writer:
+    with RowWriter(run) as writer:
         writer.write([a_row(6, p=1.5), a_row(7, status="error")])
     edit_manifest(run, images=8)
     assert verify(run) == ["p or o is no probability: images 6 (6.png)", "an error without a reason: images 7 (7.png)"]

@@ -46,9 +46,9 @@ class Method(NamedTuple):
     """An explainer to compare.
 
     Attributes:
-        name: of its row and its run folder.
-        given: what `--model.explainer` is given, a class or a file.
-        asked: whether it was named by itself, not by `all`.
+        name: name of its row and its run folder.
+        given: value of `--model.explainer`, a class or a file.
+        asked: whether the user named it; False for a method of `all`.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Dataset(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of a comparison.
+    """The results of a comparison.
 
     Attributes:
-        skipped: method -> why it was not run.
+        skipped: method -> the reason why it was not run.
         runs: (dataset, method) -> run folder.
         summaries: (dataset, method) -> its numbers, in the process that prints.
-        failed: (dataset, method) -> what broke it off.
+        failed: (dataset, method) -> the error that ended it.
         exit_code: the largest of the runs' own.
         leader: whether this process is the one that prints.
     """
@@ -91,29 +91,24 @@ def compare_command(argv: Sequence[str]) -> int:
         argv: the words after `optcam compare`.
 
     Returns:
-        The exit code: 1 if a run broke off; what it died of stands below the tables of the others; else the runs' own.
+        The exit code: 1 if a run broke off, whose error is printed below the tables; otherwise the largest of the runs.
 
     Raises:
-        ValueError: an unknown explainer, or one named by itself that cannot work on the network; before anything runs.
-        Exception: the first run's, if none came to its end.
+        ValueError: an explainer is unknown, or was named and cannot work on the network; before anything runs.
+        Exception: that of the first run, if no run came to its end.
     """
     options, rest = _parser().parse_known_args(argv)
     datasets = [_dataset(given) for given in options.data] or [Dataset()]
-    methods, outcome = choose(options.explainers), Outcome()
-    for option, names in (("--data", [d.name for d in datasets]), ("--explainers", [m.name for m in methods])):
-        _check_distinct(option, names)
-    if "all" in options.explainers:
-        named = {method.name for method in methods}
-        outcome.skipped = {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
+    methods = choose(options.explainers)
+    _check_distinct("--data", [dataset.name for dataset in datasets])
+    _check_distinct("--explainers", [method.name for method in methods])
     above = None if options.run_dir is None else expanded_path(options.run_dir)
     if above is not None:
         check_no_others(above)
+    outcome = Outcome(skipped=_left_out(methods) if "all" in options.explainers else {})
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
-    # What is wrong for every method is no reason to skip one.
-    model = OptcamCLI([*words[datasets[0]], "--model.explainer=FakeCAM"], dry=True).model
-    if isinstance(model, SaliencyTask):
-        model.explainer.check(model.classifier)
+    _check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
@@ -121,8 +116,23 @@ def compare_command(argv: Sequence[str]) -> int:
     if outcome.failed and not outcome.runs:
         raise next(iter(outcome.failed.values()))
     if outcome.leader:
-        _print(outcome, datasets, methods, options.format)
+        _print_tables(outcome, datasets, methods, options.format)
+        _print_missing(outcome)
+        _print_places(outcome)
     return 1 if outcome.failed else outcome.exit_code
+
+
+def _left_out(methods: Sequence[Method]) -> dict[str, str]:
+    """The costly methods that `all` leaves out, with the reason; not those that are named."""
+    named = {method.name for method in methods}
+    return {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
+
+
+def _check_settings(words: Sequence[str]) -> None:
+    """Make the objects of an `optcam test`, and ask the explainer whether it can work on the network."""
+    model = OptcamCLI(words, dry=True).model
+    if isinstance(model, SaliencyTask):
+        model.explainer.check(model.classifier)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,10 +166,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def choose(names: Sequence[str]) -> list[Method]:
-    """The explainers that a command line names, in its order; of `all`, those that are not named by themselves too.
+    """The explainers that a command line names, in its order; then those of `all` that it does not name.
 
     Raises:
-        ValueError: none is called so.
+        ValueError: there is no explainer of a name.
 
     >>> choose(["GradCAM", "my.module.Mine"])
     [Method(name='GradCAM', given='GradCAM', asked=True), Method(name='Mine', given='my.module.Mine', asked=True)]
@@ -214,26 +224,24 @@ def _check_distinct(option: str, names: Sequence[str]) -> None:
 
 
 def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:
-    """Ask the method, before time is spent; why not is noted, or raised where it was asked for by name.
+    """Whether the method can work on the network. If not, the reason is noted, or raised if the user named the method.
 
-    What is not our own refusal but breaks off, in the network or in another package, is the method's own failure.
+    An error of another kind, from the network or another package, is noted as a failure of the method.
     """
     try:
-        model = OptcamCLI([*words, f"--model.explainer={method.given}"], dry=True).model
-        if isinstance(model, SaliencyTask):
-            model.explainer.check(model.classifier)
+        _check_settings([*words, f"--model.explainer={method.given}"])
     except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise
         outcome.skipped[method.name] = str(error)
         return False
     except Exception as error:
-        if os.environ.get("OPTCAM_TRACEBACK"):
-            traceback.print_exc()
         if method.asked:
-            print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
-            outcome.failed |= dict.fromkeys(((dataset, method) for dataset in datasets), error)
+            _tell_broken(method, error)
+            for dataset in datasets:
+                outcome.failed[dataset, method] = error
         else:
+            _print_traceback()
             outcome.skipped[method.name] = _words(error)
         return False
     return True
@@ -246,7 +254,7 @@ def _run_all(
     folder: Path | None,
     outcome: Outcome,
 ) -> None:
-    """Every method on one dataset; one that breaks off does not stop the others, but an error of them all does."""
+    """Run every method on one dataset. One that breaks off does not stop the others, but the same error of all does."""
     for method in methods:
         own = [] if folder is None else [f"--run_dir={folder / method.name}"]
         try:
@@ -254,19 +262,34 @@ def _run_all(
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever
-            if os.environ.get("OPTCAM_TRACEBACK"):
-                traceback.print_exc()
-            print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
+            _tell_broken(method, error)
             outcome.failed[dataset, method] = error
-            same = [_words(e) for (d, _), e in outcome.failed.items() if d == dataset].count(_words(error))
-            if same > 1 and not any(d == dataset for d, _ in outcome.runs):
-                return  # two in a row, and nothing else: it is the data, or the settings
+            if _all_fail_alike(dataset, error, outcome):
+                return  # it is the data, or the settings
             continue
         outcome.runs[dataset, method] = cli.run_dir
         if cli.summary is not None:
             outcome.summaries[dataset, method] = replace(cli.summary, explainer=method.name)
         outcome.exit_code = max(outcome.exit_code, cli.exit_code)
         outcome.leader = bool(cli.trainer.is_global_zero)
+
+
+def _tell_broken(method: Method, error: Exception) -> None:
+    """Print at once what a method broke off with; the last lines of the output repeat it."""
+    _print_traceback()
+    print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
+
+
+def _print_traceback() -> None:
+    """The traceback of the error in hand, where the user asked for tracebacks."""
+    if os.environ.get("OPTCAM_TRACEBACK"):
+        traceback.print_exc()
+
+
+def _all_fail_alike(dataset: Dataset, error: Exception, outcome: Outcome) -> bool:
+    """Whether a second method has failed on the dataset with the same words, and none has come to its end."""
+    alike = [of for (of, _), other in outcome.failed.items() if of == dataset and _words(other) == _words(error)]
+    return len(alike) > 1 and all(of != dataset for of, _ in outcome.runs)
 
 
 def _words(error: Exception) -> str:
@@ -303,20 +326,35 @@ def mean_over(summaries: Sequence[Summary]) -> Summary:
     )
 
 
-def _print(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
-    """The tables, what is missing in them and why, and where everything is."""
+def _print_tables(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
+    """A table for each dataset; with several datasets, also the mean over them of the methods that ran on all."""
     found = outcome.summaries
-    tables = [[found[dataset, m] for m in methods if (dataset, m) in found] for dataset in datasets]
+    tables = [[found[dataset, method] for method in methods if (dataset, method) in found] for dataset in datasets]
     if len(datasets) > 1:
-        everywhere = [m for m in methods if all((dataset, m) in found for dataset in datasets)]
-        tables.append([mean_over([found[dataset, m] for dataset in datasets]) for m in everywhere])
-    for summaries in filter(None, tables):
-        print("\n" + table(summaries, format=format), end="")
-    failed = {" on ".join(filter(None, (m.name, d.name))): _words(e) for (d, m), e in outcome.failed.items()}
-    for title, missing in (("skipped", outcome.skipped), ("failed", failed)):
-        if missing:
-            print("\n".join([f"\n{title}:", *(f"  {name}: {printable(why)}" for name, why in missing.items())]))
-    if folders := [str(folder) for run in outcome.runs.values() if (folder := overlay_folder(run))]:
+        everywhere = [method for method in methods if all((dataset, method) in found for dataset in datasets)]
+        tables.append([mean_over([found[dataset, method] for dataset in datasets]) for method in everywhere])
+    for summaries in tables:
+        if summaries:
+            print("\n" + table(summaries, format=format), end="")
+
+
+def _print_missing(outcome: Outcome) -> None:
+    """The methods that were skipped or failed, with the reasons."""
+    failed = {}
+    for (dataset, method), error in outcome.failed.items():
+        failed[f"{method.name} on {dataset.name}" if dataset.name else method.name] = _words(error)
+    for title, reasons in (("skipped", outcome.skipped), ("failed", failed)):
+        if reasons:
+            print(f"\n{title}:")
+            for name, why in reasons.items():
+                print(f"  {name}: {printable(why)}")
+
+
+def _print_places(outcome: Outcome) -> None:
+    """Where the overlays and the files of TensorBoard are."""
+    runs = list(outcome.runs.values())
+    folders = [str(folder) for folder in map(overlay_folder, runs) if folder is not None]
+    if folders:
         print(f"\noverlays:    {', '.join(folders)}")
-    if outcome.runs:
-        print(f"TensorBoard: tensorboard --logdir {os.path.commonpath(list(outcome.runs.values()))}")
+    if runs:
+        print(f"TensorBoard: tensorboard --logdir {os.path.commonpath(runs)}")

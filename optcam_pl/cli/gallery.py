@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optcam_pl.reports.page import gallery
 from optcam_pl.reports.tables import printable
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RunFolderError
 
 
 def gallery_command(argv: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def gallery_command(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         print(printable(str(gallery(options.runs, options.output, options.limit))))
-    except (RecordError, ValueError) as error:
+    except (RunFolderError, ValueError) as error:
         print(f"optcam gallery: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0

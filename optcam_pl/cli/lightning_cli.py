@@ -22,22 +22,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-# Importing them is what lets a config name these classes without their module.
+# These imports let a config name the classes without their module.
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
-from optcam_pl.runs.files import probe_folder
-from optcam_pl.runs.folders import check_no_others, missing_folders, remove_empty, run_folder
-from optcam_pl.runs.rows import MANIFEST, RecordError, read_manifest
+from optcam_pl.runs.files import RunFolderError, probe_folder
+from optcam_pl.runs.folders import check_no_others, choose_run_dir, missing_folders, remove_empty
+from optcam_pl.runs.manifest import MANIFEST, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
 from optcam_pl.runs.signals import Stopped
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
+from optcam_pl.tasks.base import RunTask
 
 _SETTINGS = "The settings of a class are shown by --model.help SaliencyTask, --data.help ImageNet, and so on."
 SUBCOMMANDS = {
@@ -52,32 +53,31 @@ SUBCOMMANDS = {
 }
 
 GROUP_TIMEOUT = timedelta(seconds=300)
-"""How long one process waits for another in a collective; none of them waits for another's work."""
+"""How long one process waits for another in a collective. No process waits for another's work."""
 
 ERRORS_EXIT_CODE = 3
-"""What a command returns whose run is complete, but for images that could not be read."""
+"""Exit code of a run that is complete except for images that could not be read."""
 
 INCOMPLETE_EXIT_CODE = 4
-"""What a command returns whose run a limit of the Trainer has cut short."""
+"""Exit code of a run that a limit of the Trainer cut short."""
 
 _TRAINER_HARDWARE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Saves the config as the run begins; before, the folder might turn out to be another run's."""
+    """Saves the config when the run begins, as the folder may turn out to be another run's before."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet."""
+        """Do nothing yet."""
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        ours = pl_module if isinstance(pl_module, SaliencyTask | ClassificationTask) else None
-        folder = ours.run_dir if ours else run_folder(trainer, None)
+        folder = pl_module.run_dir if isinstance(pl_module, RunTask) else choose_run_dir(trainer, None)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / self.config_filename
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
-        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.ledger.plan.done:
-            plan, images = pl_module.ledger.plan, len(pl_module.data.table)
+        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.folder.plan.done:
+            plan, images = pl_module.folder.plan, len(pl_module.data.table)
             left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
             print(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}", flush=True)
 
@@ -87,13 +87,13 @@ class _SaveConfig(SaveConfigCallback):
 class OptcamCLI(SubcommandHooks, LightningCLI):
     """LightningCLI in subclass mode, with a run folder for each run: ``logs/<data>/<explainer or network>/version_k``.
 
-    The folder does not depend on the logger. A leading ``~`` or variable is expanded in every setting, since what
-    begins so is a path. A start that fails takes back the folders that it made, where nothing is in them.
+    The folder does not depend on the logger. A leading ``~`` or variable is expanded in every setting: such a setting
+    is a path. A start that fails removes the folders that it made, if they are empty.
 
     Args:
         args: the words after `optcam`.
-        name: the explainer's, in the run folder; None is its class.
-        dry: make everything, run nothing.
+        name: name of the explainer in the run folder; None is its class's.
+        dry: make all objects, but run nothing.
 
     Attributes:
         run_dir: the folder of the run, once it has begun.
@@ -102,7 +102,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         summary: the numbers of a finished test of maps with their intervals, in the process that prints them.
 
     Raises:
-        Stopped: the run was told to end by a signal; before, it is printed how to go on.
+        Stopped: a signal told the run to end. How to go on has been printed.
     """
 
     exit_code = 0
@@ -144,7 +144,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     @property
     def run_dir(self) -> Path:
         """Where the run wrote its results."""
-        if isinstance(self.model, SaliencyTask | ClassificationTask):  # as the first process has chosen it
+        if isinstance(self.model, RunTask):  # as the first process has chosen it
             return self.model.run_dir
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
@@ -155,18 +155,18 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         return None if given is None else expanded_path(given)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose errors are told without the types that were tried."""
+        """A parser whose errors leave out the types that were tried."""
         parser = super().init_parser(**kwargs)
         error = parser.error
         parser.error = lambda message, ex=None: error(plain(message), ex)  # type: ignore[method-assign]
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; without Lightning's warning about `sys.argv`, which `compare` and callers from Python would get."""
+        """Parse the words without Lightning's warning about `sys.argv`, which is wrong in `compare` and from Python."""
         self.config = parser.parse_args(args)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the run is about comes before how it is carried out, in configs and in the help."""
+        """Add the model and the data before the trainer, so that configs and the help show them first."""
         model, data = self.configured_classes()
         parser.add_lightning_class_args(model, "model", subclass_mode=True)
         parser.add_lightning_class_args(data, "data", subclass_mode=True)
@@ -180,7 +180,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def subcommand_help(self, subcommand: str) -> str:
-        """Lightning's help is of its trainer's methods."""
+        """The help of a subcommand; Lightning's own describes the trainer's methods."""
         return SUBCOMMANDS[subcommand]
 
     def complete_parser(self, subcommand: str, parser: LightningArgumentParser, arguments: set[str]) -> None:
@@ -192,78 +192,102 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             parser.set_defaults({quiet: False})
 
     def before_instantiate_classes(self) -> None:
-        """What is to be known before the network is loaded: the threads, and whether the folder can be written."""
+        """Check the run's folder and set the threads, before the network is loaded."""
         self.config = _expanded(self.config)
         run_dir, resume = self._given_dir, self.setting("resume")
         self._shard = parse_shard(self.setting("shard"))
         if run_dir is None and (resume == "require" or self._shard):
             raise ValueError("Expected `run_dir` with `resume` require and with `shard`: the folder of the run.")
         if not self._dry:
-            if run_dir is not None:
-                if resume == "require" and not run_dir.exists():
-                    raise RecordError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
-                check_no_others(run_dir)
-            self._made = missing_folders(run_dir or Path("logs"))
-            probe_folder(run_dir or "logs")
+            self._check_folder(run_dir, resume)
         threads = self.setting("threads")
         if threads is None and run_dir is not None and (run_dir / MANIFEST).exists():
             threads = read_manifest(run_dir)["fingerprint"].get("threads")  # whatever the number of devices is now
         if threads is not None:
-            if threads < 1:
-                raise ValueError(f"Expected `threads` to be a positive integer, but got {threads}.")
             # Before anything computes; Lightning would choose by the number of processes.
-            os.environ["OMP_NUM_THREADS"] = str(threads)
+            os.environ["OMP_NUM_THREADS"] = str(check_positive("threads", threads))
             torch.set_num_threads(threads)
+
+    def _check_folder(self, run_dir: Path | None, resume: Resume) -> None:
+        """See that the run can be written, and note which folders that makes."""
+        if run_dir is not None:
+            if resume == "require" and not run_dir.exists():
+                raise RunFolderError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
+            check_no_others(run_dir)
+        folder = run_dir or Path("logs")
+        self._made = missing_folders(folder)
+        probe_folder(folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, with the run's logger and what a run shows unless the config says otherwise."""
         config = self.setting("trainer", self.config_init)
         logger = self._logger()
+        # The logger looks at the disk for a new folder's name when it is asked for it.
+        folder = self._given_dir or Path("logs" if self._dry else logger.log_dir)
+        if isinstance(self.model, RunTask):
+            self.model.run_dir = folder
+        if isinstance(self.model, SaliencyTask):
+            self.model.resume, self.model.shard = self.setting("resume"), self._shard
         if config.get("logger") in (None, True):
             kwargs["logger"] = logger
-        # Asked for a new folder's name, the logger looks which there are.
-        folder = self._given_dir or Path("logs" if self._dry else logger.log_dir)
-        if isinstance(self.model, SaliencyTask | ClassificationTask):
-            self.model.run_dir = folder
-        training = isinstance(self.model, ClassificationTask) and self.subcommand == "fit"
-        chosen = {
-            "enable_checkpointing": training,
-            "enable_model_summary": training,
-            "max_epochs": self.model.max_epochs if isinstance(self.model, ClassificationTask) else 1,
-        }
-        kwargs |= {key: value for key, value in chosen.items() if config.get(key) is None}
-        if config.get("default_root_dir") is None:  # without a logger; and Lightning would look for checkpoints here
-            kwargs["default_root_dir"] = str(folder)
-        callbacks: list[Callback] = list(config.get("callbacks") or [])
-        wanted: list[tuple[type[Callback], bool]] = [
-            (TensorBoardPanels, True),
-            (MapWriter, self.subcommand == "predict"),
-        ]
-        callbacks += [kind() for kind, use in wanted if use and not any(isinstance(c, kind) for c in callbacks)]
-        if training and config.get("enable_checkpointing") is not False:
-            callbacks += fit_callbacks(self.model, given=callbacks)
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(folder / "checkpoints")  # else beside the files of whatever logger there is
-        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            # Lightning's requeueing saves nothing of a test; ours is `sbatch --requeue` and going on.
-            kwargs["plugins"] = [*_listed(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
-        try:
-            trainer = super().instantiate_trainer(**kwargs, callbacks=callbacks)
-        except (MisconfigurationException, RuntimeError) as error:
-            given = ", ".join(f"{key} {config[key]}" for key in _TRAINER_HARDWARE if config.get(key) is not None)
-            raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}") from error
+        kwargs.update(self._trainer_settings(config, folder))
+        trainer = self._make_trainer(config, **kwargs, callbacks=self._callbacks(config, folder))
         if isinstance(trainer.strategy, DDPStrategy):
             limit_group_timeout(trainer.strategy, GROUP_TIMEOUT)
         leave_signals_alone(trainer)
-        if isinstance(self.model, SaliencyTask):
-            self.model.resume, self.model.shard = self.setting("resume"), self._shard
+        return trainer
+
+    @property
+    def _training(self) -> bool:
+        """Whether this command trains a network."""
+        return isinstance(self.model, ClassificationTask) and self.subcommand == "fit"
+
+    def _trainer_settings(self, config: Namespace, folder: Path) -> dict[str, Any]:
+        """Settings of the trainer that the config leaves open."""
+        defaults = {
+            "enable_checkpointing": self._training,
+            "enable_model_summary": self._training,
+            "max_epochs": self.model.max_epochs if isinstance(self.model, ClassificationTask) else 1,
+            # Without a logger the run's folder; and Lightning would look for checkpoints here.
+            "default_root_dir": str(folder),
+        }
+        settings = {key: value for key, value in defaults.items() if config.get(key) is None}
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            # Lightning's requeueing saves nothing of a test; ours is `sbatch --requeue` and going on.
+            settings["plugins"] = [*_listed(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
+        return settings
+
+    def _callbacks(self, config: Namespace, folder: Path) -> list[Callback]:
+        """The config's callbacks, and those of ours of whose kind it has none."""
+        callbacks: list[Callback] = list(config.get("callbacks") or [])
+
+        def lacks(kind: type[Callback]) -> bool:
+            return not any(isinstance(callback, kind) for callback in callbacks)
+
+        if lacks(TensorBoardPanels):
+            callbacks.append(TensorBoardPanels())
+        if self.subcommand == "predict" and lacks(MapWriter):
+            callbacks.append(MapWriter())
+        if self._training and config.get("enable_checkpointing") is not False:
+            callbacks += fit_callbacks(self.model, given=callbacks)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")  # otherwise it depends on the logger
+        if config.get("enable_progress_bar") is not False and lacks(ProgressBar):
+            callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
+        return callbacks
+
+    def _make_trainer(self, config: Namespace, **kwargs: Any) -> L.Trainer:
+        """The trainer, or a ValueError that names the settings that Lightning refuses."""
+        try:
+            trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, RuntimeError) as error:
+            given = ", ".join(f"{key} {config[key]}" for key in _TRAINER_HARDWARE if config.get(key) is not None)
+            raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}") from error
         return trainer
 
     def subcommand_arguments(self, subcommand: str) -> dict[str, Any]:
-        """The trainer's, and the checkpoint that a fit goes on from."""
+        """The arguments of the trainer's method, with the checkpoint that a fit continues."""
         kwargs = super().subcommand_arguments(subcommand)
         run_dir = self._given_dir
         if subcommand == "fit" and isinstance(self.model, ClassificationTask) and not kwargs.get("ckpt_path"):
@@ -271,11 +295,11 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         return kwargs
 
     def run_subcommand(self, subcommand: str) -> None:
-        """Run it, unless only the objects are wanted; say how a stopped run goes on.
+        """Run the command, unless `dry`; print how to continue a run that was stopped.
 
         Raises:
             Stopped: by a signal.
-            RecordError: the run's folder cannot be written.
+            RunFolderError: the run's folder cannot be written.
             RuntimeError: a loader process was killed.
         """
         if self._dry:
@@ -296,7 +320,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             if error.filename is not None or error.errno is None:  # the system's with its file, or words of our own
                 raise
             # TensorBoard's writer, whose disk is full, does not name its file.
-            raise RecordError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
+            raise RunFolderError(f"Cannot write into {self.run_dir}: {error.strerror or error}.") from error
 
     def _logger(self) -> TensorBoardLogger:
         if self._given_dir is not None:
@@ -310,7 +334,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
 
     def _after(self) -> None:
-        """Say where everything is, what could not be read, and what was not done."""
+        """Print where everything is, which images could not be read, and what was not done."""
         if not self.trainer.is_global_zero:
             return
         run_dir, overlays = self.run_dir, overlay_folder(self.run_dir)
@@ -322,12 +346,13 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             print(f"best:        {best}")
         if isinstance(self.model, SaliencyTask):
             self._tell_rows(self.model.run)
-        if isinstance(self.model, SaliencyTask | ClassificationTask) and self.model.cut_short:
+        if isinstance(self.model, RunTask) and self.model.cut_short:
             self.exit_code = INCOMPLETE_EXIT_CODE
             print(f"optcam: {printable(self.model.cut_short)}", file=sys.stderr)
 
     def _tell_rows(self, run: Run) -> None:
-        if not run.manifest["metrics"] and (note := mostly_degenerate(run)):  # otherwise it stands below the table
+        note = "" if run.manifest["metrics"] else mostly_degenerate(run)  # with metrics it stands below the table
+        if note:
             print(f"optcam: {printable(note)}", file=sys.stderr)
         errors = [row for row in run.rows if row.status == "error"]
         if errors:
@@ -352,7 +377,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
 
 def _expanded(setting: Any) -> Any:
-    """A setting with all that it holds; texts that begin with ``~`` or a variable are paths, and expanded."""
+    """A setting with every text in it that begins with ``~`` or a variable expanded: such texts are paths."""
     if isinstance(setting, str):
         return str(expanded_path(setting)) if setting.startswith(("~", "$")) else setting
     if isinstance(setting, list):
@@ -366,10 +391,10 @@ def _expanded(setting: Any) -> Any:
 
 
 def parse_shard(text: str | None) -> Shard | None:
-    """Which of how many parts, from "i/n".
+    """The shard (i, n) from the text "i/n".
 
     Raises:
-        ValueError: it is not of this form, or i does not lie in 1 ... n.
+        ValueError: the text has another form, or i is not in 1 ... n.
 
     Example:
         >>> parse_shard("2/8")
@@ -384,4 +409,7 @@ def parse_shard(text: str | None) -> Shard | None:
 
 
 def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    """A setting that may be None, one value or a list, as a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -12,7 +12,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.reports.report import report
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable
-from optcam_pl.runs.rows import RecordError, write_file
+from optcam_pl.runs.files import RunFolderError, write_file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def report_command(argv: Sequence[str]) -> int:
         else:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
-    except (RecordError, ImportError) as error:
+    except (RunFolderError, ImportError) as error:
         print(f"optcam report: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import printable
 from optcam_pl.reports.verify import verify
-from optcam_pl.runs.rows import RecordError
+from optcam_pl.runs.files import RunFolderError
 
 
 def verify_command(argv: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def verify_command(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         runs = find_runs(options.runs)
-    except RecordError as error:
+    except RunFolderError as error:
         print(f"optcam verify: {printable(str(error))}", file=sys.stderr)
         return 1
     sound = True

@@ -221,9 +221,7 @@ class TorchvisionDataset(ImageDataModule):
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The numbers of the images of a part."""
-        other = self.part_arguments[split]
-        if other is None:
-            raise ValueError(f"Expected `{split}_arguments` to be given to train a network, but got None.")
+        other = self.check_trainable(f"{split}_arguments", self.part_arguments[split])
         if split not in self._datasets:
             self._datasets[split] = self._make(other)
         return [Entry(f"{split}/{i:06}", str(i)) for i in range(len(self._datasets[split]))]

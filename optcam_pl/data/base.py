@@ -9,18 +9,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from optcam_pl.checks import check_choice, check_count, check_positive
 from optcam_pl.data.batch import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
 from optcam_pl.data.blocks import choose
 from optcam_pl.data.files import hidden
 from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
 from optcam_pl.data.names import contradiction, match_names
 from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augmentation
+
+Given = TypeVar("Given")
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -77,16 +80,15 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: v2.Transform | None = None,
     ) -> None:
         super().__init__()
-        _check_count("batch_size", batch_size, 1)
-        _check_count("num_workers", num_workers, 0)
+        check_positive("batch_size", batch_size)
+        check_count("num_workers", num_workers)
         if limit is not None:
-            _check_count("limit", limit, 1)
+            check_positive("limit", limit)
         if seed is not None and limit is None:
             raise ValueError("Expected `limit` to be given with `seed`: `seed` chooses `limit` images at random.")
-        if on_error not in ("raise", "record"):
-            raise ValueError(f"Expected `on_error` to be 'raise' or 'record', but got {on_error!r}.")
+        check_choice("on_error", on_error, OnError)
         if max_errors is not None:
-            _check_count("max_errors", max_errors, 0)
+            check_count("max_errors", max_errors)
             if on_error != "record":
                 raise ValueError("Expected `on_error` to be 'record' with `max_errors`, but got 'raise'.")
         if timeout < 0:
@@ -120,12 +122,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """All images of the dataset in their fixed order, before `limit`."""
 
     def looked_for(self) -> str:
-<<<<<<< HEAD
         """A phrase that says what `entries` searches and where, for the message that nothing was found."""
-=======
-        """What `entries` searches and where, in words, for the message that there is none."""
         return f"what its `entries` list, in {type(self).__module__}"
->>>>>>> w-doors
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images to train on or to validate with.
@@ -134,6 +132,15 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: the dataset has none.
         """
         raise ValueError(f"{type(self).__name__} has no {split} images, so no network can be trained on it.")
+
+    @staticmethod
+    def check_trainable(name: str, value: Given | None) -> Given:
+        """The argument that says which images are for training. Raises ValueError where it is None."""
+        if value is None:
+            raise ValueError(
+                f"Expected `{name}` to be given to train a network, whose test images must be others, but got None."
+            )
+        return value
 
     def reader(self) -> Reader:
         """The function that reads an entry; by default `read_entry`. It must be picklable for the loader processes."""
@@ -342,11 +349,3 @@ class ImageDataModule(LightningDataModule, ABC):
 def run_seed() -> int:
     """The run's seed, as set by Lightning's `seed_everything`."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected `{name}` to be an integer, but got {value!r}.")
-    if value < least:
-        kind = "positive" if least else "non-negative"
-        raise ValueError(f"Expected `{name}` to be a {kind} integer, but got {value}.")

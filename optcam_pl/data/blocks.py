@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from optcam_pl.checks import check_count, check_positive
+
 PADDING = -1
 """Index of the samples that fill up the last block."""
 
@@ -95,8 +97,7 @@ class ShuffleSampler(DistributedSampler[Block]):
 
     def __init__(self, n: int, block_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
         _check_shares(n, block_size, rank, world_size)
-        if n == 0:
-            raise ValueError("Expected `n` to be a positive integer, but got 0.")
+        check_positive("n", n)
         super().__init__(cast("Dataset[Block]", range(n)), world_size, rank, seed=seed)
         self.n = n
         self.block_size = block_size
@@ -117,10 +118,8 @@ class ShuffleSampler(DistributedSampler[Block]):
 
 
 def _check_shares(n: int, block_size: int, rank: int, world_size: int) -> None:
-    if n < 0:
-        raise ValueError(f"Expected `n` to be a non-negative integer, but got {n}.")
-    if block_size < 1:
-        raise ValueError(f"Expected `block_size` to be a positive integer, but got {block_size}.")
+    check_count("n", n)
+    check_positive("block_size", block_size)
     if not 0 <= rank < world_size:
         raise ValueError(f"Expected `rank` to lie in 0 ... world_size - 1, but got {rank} of {world_size}.")
 

@@ -172,8 +172,7 @@ class ImageFolder(ImageDataModule):
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images of a split. Raises ValueError if `split` is None, because the parts would be the same images."""
-        if self.split is None:
-            raise ValueError("Expected `split` to be given to train a network, because its test images must differ.")
+        self.check_trainable("split", self.split)
         return self._of(split)
 
     def _folder(self, split: Split | None) -> Path:

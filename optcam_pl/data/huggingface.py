@@ -217,8 +217,7 @@ class HuggingFaceDataset(ImageDataModule):
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The rows of a part. Raises ValueError if `train_split` or `val_split` is None."""
-        if self.splits[split] is None:
-            raise ValueError(f"Expected `{split}_split` to be given to train a network, but got None.")
+        self.check_trainable(f"{split}_split", self.splits[split])
         return self._of(split)
 
     def _of(self, part: str) -> list[Entry]:

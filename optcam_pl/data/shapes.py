@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Entry, Item, Reader
 from optcam_pl.data.folders import Split
@@ -138,16 +139,14 @@ class Shapes(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(size=side if size is None else size, **kwargs)
-        for name, value in (("images", images), ("train_images", train_images)):
-            if value < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer, but got {value}.")
+        check_positive("images", images)
+        check_positive("train_images", train_images)
         if side < 16:
             raise ValueError(f"Expected `side` to be at least 16 pixels, but got {side}.")
         for name, share in (("correlation", correlation), ("fidelity", fidelity)):
             if not 0 <= share <= 1:
                 raise ValueError(f"Expected `{name}` to lie in [0, 1], but got {share}.")
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"Expected `split` to be 'train', 'val' or 'test', but got {split!r}.")
+        check_choice("split", split, Split)
         self.split = split
         self.counts = {"train": train_images, "val": images, "test": images}
         self.drawing = ShapeReader(side, correlation, fidelity, data_seed)

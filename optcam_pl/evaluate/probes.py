@@ -13,7 +13,7 @@ from torch import Tensor
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
-from optcam_pl.maps import Baseline, baseline_image, mask_image
+from optcam_pl.maps import Baseline, baseline_image, mask_image, of_class, wide
 from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional import (
     imputed_images,
@@ -222,9 +222,8 @@ class Probes:
         Returns:
             (B,).
         """
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        values = wide.softmax(1) if output == "probability" else wide
-        return values.gather(1, (self.explanation.target if target is None else target).unsqueeze(1)).squeeze(1)
+        values = wide(logits).softmax(1) if output == "probability" else wide(logits)
+        return of_class(values, self.explanation.target if target is None else target)
 
     def _reference(self) -> Tensor:
         return baseline_image(self.image, self.baseline, self.classifier.mean)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from optcam_pl.checks import check_choice
 from optcam_pl.data import Batch, ImageDataModule, TorchData
 from optcam_pl.data.torch_data import in_memory
 from optcam_pl.evaluate.block import Target, check_target, evaluate_block
@@ -23,13 +24,13 @@ from optcam_pl.evaluate.subject import Subject, all_metrics, check_annotations, 
 from optcam_pl.explainers import Explainer
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
-from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import Run, summarize
 from optcam_pl.reports.tables import Format, Summary, table
-from optcam_pl.runs.rows import Row, Rows, check_metric_keys
+from optcam_pl.runs.manifest import check_metric_keys
+from optcam_pl.runs.rows import Row, Rows
 
 Images: TypeAlias = (
     "Tensor | Batch | Iterable[Batch] | ImageDataModule | Dataset[Any] | DataLoader[Any] | Sequence[tuple[Any, ...]]"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_count
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled, find_readout, gradients
 from optcam_pl.explainers.relevance import AttentionTape, RelevanceTape
+from optcam_pl.maps import of_class
 from optcam_pl.network.classifier import Classifier
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
@@ -156,12 +158,8 @@ class AttentionRollout(AttentionExplainer):
 
     def __init__(self, start_block: int = 0, head_fusion: HeadFusion = "mean", **shared: Any) -> None:
         super().__init__(**shared)
-        self.start_block = _check_start(start_block)
-        if head_fusion not in get_args(HeadFusion):
-            raise ValueError(
-                f"Expected `head_fusion` to be one of {', '.join(get_args(HeadFusion))}, but got {head_fusion!r}."
-            )
-        self.head_fusion: HeadFusion = head_fusion
+        self.start_block = check_count("start_block", start_block)
+        self.head_fusion: HeadFusion = check_choice("head_fusion", head_fusion, HeadFusion)
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """See the class."""
@@ -191,7 +189,7 @@ class TIBAV(AttentionExplainer):
 
     def __init__(self, start_block: int = 0, **shared: Any) -> None:
         super().__init__(**shared)
-        self.start_block = _check_start(start_block)
+        self.start_block = check_count("start_block", start_block)
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 and 2; see the class."""
@@ -216,15 +214,9 @@ def _toward_attention(
     with tape:
         logits = classifier(image)
     maps = tape.attention(image.shape[0], classifier.name)
-    y_c = logits.gather(1, target.unsqueeze(1)).sum()
+    y_c = of_class(logits, target).sum()
     found = gradients(y_c, [*maps, *tape.pools], classifier)
     return found[: len(maps)], found[len(maps) :]
-
-
-def _check_start(start_block: int) -> int:
-    if not isinstance(start_block, int) or isinstance(start_block, bool) or start_block < 0:
-        raise ValueError(f"Expected `start_block` to be zero or a positive integer, but got {start_block!r}.")
-    return start_block
 
 
 def _from_block(maps: list[Tensor], start: int) -> list[Tensor]:

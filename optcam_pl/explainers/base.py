@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.explainers.batching import check_number
+from optcam_pl.checks import check_number
 from optcam_pl.explainers.settings import arguments, check_plain, plain
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
@@ -148,7 +148,7 @@ class Explainer(nn.Module, ABC):
 
     @selectivity.setter
     def selectivity(self, alpha: float) -> None:
-        self._selectivity = check_number("selectivity", alpha, strict=True)
+        self._selectivity = check_number("selectivity", alpha, positive=True)
 
     def forward(self, classifier: Classifier, image: Tensor, target: Target = None) -> Explanation:
         """Explain why `classifier` gives the images their classes.

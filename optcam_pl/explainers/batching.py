@@ -71,25 +71,3 @@ def _tell(size: int, smaller: int) -> None:
         size,
         smaller,
     )
-
-
-def check_positive(name: str, value: object) -> int:
-    """Return the value if it is a positive integer.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")
-    return value
-
-
-def check_number(name: str, value: float, low: float = 0.0, *, strict: bool = False) -> float:
-    """Return the value if it is finite and at least `low` (with `strict`: larger than `low`).
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not (low < value if strict else low <= value) or value == float("inf"):
-        raise ValueError(f"Expected `{name}` to be {'above' if strict else 'at least'} {low:g}, but got {value!r}.")
-    return value

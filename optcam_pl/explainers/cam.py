@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import check_number, check_positive
 from optcam_pl.explainers.base import Causes, Explainer, Explanation
-from optcam_pl.explainers.batching import check_number, check_positive
-from optcam_pl.maps import combine, constant, degenerate, level, upsample
+from optcam_pl.maps import combine, constant, degenerate, level, of_class, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers, OneLayer
@@ -265,7 +265,7 @@ class GradientCAM(FeatureCAM):
     def gradients(self, classifier: Classifier, image: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(A, G) of each layer, (B,K,h,w) in the image's dtype, without a graph."""
         with self.recording(classifier, cut=True) as record:
-            y_c = classifier(image).gather(1, target.unsqueeze(1)).sum()
+            y_c = of_class(classifier(image), target).sum()
             names, activations = record.names, record.of_images(len(image))
         with backward_errors(classifier, names):
             gradients = torch.autograd.grad(y_c, activations)

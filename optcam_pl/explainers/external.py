@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.maps import Baseline, baseline_image, check_baseline
@@ -110,24 +111,14 @@ class CaptumExplainer(Explainer):
         **shared: Any,
     ) -> None:
         super().__init__(layer, check_baseline(baseline), **shared)
-        for name, value, known in (
-            ("reduction", reduction, get_args(Reduction)),
-            ("sign", sign, get_args(Sign)),
-            ("output", output, get_args(Output)),
-            ("segments", segments, (*get_args(Segments), None)),
-        ):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(map(str, known))}, but got {value!r}.")
-        _check_positive("num_segments", num_segments)
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"Expected `smoothing` to be zero or a positive number, but got {smoothing!r}.")
+        check_choice("segments", segments, (*get_args(Segments), None))
         self.method, self.wrapper = method, wrapper
         self.method_args, self.attribute_args = dict(method_args or {}), dict(attribute_args or {})
-        self.segments, self.num_segments = segments, num_segments
-        self.reduction: Reduction = reduction
-        self.sign: Sign = sign
-        self.output: Output = output
-        self.smoothing, self.seed = float(smoothing), seed
+        self.segments, self.num_segments = segments, check_positive("num_segments", num_segments)
+        self.reduction: Reduction = check_choice("reduction", reduction, Reduction)
+        self.sign: Sign = check_choice("sign", sign, Sign)
+        self.output: Output = check_choice("output", output, Output)
+        self.smoothing, self.seed = float(check_number("smoothing", smoothing)), seed
         self._class = attribution_class(method)
         self._wrapper = None if wrapper is None else attribution_class(wrapper)
         self._takes = self._check_arguments()
@@ -313,13 +304,11 @@ class LIME(CaptumExplainer):
         selectivity: float = 1.0,
         augment: bool = False,
     ) -> None:
-        _check_positive("n_samples", n_samples)
-        _check_positive("chunk_size", chunk_size)
-        for name, value in (("kernel_width", kernel_width), ("ridge", ridge)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"Expected `{name}` to be a positive number, but got {value!r}.")
-        if segments is None:
-            raise ValueError("Expected `segments` to be one of slic, grid, but got None.")
+        check_positive("n_samples", n_samples)
+        check_positive("chunk_size", chunk_size)
+        check_number("kernel_width", kernel_width, positive=True)
+        check_number("ridge", ridge, positive=True)
+        check_choice("segments", segments, Segments)
         calls: Arguments = {"n_samples": n_samples, "perturbations_per_eval": chunk_size}
         super().__init__(
             "Lime",
@@ -373,9 +362,8 @@ class GradientSHAP(CaptumExplainer):
         selectivity: float = 1.0,
         augment: bool = False,
     ) -> None:
-        _check_positive("n_samples", n_samples)
-        if not 0 <= stdevs < math.inf:
-            raise ValueError(f"Expected `stdevs` to be zero or a positive number, but got {stdevs!r}.")
+        check_positive("n_samples", n_samples)
+        check_number("stdevs", stdevs)
         calls: Arguments = {"n_samples": n_samples, "stdevs": stdevs}
         super().__init__(
             "GradientShap",
@@ -626,8 +614,3 @@ def _parameters(function: Any) -> set[str]:
 def _tuples(arguments: Arguments) -> dict[str, Any]:
     """Turn lists, which configuration files contain, into tuples, which Captum expects."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-
-
-def _check_positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"Expected `{name}` to be a positive integer, but got {value!r}.")

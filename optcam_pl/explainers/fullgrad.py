@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.readout import check_uncompiled
 from optcam_pl.explainers.rules import LINEAR, MOVING, PRODUCTS
-from optcam_pl.maps import normalize, upsample
+from optcam_pl.maps import normalize, of_class, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
 
@@ -58,7 +58,7 @@ class FullGrad(Explainer):
         check_uncompiled(classifier, "FullGrad")
         pixels = image.detach().requires_grad_()
         with _Biases() as seen:
-            logits = classifier(pixels).gather(1, target.unsqueeze(1)).squeeze(1)
+            logits = of_class(classifier(pixels), target)
         y_c = logits.sum()
         outputs = [output for output, _ in seen.found]
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.

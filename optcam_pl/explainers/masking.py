@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.batching import Chunks, check_number, check_positive
+from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.cam import LayerMaps
 from optcam_pl.explainers.upper_part import UpperPart
 from optcam_pl.maps import (
@@ -20,6 +21,7 @@ from optcam_pl.maps import (
     level,
     mask_image,
     normalize,
+    of_class,
     upsample,
 )
 from optcam_pl.network.classifier import Classifier
@@ -109,9 +111,8 @@ class ScoreCAM(ChannelScoring):
         **shared: Any,
     ) -> None:
         super().__init__(layer, chunk_size, baseline, **shared)
-        if smooth not in get_args(Smoothing):
-            raise ValueError(f"Expected `smooth` to be one of {', '.join(get_args(Smoothing))}, but got {smooth!r}.")
-        self.smooth, self.std, self.seed = smooth, check_number("std", std), seed
+        self.smooth: Smoothing = check_choice("smooth", smooth, Smoothing)
+        self.std, self.seed = check_number("std", std), seed
         self.num_samples = _SAMPLES[smooth] if num_samples is None else check_positive("num_samples", num_samples)
         if smooth == "none" and self.num_samples != 1:
             raise ValueError(f"Expected no `num_samples` without smoothing, but got {num_samples}.")
@@ -153,7 +154,7 @@ def _masked_logits(
     under = None if reference is None else reference.unsqueeze(1)
     masked = mask_image(image.unsqueeze(1), masks.unsqueeze(2), under).flatten(0, 1)
     logits: Tensor = classifier(masked)
-    return logits.gather(1, target.repeat_interleave(k).unsqueeze(1)).view(B, k)
+    return of_class(logits, target.repeat_interleave(k)).view(B, k)
 
 
 class AblationCAM(ChannelScoring):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.maps import (
     Baseline,
@@ -20,7 +21,9 @@ from optcam_pl.maps import (
     degenerate,
     mask_image,
     normalize,
+    of_class,
     upsample,
+    wide,
 )
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
@@ -120,20 +123,10 @@ class OptiCAM(Explainer):
         **shared: Any,
     ) -> None:
         super().__init__(layer, check_baseline(baseline), **shared)
-        if not isinstance(max_iter, int) or isinstance(max_iter, bool) or max_iter < 1:
-            raise ValueError(f"Expected `max_iter` to be a positive integer, but got {max_iter!r}.")
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"Expected `lr` to be a positive number, but got {lr!r}.")
-        if not 0 <= tol < float("inf"):
-            raise ValueError(f"Expected `tol` to be zero or a positive number, but got {tol!r}.")
-        for name, value, known in (
-            ("objective", objective, get_args(Objective)),
-            ("normalizer", normalizer, get_args(Normalizer)),
-        ):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
-        self.objective, self.normalizer = objective, normalizer
-        self.max_iter, self.lr, self.tol, self.relu = max_iter, lr, tol, relu
+        self.objective: Objective = check_choice("objective", objective, Objective)
+        self.normalizer: Normalizer = check_choice("normalizer", normalizer, Normalizer)
+        self.max_iter, self.lr = check_positive("max_iter", max_iter), check_number("lr", lr, positive=True)
+        self.tol, self.relu = check_number("tol", tol), relu
         self.optimizer = optimizer
 
     def settings(self) -> dict[str, object]:
@@ -236,7 +229,7 @@ class OptiCAM(Explainer):
     def features(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[list[Tensor], Tensor]:
         """Step 1: A as [(B,K,h,w)], and g_c(f(x)) (B,)."""
         with torch.no_grad(), self.recording(classifier) as record:
-            logit = _of_class(classifier(image), target)
+            logit = wide(of_class(classifier(image), target))
             features = self.grids(record, classifier, image)
         return [A.relu() for A in features] if self.relu else features, logit
 
@@ -345,10 +338,10 @@ class OptiCAM(Explainer):
         target: Tensor,
         logit: Tensor,
     ) -> Tensor:
-        inside = _of_class(classifier(mask_image(image, s, reference)), target)
+        inside = wide(of_class(classifier(mask_image(image, s, reference)), target))
         outside = None
         if self.objective in ("io_mask", "io_diff"):
-            outside = _of_class(classifier(mask_image(image, 1 - s, reference)), target)
+            outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), target))
         return objective_value(self.objective, logit, inside, outside)
 
     @staticmethod
@@ -362,9 +355,3 @@ class OptiCAM(Explainer):
 def _silent_features(features: Sequence[Tensor]) -> Tensor:
     """(B,): whether all feature maps of all layers are constant, and so is every combination of them."""
     return torch.stack([constant(A) for A in features]).all(0)
-
-
-def _of_class(logits: Tensor, target: Tensor) -> Tensor:
-    """(B,C), (B,) -> (B,) the logit of each image's class, in float32 at least."""
-    picked = logits.gather(1, target.unsqueeze(1)).squeeze(1)
-    return picked if picked.dtype == torch.float64 else picked.float()

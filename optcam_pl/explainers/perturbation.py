@@ -6,16 +6,17 @@ import math
 from abc import abstractmethod
 from dataclasses import replace
 from itertools import product
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.batching import Chunks, check_number, check_positive
-from optcam_pl.maps import Baseline, check_baseline, mask_image, upsample
+from optcam_pl.explainers.batching import Chunks
+from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
 
@@ -85,7 +86,7 @@ class RISE(Explainer):
             masks = rise_masks(grids[part], shifts[part], size).to(image)
             under = None if reference is None else reference.unsqueeze(1)
             masked = mask_image(image.unsqueeze(1), masks.unsqueeze(0), under).flatten(0, 1)
-            p = classifier.probabilities(masked).gather(1, target.repeat_interleave(len(masks)).unsqueeze(1))
+            p = of_class(classifier.probabilities(masked), target.repeat_interleave(len(masks)))
             total.add_((p.view(len(image), -1).to(image) @ masks.flatten(1)).view_as(total))
 
         Chunks(self.chunk_size, len(image)).each(add, len(grids))
@@ -174,11 +175,9 @@ def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
     """
     if sigma == 0:
         return image
-    radius, border = math.ceil(4 * sigma), border.to(image).view(1, 3, 1, 1)
+    radius = math.ceil(4 * sigma)
     kernel = torch.exp(-torch.arange(-radius, radius + 1).to(image).square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    rows = F.conv2d(F.pad(image - border, (0, 0, radius, radius)), kernel, groups=3)
-    return F.conv2d(F.pad(rows, (radius, radius, 0, 0)), kernel.mT, groups=3) + border
+    return separable_blur(image, kernel / kernel.sum(), border)
 
 
 class MeaningfulPerturbation(MaskOptimizer):
@@ -221,7 +220,8 @@ class MeaningfulPerturbation(MaskOptimizer):
     ) -> None:
         super().__init__(chunk_size, **shared)
         self.max_iter, self.cell = check_positive("max_iter", max_iter), check_positive("cell", cell)
-        self.lr, self.l1, self.l2 = check_number("lr", lr, strict=True), check_number("l1", l1), check_number("l2", l2)
+        self.lr = check_number("lr", lr, positive=True)
+        self.l1, self.l2 = check_number("l1", l1), check_number("l2", l2)
         self.jitter, self.seed = int(check_number("jitter", jitter)), seed
 
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,9 +233,9 @@ class MeaningfulPerturbation(MaskOptimizer):
         for t in range(self.max_iter + 1):
             move = torch.randint(self.jitter + 1, (2,), generator=generator).tolist()
             moved, under = (torch.roll(pixels, move, (2, 3)) for pixels in (image, blurred))
-            p = classifier.probabilities(mask_image(moved, upsample(m, size), under)).gather(1, target.unsqueeze(1))
+            p = of_class(classifier.probabilities(mask_image(moved, upsample(m, size), under)), target)
             check_differentiable(p, classifier)
-            loss = p.squeeze(1).to(m.dtype) + self._regularizer(m)
+            loss = p.to(m.dtype) + self._regularizer(m)
             trace.append(-loss.detach())
             if t < self.max_iter:
                 with backward_errors(classifier):
@@ -304,12 +304,9 @@ class ExtremalPerturbation(MaskOptimizer):
         self.areas = [areas] if isinstance(areas, (int, float)) else list(areas)
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise ValueError(f"Expected `areas` to be shares between 0 and 1, but got {areas!r}.")
-        for name, value, known in (("game", game, get_args(Game)), ("reward", reward, get_args(Reward))):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {', '.join(known)}, but got {value!r}.")
-        self.game, self.reward = game, reward
+        self.game, self.reward = check_choice("game", game, Game), check_choice("reward", reward, Reward)
         self.max_iter, self.step = check_positive("max_iter", max_iter), check_positive("step", step)
-        self.sigma, self.smooth = check_number("sigma", sigma, strict=True), check_number("smooth", smooth)
+        self.sigma, self.smooth = check_number("sigma", sigma, positive=True), check_number("smooth", smooth)
         self.margin = None if margin is None else int(check_number("margin", margin))
 
     def passes(self) -> int:
@@ -358,10 +355,10 @@ class ExtremalPerturbation(MaskOptimizer):
         sides = {"preserve": [masks], "delete": [1 - masks], "dual": [masks, 1 - masks]}[self.game]
         pixels = torch.cat([_blurred(pyramid, side) for side in sides])
         logits: Tensor = classifier(pixels.flip(3) if mirrored else pixels).to(masks.dtype)
-        rows = c.repeat(len(sides)).unsqueeze(1)
-        values = logits.gather(1, rows).squeeze(1)
+        classes = c.repeat(len(sides))
+        values = of_class(logits, classes)
         if self.reward == "contrastive":
-            values = values - logits.scatter(1, rows, -torch.inf).amax(1)
+            values = values - logits.scatter(1, classes.unsqueeze(1), -torch.inf).amax(1)
         if self.game == "dual":
             kept, removed = values.chunk(2)
             return kept - removed

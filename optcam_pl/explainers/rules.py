@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from optcam_pl.maps import of_class
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.threads import hook_input, hook_output
 
@@ -187,7 +188,7 @@ class Watch(TorchFunctionMode):
         if self.outputs is None or self.family != "rescale" or self.layer is not None:
             return
         first, second = self.outputs.chunk(2)  # images, each n times; references
-        y = (first - second).view(len(target), -1, first.shape[1]).mean(1).gather(1, target.unsqueeze(1)).squeeze(1)
+        y = of_class((first - second).view(len(target), -1, first.shape[1]).mean(1), target)
         found = attribution.detach().flatten(1)
         rest = (found.sum(1) - y).abs()
         wrong = rest > _COMPLETE * y.abs() + _ROUNDING * found.abs().sum(1)

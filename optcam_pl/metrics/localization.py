@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.metrics.base import ImageMetric
-from optcam_pl.metrics.functional.checks import check_choice, check_positive
 from optcam_pl.metrics.functional.localization import (
     Connectivity,
     Contours,
@@ -162,7 +162,7 @@ class BoxAccuracy(ImageMetric):
         contours: Contours = "largest",
         **kwargs: Any,
     ) -> None:
-        check_positive(thresholds=thresholds)
+        check_positive("thresholds", thresholds)
         check_choice("convention", convention, Convention)
         check_choice("contours", contours, Contours)
         super().__init__(shape=(len(self.ious) * thresholds,), **kwargs)
@@ -207,7 +207,7 @@ class PixelAveragePrecision(ImageMetric):
     conventions = ("thresholds",)
 
     def __init__(self, thresholds: int = 100, **kwargs: Any) -> None:
-        check_positive(thresholds=thresholds)
+        check_positive("thresholds", thresholds)
         super().__init__(shape=(2 * (thresholds + 1),), **kwargs)
         self.thresholds = thresholds
 

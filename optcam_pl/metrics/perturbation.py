@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.maps import wide
 from optcam_pl.metrics.base import ImageMetric, Need
-from optcam_pl.metrics.functional.checks import check_choice, check_positive, wide
 from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
 
 Output = Literal["probability", "logit"]
@@ -123,7 +124,8 @@ class _AreaUnderCurve(CurveMetric):
         patch: int = 1,
         **kwargs: Any,
     ) -> None:
-        check_positive(steps=steps, patch=patch)
+        check_positive("steps", steps)
+        check_positive("patch", patch)
         check_choice("area", area, Area)
         check_choice("target", target, CurveTarget)
         super().__init__(steps + 1, output, **kwargs)
@@ -222,7 +224,8 @@ class AOPC(CurveMetric):
         patch: int = 14,
         **kwargs: Any,
     ) -> None:
-        check_positive(regions=regions, patch=patch)
+        check_positive("regions", regions)
+        check_positive("patch", patch)
         super().__init__(regions + 1, output, **kwargs)
         self.regions, self.origin, self.patch = regions, origin, patch
 

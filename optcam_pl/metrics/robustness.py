@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.metrics.base import ImageMetric, Need
-from optcam_pl.metrics.functional.checks import check_choice, check_positive
 from optcam_pl.metrics.functional.classification import average_drop
 from optcam_pl.metrics.functional.robustness import (
     coherency,
@@ -55,9 +55,8 @@ class MaxSensitivity(ImageMetric):
         self, denominator: Denominator = "input", radius: float = 0.2, samples: int = 10, **kwargs: Any
     ) -> None:
         check_choice("denominator", denominator, Denominator)
-        check_positive(samples=samples)
-        if not 0 < radius < float("inf"):
-            raise ValueError(f"Expected `radius` to be a positive number, but got {radius!r}.")
+        check_positive("samples", samples)
+        check_number("radius", radius, positive=True)
         super().__init__(**kwargs)
         self.denominator, self.radius, self.samples = denominator, radius, samples
 
@@ -191,7 +190,8 @@ class Infidelity(ImageMetric):
         output: Output = "probability",
         **kwargs: Any,
     ) -> None:
-        check_positive(samples=samples, patch=patch)
+        check_positive("samples", samples)
+        check_positive("patch", patch)
         check_choice("output", output, Output)
         super().__init__(**kwargs)
         self.normalize, self.samples, self.patch, self.output = normalize, samples, patch, output

@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
@@ -55,8 +56,8 @@ class Classifier(nn.Module):
             for an unknown module the last with a grid of features that a gradient of the logits reaches; see
             `target_layers`.
         mean: one number or one per channel, in [0,1]; subtracted from the pixels. None: the source's, or what the
-            module carries (timm's `pretrained_cfg`); else 0, with a `NormalizationWarning` unless the module's first layers
-            normalize. ``mean=0, std=1`` says that none is right.
+            module carries (timm's `pretrained_cfg`); else 0, with a `NormalizationWarning` unless the module's first
+            layers normalize. ``mean=0, std=1`` says that none is right.
         std: one positive number or one per channel; divides them. None: as for `mean`, else 1.
         input_size: H = W or (H,W) in pixels. None: the source's, or what the module carries; else 224.
         interpolation: for resizing images to it. None: the source's, or what the module carries; else "bilinear".
@@ -110,8 +111,8 @@ class Classifier(nn.Module):
         trust_network: bool = False,
     ) -> None:
         super().__init__()
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-            raise ValueError(f"Expected `num_classes` to be a positive integer, but got {num_classes!r}.")
+        if num_classes is not None:
+            check_positive("num_classes", num_classes)
         self.trust_network = trust_network
         self._checked: frozenset[str] = frozenset()
         self._hash: tuple[object, str] | None = None
@@ -129,7 +130,7 @@ class Classifier(nn.Module):
             if not (loaded.says_normalization or "mean" in stored or mean is not None or std is not None):
                 warnings.warn(normalization_advice(self.name), NormalizationWarning, stacklevel=2)
             self._set_images(input_size, interpolation, crop_fraction, {**loaded._asdict(), **stored})
-            self.layout: Layout = _check_choice("layout", layout or stored.get("layout", "auto"), Layout)
+            self.layout: Layout = check_choice("layout", layout or stored.get("layout", "auto"), Layout)
             self.network.requires_grad_(False)
             self.eval()
             self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
@@ -162,7 +163,7 @@ class Classifier(nn.Module):
         """Take what is given of how images are made for the network, else what is known."""
         self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
-        self.interpolation = _check_choice("interpolation", interpolation, Interpolation)
+        self.interpolation = check_choice("interpolation", interpolation, Interpolation)
         self.crop_fraction = _check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
 
     def _set_classes(
@@ -614,12 +615,6 @@ def _check_network(network: Network | None, stored: Mapping[str, Any], weights: 
     if stored and stored.get("network") != name:
         raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
     return network  # type: ignore[return-value]  # what a file may hold instead of a name is refused with a message
-
-
-def _check_choice(name: str, value: str, choices: Any) -> Any:
-    if value not in get_args(choices):
-        raise ValueError(f"Expected `{name}` to be one of {', '.join(get_args(choices))}, but got {value!r}.")
-    return value
 
 
 def _check_color(name: str, values: float | Sequence[float]) -> list[float]:

@@ -138,7 +138,7 @@ def layer_name(network: nn.Module, layer: OneLayer) -> str:
     """
     if not isinstance(layer, nn.Module):
         return canonical_name(network, layer)
-    name = next((name for name, module in network.named_modules() if module is layer), None)
+    name: str | None = next((name for name, module in network.named_modules() if module is layer), None)
     if not name:
         what = "the whole network, no layer in it" if name == "" else f"no part of {type(network).__name__}"
         raise ValueError(

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.reports.report import Run, find_runs, load_run, summarize
 from optcam_pl.reports.tables import printable, table
-from optcam_pl.runs.rows import RecordError, Row, write_file
+from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.rows import Row
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -60,14 +61,13 @@ def gallery(run_dirs: Iterable[str | os.PathLike[str]], output: str | os.PathLik
 
     Raises:
         ValueError: If the limit is not positive.
-        RecordError: If no run has overlays, or the page cannot be written.
+        RunFolderError: If no run has overlays, or the page cannot be written.
     """
-    if limit < 1:
-        raise ValueError(f"Expected `limit` to be a positive integer, but got {limit}.")
+    check_positive("limit", limit)
     runs = [(run, _overlays(run.path)) for run in map(load_run, find_runs(run_dirs))]
     runs = [(run, overlays) for run, overlays in runs if overlays]
     if not runs:
-        raise RecordError("None of the runs has overlays: `optcam predict` writes them.")
+        raise RunFolderError("None of the runs has overlays: `optcam predict` writes them.")
     found = list(dict.fromkeys(row.id for run, overlays in runs for row in run.rows if row.id in overlays))
     ids = found if len(found) <= limit else [found[k * len(found) // limit] for k in range(limit)]
     rows = [{row.id: row for row in run.rows} for run, _ in runs]
@@ -92,7 +92,7 @@ def _overlays(run: Path) -> dict[str, Path]:
         try:
             names = dict(json.loads(index.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
-            raise RecordError(f"Cannot read {index}: {error}.") from error
+            raise RunFolderError(f"Cannot read {index}: {error}.") from error
         for image_id, name in names.items():
             if isinstance(name, str) and Path(name).name == name and (folder / name).is_file():
                 found[image_id] = folder / name
@@ -135,5 +135,5 @@ def _jpeg(path: Path) -> str:
             data = io.BytesIO()
             image.convert("RGB").save(data, "JPEG", quality=88)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
     return base64.b64encode(data.getvalue()).decode()

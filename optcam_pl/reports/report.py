@@ -13,7 +13,8 @@ from optcam_pl.reports.published import beside_published
 from optcam_pl.reports.statistics import Method, holm, paired_difference
 from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarize
 from optcam_pl.reports.tables import Format, Paired, Summary, table
-from optcam_pl.runs.rows import MANIFEST, RecordError
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import MANIFEST
 
 __all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "summarize", "table"]
 
@@ -27,7 +28,7 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The run folders at or below the given ones, in the order given, below one sorted by name, each once.
 
     Raises:
-        RecordError: If a folder is missing, or has no run in it or below it.
+        RunFolderError: If a folder is missing, or has no run in it or below it.
     """
     runs: dict[Path, Path] = {}
     for path in map(expanded_path, paths):
@@ -38,23 +39,25 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 below.clear()
         if not found:
             none = f"There is no run in {path}: no {MANIFEST} in it or below it."
-            raise RecordError(none if path.is_dir() else f"No folder {path}.")
+            raise RunFolderError(none if path.is_dir() else f"No folder {path}.")
         for run in sorted(found, key=_natural):
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
 
 
 def _comparable(run: Run, other: Run) -> list[str]:
-    """The metrics that both have, measured alike; RecordError names what differs otherwise."""
+    """The metrics that both have, measured alike; RunFolderError names what differs otherwise."""
     if run.manifest["data"] != other.manifest["data"]:
         data = f"{run.manifest['data']} and {other.manifest['data']}"
-        raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
+        raise RunFolderError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
     ours, theirs = settings_of(run), settings_of(other)
     alike = ("target", "baseline", "region", "input_size", "input", *_conventions(run), *_conventions(other))
     for key in alike:
         if ours.get(key) != theirs.get(key):
             both = f"{ours.get(key)!r} and {theirs.get(key)!r}"
-            raise RecordError(f"{run.path} and {other.path} cannot be compared image by image: their {key} is {both}.")
+            raise RunFolderError(
+                f"{run.path} and {other.path} cannot be compared image by image: their {key} is {both}."
+            )
     keys = [key for key in run.metrics if key in other.metrics]
     for key in keys:
         _check_same_metric(run, other, key)
@@ -69,7 +72,7 @@ def _check_same_metric(run: Run, other: Run, key: str) -> None:
     for name in ("unit", "higher_is_better", "aggregate"):
         if getattr(ours, name) != getattr(theirs, name):
             both = f"{getattr(ours, name)!r} and {getattr(theirs, name)!r}"
-            raise RecordError(
+            raise RunFolderError(
                 f"{run.path} and {other.path} cannot be compared image by image: `{name}` of their {key} is {both}."
             )
 
@@ -90,7 +93,7 @@ def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) 
         other: the run that they are compared with.
 
     Raises:
-        RecordError: a run is of other data or was measured otherwise, or has no image in common with the other.
+        RunFolderError: a run is of other data or was measured otherwise, or has no image in common with the other.
     """
     theirs = {row.id: row for row in other.usable}
     pairs: dict[tuple[int, str], Paired] = {}
@@ -99,7 +102,7 @@ def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) 
             continue
         both = [(row, theirs[row.id]) for row in run.usable if row.id in theirs]
         if not both:
-            raise RecordError(f"{run.path} and {other.path} have no image in common.")
+            raise RunFolderError(f"{run.path} and {other.path} have no image in common.")
         for key in _comparable(run, other):
             ours, others = ([row.scores.get(key) for row in side] for side in zip(*both, strict=True))
             of_means = run.of_means(key)
@@ -141,7 +144,7 @@ def report(
         against: A run folder that the others are compared with image by image, see `compare_runs`.
 
     Raises:
-        RecordError: If a folder has no run, or a run contradicts itself or cannot be compared with the other.
+        RunFolderError: If a folder has no run, or a run contradicts itself or cannot be compared with the other.
     """
     runs = [load_run(path) for path in find_runs(run_dirs)]
     summaries = [summarize(run, intervals) for run in runs]

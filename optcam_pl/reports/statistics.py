@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
-from optcam_pl.metrics.functional.checks import check_choice, check_positive
+from optcam_pl.checks import check_choice, check_positive
 
 Array = npt.NDArray[np.float64]
 Method = Literal["bca", "percentile"]
@@ -71,7 +71,7 @@ def bootstrap_interval(
     if not 0 < level < 1:
         raise ValueError(f"Expected `level` to be between 0 and 1, but got {level}.")
     check_choice("method", method, Method)
-    check_positive(resamples=resamples)
+    check_positive("resamples", resamples)
     rows, of_means = _rows(scores), of_means or _mean
     n = len(rows)
     if not n:
@@ -122,7 +122,7 @@ def paired_difference(
         >>> paired_difference([3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 3.0, 5.5]).p_value
         0.125
     """
-    check_positive(permutations=permutations)
+    check_positive("permutations", permutations)
     pair = [_table(scores) for scores in (ours, theirs)]
     if pair[0].shape != pair[1].shape:
         raise ValueError(f"Expected scores of the same images, but got {pair[0].shape} and {pair[1].shape} of them.")

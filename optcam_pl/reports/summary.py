@@ -28,7 +28,9 @@ from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
 from optcam_pl.metrics.base import value_of
 from optcam_pl.reports.statistics import Method, bootstrap_interval
 from optcam_pl.reports.tables import Estimate, Summary
-from optcam_pl.runs.rows import RecordError, Row, Rows, flatten, format_ranges, missing, read_manifest, read_rows
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import flatten, read_manifest
+from optcam_pl.runs.rows import Row, Rows, format_ranges, missing, read_rows
 
 _Array = npt.NDArray[np.float64]
 OfMeans: TypeAlias = Callable[[Tensor], Tensor]
@@ -100,14 +102,14 @@ def _info(path: Path, key: str, stored: Any) -> MetricInfo:
     try:
         info = MetricInfo(**stored)
     except TypeError as error:
-        raise RecordError(
+        raise RunFolderError(
             f"The manifest of {path} does not describe the metric {key!r} as it has to: {error}."
         ) from error
     words = all(isinstance(word, str) for word in (info.label, info.unit, info.path, info.aggregate))
     if not (
         words and type(info.digits) is int and 0 <= info.digits <= 17 and info.higher_is_better in (True, False, None)
     ):
-        raise RecordError(f"The manifest of {path} does not describe the metric {key!r} as it has to: {info}.")
+        raise RunFolderError(f"The manifest of {path} does not describe the metric {key!r} as it has to: {info}.")
     return info
 
 
@@ -119,7 +121,7 @@ def load_run(run_dir: str | os.PathLike[str], measured_by: Iterable[ImageMetric]
         measured_by: the run's metrics, where they are at hand; reports do without.
 
     Raises:
-        RecordError: If it is none, or its rows contradict each other.
+        RunFolderError: If it is none, or its rows contradict each other.
     """
     metrics, path = {metric.key: metric for metric in measured_by}, expanded_path(run_dir)
     return Run(path, read_manifest(path), read_rows(path), metrics)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rich.cells import cell_len
 
+from optcam_pl.checks import check_choice
 from optcam_pl.metrics import METRICS, MetricInfo
 
 _WIDEST = 160  # characters of a table that has its runs below each other
@@ -439,6 +440,5 @@ def table(summaries: Sequence[Summary], format: Format = "text") -> str:
     Raises:
         ValueError: If the format is another.
     """
-    if format not in _FORMATS:
-        raise ValueError(f"Expected `format` to be one of {', '.join(_FORMATS)}, but got {format!r}.")
+    check_choice("format", format, Format)
     return _FORMATS[format](summaries)

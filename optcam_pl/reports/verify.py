@@ -10,7 +10,10 @@ from typing import Any
 
 from optcam_pl.reports.summary import SUMMARY, Run, load_run, summarize
 from optcam_pl.reports.tables import as_dict
-from optcam_pl.runs.rows import RecordError, Row, flatten, format_ranges, load_tensors, missing
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import flatten
+from optcam_pl.runs.rows import Row, format_ranges, missing
+from optcam_pl.runs.tensors import load_tensors
 
 
 def verify(run_dir: str | os.PathLike[str]) -> list[str]:
@@ -28,7 +31,7 @@ def verify(run_dir: str | os.PathLike[str]) -> list[str]:
     try:
         run = load_run(run_dir)
         return [*_manifest_problems(run), *_row_problems(run), *_file_problems(run)]
-    except RecordError as error:
+    except RunFolderError as error:
         return [str(error)]
     except (TypeError, KeyError, AttributeError) as error:
         return [f"{Path(run_dir)}: an entry of the manifest is not of the kind that it has to be: {error!r}"]
@@ -77,7 +80,7 @@ def _file_problems(run: Run) -> Iterator[str]:
     for path in sorted(run.path.rglob("*.safetensors")):
         try:
             load_tensors(path)
-        except RecordError as error:
+        except RunFolderError as error:
             yield str(error)
     path = run.path / SUMMARY
     if path.exists():

@@ -11,14 +11,7 @@ import sys
 import time
 import uuid
 import warnings
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load as _load_tensors
-from safetensors.torch import save as _save_tensors
-from torch import Tensor, uint8
 
 from optcam_pl.checks import ToldError
 
@@ -31,7 +24,7 @@ sync_data = getattr(os, "fdatasync", os.fsync)  # what a file holds, its length 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
-class RecordError(ToldError):
+class RunFolderError(ToldError):
     """A run folder cannot be written, or what it holds contradicts itself; the message names the file."""
 
 
@@ -60,7 +53,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         data: The content; text is written as UTF-8.
 
     Raises:
-        RecordError: If it cannot be written; an old file is then as it was.
+        RunFolderError: If it cannot be written; an old file is then as it was.
     """
     path = Path(path)
     data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
@@ -79,53 +72,8 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
         raise
-
-
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
-
-    The metadata gets a checksum of itself and of the tensors' names and values.
-
-    Raises:
-        RecordError: If the file cannot be written.
-    """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    words = dict(metadata or {})
-    write_file(path, _save_tensors(own, {**words, _CHECKSUM: _checksum(own, words)}))
-
-
-_CHECKSUM = "crc32"
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    value = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.flatten().view(uint8).numpy().data, value)
-    return f"{value:08x}"
-
-
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors file, on the CPU, and its metadata.
-
-    Raises:
-        RecordError: If the file is missing or damaged; a changed bit is found by the checksum.
-    """
-    try:
-        data = Path(path).read_bytes()
-        tensors = _load_tensors(data)
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
-    # A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
-        raise RecordError(f"Cannot read {path}: its checksum does not match.")
-    return tensors, metadata
 
 
 _held: set[int] = set()
@@ -164,7 +112,7 @@ class RunLock:
         wait: Seconds to wait for the other process.
 
     Raises:
-        RecordError: If another process holds it (named with its host), or the folder cannot be written.
+        RunFolderError: If another process holds it (named with its host), or the folder cannot be written.
     """
 
     def __init__(
@@ -178,7 +126,7 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write {self.path}: {error.strerror}.") from error
         try:
             self._take(fd)
             os.ftruncate(fd, 0)
@@ -188,7 +136,7 @@ class RunLock:
         except BaseException as error:
             os.close(fd)
             if isinstance(error, OSError):
-                raise RecordError(f"Cannot write {self.path}: {error.strerror}.") from error
+                raise RunFolderError(f"Cannot write {self.path}: {error.strerror}.") from error
             raise
         self._fd = fd
         _held.add(fd)
@@ -215,7 +163,7 @@ class RunLock:
                 holder = "process {pid} on {host} since {since}".format_map(json.loads(os.read(fd, 4096)))
             except (ValueError, KeyError, TypeError):
                 holder = "another process"
-            raise RecordError(f"The run folder {self.path.parent} is in use by {holder}.") from error
+            raise RunFolderError(f"The run folder {self.path.parent} is in use by {holder}.") from error
 
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, None
@@ -228,12 +176,12 @@ def probe_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder and see whether files can be written into it: better now than after hours, or a network's loading.
 
     Raises:
-        RecordError: They cannot; the message names the folder and why.
+        RunFolderError: They cannot; the message names the folder and why.
     """
     path = Path(folder) / f".probe-{uuid.uuid4().hex}"
     try:
         write_file(path, b"\0" * 4096)
-    except RecordError as error:
-        raise RecordError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
+    except RunFolderError as error:
+        raise RunFolderError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
     with contextlib.suppress(OSError):
         path.unlink()

@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from optcam_pl.data.decode import IMAGE_SUFFIXES
-from optcam_pl.runs.rows import MANIFEST, RecordError
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import MANIFEST
 
 # What a run writes, or people keep beside it: logs, configs, a page. Names that begin with a dot are locks.
 _NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}
@@ -16,7 +17,7 @@ _SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
 _EVENTS = "events.out.tfevents"
 
 
-def run_folder(trainer: L.Trainer, given: Path | None) -> Path:
+def choose_run_dir(trainer: L.Trainer, given: Path | None) -> Path:
     """The folder of a run, as the first process has it; all processes have to ask together.
 
     Args:
@@ -34,7 +35,7 @@ def check_no_others(folder: Path) -> None:
     commands that make several.
 
     Raises:
-        RecordError: it holds images, or files that no run writes; the first of them are named.
+        RunFolderError: it holds images, or files that no run writes; the first of them are named.
     """
     if not folder.is_dir():
         return
@@ -44,7 +45,7 @@ def check_no_others(folder: Path) -> None:
     foreign = list(_foreign(folder))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise RecordError(
+        raise RunFolderError(
             f"Expected `run_dir` to be a new folder or a run's, but {folder} holds other files: {shown}. A run would "
             f"write its own among them: give a folder that does not exist, such as {folder / 'run'}."
         )

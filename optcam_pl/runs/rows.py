@@ -7,11 +7,10 @@ A run folder is::
     RUN/weights, RUN/maps   tensors, each file written under a temporary name and renamed
     RUN/.lock               held by the running process, released by the kernel when it dies
 
-What is promised: a row that `RecordWriter.write` returned from survives the death of the process and, as far as the
+What is promised: a row that `RowWriter.write` returned from survives the death of the process and, as far as the
 file system keeps its word, of the machine. A line that a crash cut short is not taken for a row, a line whose bytes
 have changed is noticed, and nothing here ever overwrites or deletes a row.
 """
-# ruff: noqa: PLC0414 - `as` marks the names that this module offers as its own
 
 from __future__ import annotations
 
@@ -24,42 +23,19 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from optcam_pl.runs.files import NEW_FILE, sync_data, sync_folder, write_all
-from optcam_pl.runs.files import RecordError as RecordError
-from optcam_pl.runs.files import RunLock as RunLock
-from optcam_pl.runs.files import load_tensors as load_tensors
-from optcam_pl.runs.files import save_tensors as save_tensors
-from optcam_pl.runs.files import write_file as write_file
+from optcam_pl.checks import check_count, check_positive
+from optcam_pl.runs.files import NEW_FILE, RunFolderError, sync_data, sync_folder, write_all
 
 Status = Literal["ok", "degenerate", "error"]
 Score = float | list[float] | None
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-MANIFEST_KEYS = (
-    *("format", "stage", "run", "data", "classifier", "explainer", "images", "metrics", "settings", "fingerprint"),
-    "created",
-)
-
-_STATUSES = frozenset(get_args(Status))
+STATUSES = frozenset(get_args(Status))
 _ROW_FILE = re.compile(r"a(\d+)-r(\d+)\.jsonl")
 _SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"}\Z')
-
-
-class FingerprintMismatch(RecordError):  # noqa: N818 - named after what it reports
-    """A run was started with other settings than the folder's.
-
-    Attributes:
-        keys: The dotted names of the settings that differ.
-    """
-
-    def __init__(self, message: str, keys: Sequence[str]) -> None:
-        super().__init__(message)
-        self.keys = tuple(keys)
 
 
 def _finite(value: float | None) -> float | None:
@@ -119,8 +95,8 @@ class Row:
     seconds: float
 
     def __post_init__(self) -> None:
-        if self.status not in _STATUSES:
-            raise ValueError(f"Expected `status` to be one of {sorted(_STATUSES)}, but got {self.status!r}.")
+        if self.status not in STATUSES:
+            raise ValueError(f"Expected `status` to be one of {sorted(STATUSES)}, but got {self.status!r}.")
         for name in ("index", "target", "predicted"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
         if self.index < 0:
@@ -198,7 +174,7 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     kept. Other lines that are no rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
 
     Raises:
-        RecordError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
+        RunFolderError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
     """
     rows: dict[int, tuple[Row, Path]] = {}
     damaged: list[str] = []
@@ -206,7 +182,7 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
         try:
             *lines, rest = path.read_bytes().split(b"\n")
         except OSError as error:
-            raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot read {path}: {error.strerror}.") from error
         for number, line in enumerate([*lines, rest], start=1):
             try:
                 row = _unseal(line)
@@ -215,15 +191,15 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
                     continue
                 damaged.append(f"{path}, line {number}: {error}")
                 if strict:
-                    raise RecordError(f"Damaged row in {damaged[-1]}.") from error
+                    raise RunFolderError(f"Damaged row in {damaged[-1]}.") from error
                 continue
             first, where = rows.setdefault(row.index, (row, path))
             if first is not row and replace(row, seconds=first.seconds, reason=first.reason) != first:
-                raise RecordError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
+                raise RunFolderError(f"Two different rows of image {row.index} ({row.id!r}): in {where} and in {path}.")
     return Rows(tuple(rows[index][0] for index in sorted(rows)), tuple(damaged))
 
 
-class RecordWriter:
+class RowWriter:
     """Appends rows to a file of its own: `RUN/rows/a<attempt>-r<rank>.jsonl`, the attempt one more than the last.
 
     A context manager; entering it makes the folder and the file, so an unwritable place is noticed at once. Rows are
@@ -236,18 +212,16 @@ class RecordWriter:
         rank: Number of the process (or shard), 0 or more.
 
     Raises:
-        RecordError: If the folder or the file cannot be made or written; the message names it.
+        RunFolderError: If the folder or the file cannot be made or written; the message names it.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], rank: int = 0) -> None:
-        if rank < 0:
-            raise ValueError(f"Expected `rank` to be 0 or more, but got {rank}.")
-        self.run_dir, self.rank = Path(run_dir), rank
+        self.run_dir, self.rank = Path(run_dir), check_count("rank", rank)
         self.path: Path | None = None
         self._fd: int | None = None
         self._size = 0
 
-    def __enter__(self) -> RecordWriter:
+    def __enter__(self) -> RowWriter:
         folder = self.run_dir / "rows"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +230,7 @@ class RecordWriter:
             sync_folder(folder)
         except OSError as error:
             self.close()
-            raise RecordError(f"Cannot write rows into {folder}: {error.strerror}.") from error
+            raise RunFolderError(f"Cannot write rows into {folder}: {error.strerror}.") from error
         return self
 
     def _new_file(self, folder: Path) -> tuple[int, Path]:
@@ -270,10 +244,10 @@ class RecordWriter:
         """Append rows (a block's) and return when they are on the disk: one write, one sync.
 
         Raises:
-            RecordError: If the disk is full, the file was deleted, or anything else is in the way.
+            RunFolderError: If the disk is full, the file was deleted, or anything else is in the way.
         """
         if self._fd is None:
-            raise RecordError(f"The writer of {self.path or self.run_dir} is closed.")
+            raise RunFolderError(f"The writer of {self.path or self.run_dir} is closed.")
         data = b"".join(map(_seal, rows))
         try:
             write_all(self._fd, data)
@@ -285,7 +259,7 @@ class RecordWriter:
                 os.ftruncate(self._fd, self._size)
             self.close()
             if isinstance(error, OSError):
-                raise RecordError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
+                raise RunFolderError(f"Cannot write rows to {self.path}: {error.strerror}.") from error
             raise
         self._size += len(data)
 
@@ -297,95 +271,6 @@ class RecordWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_metric_keys(keys: Sequence[str]) -> None:
-    """See that metrics can stand beside each other and beside a row's own entries.
-
-    Raises:
-        ValueError: a key twice, or one that means something else in rows and reports.
-
-    Example:
-        >>> check_metric_keys(["average_drop", "seconds"])
-        Traceback (most recent call last):
-        ValueError: Expected `metrics` to have other keys than rows and reports have entries, but got 'seconds'.
-    """
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
-    own = {*(entry.name for entry in fields(Row)), "crc", *MANIFEST_KEYS, *_STATUSES, "missing", "seconds_per_image"}
-    if taken := [repr(key) for key in keys if key in own]:
-        raise ValueError(
-            f"Expected `metrics` to have other keys than rows and reports have entries, but got {', '.join(taken)}."
-        )
-
-
-def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
-    """Write `RUN/manifest.json` at once.
-
-    Args:
-        run_dir: The run's folder, made where it is missing.
-        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them; a run that measures has also
-            `metric_info`, each metric's `MetricInfo` by key.
-
-    Raises:
-        ValueError: If an entry is missing or a number is not finite.
-        TypeError: If an entry is not JSON.
-        RecordError: If the file cannot be written.
-    """
-    manifest = {"format": FORMAT, **manifest}
-    if absent := [key for key in MANIFEST_KEYS if key not in manifest]:
-        raise ValueError(f"Expected the manifest to have all of its entries, but {', '.join(absent)} is missing.")
-    write_file(Path(run_dir) / MANIFEST, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
-
-
-def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read `RUN/manifest.json`.
-
-    Raises:
-        RecordError: If there is none, or it is not a manifest of this format.
-    """
-    path = Path(run_dir) / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RecordError(f"{run_dir} is not a run folder: it has no {MANIFEST}.") from error
-    except (OSError, ValueError) as error:
-        raise RecordError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not {*MANIFEST_KEYS} <= {*manifest}:
-        raise RecordError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
-    return manifest
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts with their dotted names."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
-
-
-def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that was started differently.
-
-    Args:
-        old: The fingerprint in the folder's manifest.
-        new: This run's; compared as JSON, so a tuple equals a list.
-
-    Raises:
-        FingerprintMismatch: If a key differs; the message has each with its two values, nested keys dotted.
-
-    Example:
-        >>> check_fingerprint({"block": 8, "data": {"root": "a"}}, {"block": 8, "data": {"root": "b"}})
-        Traceback (most recent call last):
-        optcam_pl.runs.rows.FingerprintMismatch: The run in this folder was made with other settings:
-          data.root: "a" there, "b" now
-    """
-    before, now = ({key: json.dumps(leaf, sort_keys=True) for key, leaf in flatten(side)} for side in (old, new))
-    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differ:
-        lines = [f"  {key}: {before.get(key, 'nothing')} there, {now.get(key, 'nothing')} now" for key in differ]
-        raise FingerprintMismatch("\n".join(["The run in this folder was made with other settings:", *lines]), differ)
 
 
 def missing(rows: Iterable[Row], n: int) -> list[int]:
@@ -405,8 +290,7 @@ def completed_blocks(rows: Iterable[Row], n: int, block_size: int) -> set[int]:
         >>> completed_blocks([Row(index=i, **row) for i in (0, 1, 2, 4)], n=5, block_size=2)
         {0, 2}
     """
-    if block_size < 1:
-        raise ValueError(f"Expected `block_size` to be a positive integer, but got {block_size}.")
+    check_positive("block_size", block_size)
     return set(range(-(-n // block_size))) - {index // block_size for index in missing(rows, n)}
 
 

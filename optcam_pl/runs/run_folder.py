@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from optcam_pl.private import default_store
-from optcam_pl.runs.rows import (
-    MANIFEST,
-    FingerprintMismatch,
-    RecordError,
-    RecordWriter,
-    Row,
-    RunLock,
-    check_fingerprint,
-    completed_blocks,
-    missing,
-    read_manifest,
-    read_rows,
-    write_manifest,
-)
-from optcam_pl.runs.signals import Stopped, requested
+from optcam_pl.runs.files import RunFolderError, RunLock
+from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
+from optcam_pl.runs.processes import FAILED, TOO_MANY_ERRORS, Processes
+from optcam_pl.runs.rows import Row, RowWriter, completed_blocks, missing, read_rows
+from optcam_pl.runs.signals import Stopped
 
 Resume: TypeAlias = Literal["auto", "never", "require"]
-TOO_MANY_ERRORS, FAILED = 0, -1
-"""Reasons to stop that are no signals: more errors than `max_errors`; an exception in one of the processes."""
-
 Shard: TypeAlias = tuple[int, int]  # which, counted from 1, of how many
 
 
@@ -64,84 +46,7 @@ class Plan:
     errors: int
 
 
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise RecordError(f"Another process of this run has ended: {error}") from error
-
-
-class Peers:
-    """The processes of one run, told about each other through the store of their process group, without a collective.
-
-    A collective in the loop would wait for the slowest; one after it would run into the group's timeout if a process
-    is slower than the others by more than that. The store answers at once, or fails when its process is dead.
-
-    Args:
-        rank: this process.
-        size: number of processes.
-        store: of a process group (`torch.distributed.Store`); None is the default group's, where there is one.
-    """
-
-    _runs = itertools.count()  # every process counts the same runs
-
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.rank, self.size = rank, size
-        self._told: int | None = None
-        self._numbers: Counter[str] = Counter()
-        if store is None and size > 1 and dist.is_available() and dist.is_initialized():
-            default = default_store()
-            store = dist.PrefixStore(f"optcam/{next(Peers._runs)}", default)  # type: ignore[attr-defined]
-        self._store = store
-
-    def stop(self, reason: int) -> None:
-        """Tell all, this process too, to leave the loop after their block: a signal's number, or another reason."""
-        self._told = reason
-        if self._store is not None:
-            self._store.set("stop", str(reason))
-
-    def stopped(self) -> int | None:
-        """What any of the processes gave to `stop`."""
-        if self._told is None and self._store is not None and self._store.check(["stop"]):
-            self._told = int(self._store.get("stop"))
-        return self._told
-
-    def add(self, name: str, number: int) -> int:
-        """Add to a number that all share; returns its value."""
-        if self._store is not None:
-            return int(self._store.add(name, number))
-        self._numbers[name] += number
-        return self._numbers[name]
-
-    def leave(self) -> int | None:
-        """Wait until every process has left the loop; returns what `stopped` then says.
-
-        Raises:
-            RecordError: the process that holds the store has died.
-        """
-        with _store_errors():
-            self.add("left", 1)
-            while self.add("left", 0) < self.size and self.heed() != FAILED:
-                time.sleep(0.05)
-            reason = self.stopped()
-            self.add("seen", 1)
-            # The store ends with its process, so this one stays until the others have their answer.
-            patience = time.monotonic() + 10
-            while self.rank == 0 and self.add("seen", 0) < self.size and time.monotonic() < patience:
-                time.sleep(0.05)
-        return reason
-
-    def heed(self) -> int | None:
-        """Pass on a signal that this process got; returns what `stopped` then says, raises what `leave` raises."""
-        signum = requested()
-        with _store_errors():
-            if signum is not None and self._told is None:
-                self.stop(signum)
-            return self.stopped()
-
-
-class Ledger:
+class RunFolder:
     """Keeps a run's folder: nobody else writes into it, it stays what it was begun as, and no image is written twice.
 
     Args:
@@ -150,18 +55,18 @@ class Ledger:
             run, "require" one without.
         shard: do only the blocks k with k mod n = i - 1, for (i, n); other processes, which know nothing of this one,
             do the others, into the same folder.
-        peers: the processes that share these blocks.
+        processes: the processes that share these blocks.
     """
 
     def __init__(
-        self, run_dir: Path, resume: Resume = "auto", shard: Shard | None = None, peers: Peers | None = None
+        self, run_dir: Path, resume: Resume = "auto", shard: Shard | None = None, processes: Processes | None = None
     ) -> None:
         self.run_dir, self.resume, self.shard = run_dir, resume, shard
-        self.peers = Peers() if peers is None else peers
+        self.processes = Processes() if processes is None else processes
         self.plan = Plan((), frozenset(), 0, 0)
         self._left: Callable[[], list[int]] = list
         self._open = ExitStack()
-        self._writer: RecordWriter | None = None
+        self._writer: RowWriter | None = None
 
     def prepare(
         self,
@@ -179,14 +84,14 @@ class Ledger:
             broadcast: gives every process the first one's argument.
 
         Raises:
-            RecordError: another process works in this folder, or it cannot be read or written.
+            RunFolderError: another process works in this folder, or it cannot be read or written.
             FingerprintMismatch: the folder's run was made with other settings.
             SystemExit: on the other processes in these cases; the first one says why.
         """
         plan: Plan | None = None
         self._left = lambda: self._indices_left(manifest["images"], block_size, lacking)
         try:
-            if self.peers.rank == 0:
+            if self.processes.rank == 0:
                 plan = self._plan(manifest, block_size, lacking)
         finally:  # also after an error: else the others would wait for ever
             self.plan = broadcast(plan)
@@ -196,7 +101,7 @@ class Ledger:
 
     def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
         if self.resume == "require" and not (self.run_dir / MANIFEST).exists():  # before anything is written
-            raise RecordError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
+            raise RunFolderError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
         self._lock()
         self._check(manifest)
         n, rows = manifest["images"], read_rows(self.run_dir)
@@ -241,7 +146,7 @@ class Ledger:
         with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
-                raise RecordError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
+                raise RunFolderError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
             if begun:
                 self._check_same(read_manifest(self.run_dir), manifest)
             else:
@@ -260,7 +165,7 @@ class Ledger:
     def open(self) -> None:
         """Make this process's file of rows."""
         i, _ = self.shard or (1, 1)
-        self._writer = RecordWriter(self.run_dir, (i - 1) * self.peers.size + self.peers.rank)
+        self._writer = RowWriter(self.run_dir, (i - 1) * self.processes.size + self.processes.rank)
         self._open.enter_context(self._writer)
 
     def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
@@ -271,7 +176,7 @@ class Ledger:
             max_errors: end the run, on all processes, if more images than that could not be read.
 
         Raises:
-            RecordError: they cannot be written.
+            RunFolderError: they cannot be written.
         """
         assert self._writer is not None  # see open
         new = [row for row in rows if row.index not in self.plan.known]
@@ -279,35 +184,35 @@ class Ledger:
             return
         self._writer.write(new)
         errors = sum(row.status == "error" for row in new)
-        if errors and max_errors is not None and self.plan.errors + self.peers.add("errors", errors) > max_errors:
-            self.peers.stop(TOO_MANY_ERRORS)
+        if errors and max_errors is not None and self.plan.errors + self.processes.add("errors", errors) > max_errors:
+            self.processes.stop(TOO_MANY_ERRORS)
 
     def heed(self) -> None:
         """Between two blocks: end the run if any of its processes was told to.
 
         Raises:
             Stopped: by a signal.
-            RecordError: more errors than `max_errors`; SystemExit on the other processes.
+            RunFolderError: more errors than `max_errors`; SystemExit on the other processes.
         """
-        if self.peers.heed() is not None:
+        if self.processes.heed() is not None:
             self.finish()
 
     def finish(self) -> None:
         """Close the rows and wait for the other processes; raises what `heed` raises."""
         if self._writer is not None:
             self._writer.close()
-        reason = self.peers.leave()
+        reason = self.processes.leave()
         if reason is None:
             return
         self.close()
         if reason == FAILED:
-            raise RecordError("Ended because another process of this run failed, which said why.")
+            raise RunFolderError("Ended because another process of this run failed, which said why.")
         if reason != TOO_MANY_ERRORS:
             raise Stopped(reason)
-        if self.peers.rank != 0:
+        if self.processes.rank != 0:
             raise SystemExit(2)
         errors = [row for row in read_rows(self.run_dir) if row.status == "error"]
-        raise RecordError(
+        raise RunFolderError(
             f"Ended because more images than `max_errors` allows could not be read: {len(errors)} in {self.run_dir}, "
             f"the last of them {errors[-1].id!r} ({errors[-1].reason})."
         )
@@ -315,7 +220,7 @@ class Ledger:
     def fail(self) -> None:
         """Tell the other processes, on this machine and others, that this one has failed; then `close`."""
         with suppress(RuntimeError):  # they may have ended before
-            self.peers.stop(FAILED)
+            self.processes.stop(FAILED)
         self.close()
 
     def close(self) -> None:

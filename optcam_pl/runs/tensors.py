@@ -1,29 +1,72 @@
-"""What a run stores beside its rows, a block a file: the weights that a `fit` found, the curves of a `test`."""
+"""Tensors of a run, in safetensors files with a checksum: the weights that a `fit` found, the curves of a `test`."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load as _load_tensors
+from safetensors.torch import save as _save_tensors
+from torch import Tensor, uint8
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.runs.rows import (
-    RecordError,
-    Row,
-    check_fingerprint,
-    load_tensors,
-    read_manifest,
-    save_tensors,
-)
+from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.manifest import check_fingerprint, read_manifest
+from optcam_pl.runs.rows import Row
 
 # What a map depends on when its weights are given; the rest of a fingerprint (metrics, versions ...) may differ.
 FINGERPRINT_KEYS = ("classifier", "explainer", "target", "baseline", "data", "block_size")
+_CHECKSUM = "crc32"
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
+
+    The metadata gets a checksum of itself and of the tensors' names and values.
+
+    Raises:
+        RunFolderError: If the file cannot be written.
+    """
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    words = dict(metadata or {})
+    write_file(path, _save_tensors(own, {**words, _CHECKSUM: _checksum(own, words)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    value = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged; a changed bit is found by the checksum.
+    """
+    try:
+        data = Path(path).read_bytes()
+        tensors = _load_tensors(data)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
+    # A safetensors file begins with the length of its header, 8 bytes, and the header, which is JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    if metadata.pop(_CHECKSUM, None) not in (None, _checksum(tensors, metadata)):
+        raise RunFolderError(f"Cannot read {path}: its checksum does not match.")
+    return tensors, metadata
 
 
 def _file(run_dir: Path, block: int) -> Path:
@@ -40,7 +83,7 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], tensors: Mapping
         tensors: these three.
 
     Raises:
-        RecordError: the disk is full or the folder cannot be written.
+        RunFolderError: the disk is full or the folder cannot be written.
     """
     save_tensors(_file(run_dir, block), tensors, {"ids": json.dumps(list(ids))})
 
@@ -52,7 +95,7 @@ def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[
     def whole(block: int) -> bool:
         try:
             return bool(load_tensors(_file(run_dir, block))[0])
-        except RecordError:
+        except RunFolderError:
             return False
 
     return {row.index for row in rows if row.status != "error" and not whole(row.index // block_size)}
@@ -65,7 +108,7 @@ class StoredWeights:
         run_dir: the run folder of a finished `fit`.
 
     Raises:
-        RecordError: no run folder.
+        RunFolderError: no run folder.
         ValueError: the run is no `fit`.
     """
 
@@ -121,7 +164,7 @@ def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[s
     """Store the curves (n,T) of a block's n images, by metric.
 
     Raises:
-        RecordError: the disk is full or the folder cannot be written.
+        RunFolderError: the disk is full or the folder cannot be written.
     """
     path = run_dir / "curves" / f"b{block:06d}.safetensors"
     save_tensors(path, {key: curve.contiguous() for key, curve in curves.items()}, {"ids": json.dumps(list(ids))})

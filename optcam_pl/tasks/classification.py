@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
@@ -30,8 +27,8 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.v2 import MixUp
 
-from optcam_pl.checks import expanded_path
-from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.checks import check_count, check_number, check_positive
+from optcam_pl.data import Batch
 from optcam_pl.data.base import run_seed
 from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
@@ -39,8 +36,8 @@ from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
-from optcam_pl.runs.folders import run_folder
-from optcam_pl.runs.rows import check_fingerprint
+from optcam_pl.runs.manifest import check_fingerprint
+from optcam_pl.tasks.base import RunTask
 
 Phase: TypeAlias = Literal["head", "all"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
@@ -50,7 +47,7 @@ ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 _LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(RunTask):
     """Trains and measures the network of a classifier.
 
     ``fit`` trains in two phases, as in appendix E of the paper: first the head alone, for `head_epochs` epochs at
@@ -114,13 +111,11 @@ class ClassificationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_epochs(head_epochs, epochs, patience)
-        for name, value in (("head_lr", head_lr), ("lr", lr)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"Expected `{name}` to be a positive number, but got {value!r}.")
+        check_number("head_lr", head_lr, positive=True)
+        check_number("lr", lr, positive=True)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"Expected `label_smoothing` to lie in [0, 1), but got {label_smoothing!r}.")
-        if not 0 <= mixup < math.inf:
-            raise ValueError(f"Expected `mixup` to be 0 or a positive number, but got {mixup!r}.")
+        check_number("mixup", mixup)
         if isinstance(class_weights, list):
             _check_weights(class_weights, classifier.num_classes)
         self.classifier = classifier
@@ -149,33 +144,7 @@ class ClassificationTask(L.LightningModule):
             compute_groups=False,
         )
         self.loss, self.seen = MeanMetric(), SumMetric()
-        self.cut_short = ""
-        self._given_dir: Path | None = None
         self._images = 0
-
-    @property
-    def data(self) -> ImageDataModule:
-        """The data module of the run.
-
-        Raises:
-            TypeError: the trainer was given something else.
-        """
-        return ImageDataModule.of(self.trainer)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on, or once it is set."""
-        return self._run_dir
-
-    @run_dir.setter
-    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
-        self._given_dir = None if folder is None else expanded_path(folder)
-        if self._given_dir is not None:
-            self._run_dir = self._given_dir
-
-    def find_folder(self, trainer: L.Trainer) -> Path:
-        """The run's folder before `setup`; every process has to ask."""
-        return run_folder(trainer, self._given_dir)
 
     # Fit -----------------------------------------------------------------------------------------------------------
 
@@ -447,10 +416,10 @@ def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:
-    for name, value, least in (("head_epochs", head_epochs, 0), ("epochs", epochs, 0), ("patience", patience, 1)):
-        if value is not None and value < least:
-            kind = "a positive integer" if least else "0 or a positive integer"
-            raise ValueError(f"Expected `{name}` to be {kind}, but got {value}.")
+    check_count("head_epochs", head_epochs)
+    check_count("epochs", epochs)
+    if patience is not None:
+        check_positive("patience", patience)
     if head_epochs + epochs == 0:
         raise ValueError("Expected `head_epochs` and `epochs` to be at least one epoch together, but both are 0.")
 

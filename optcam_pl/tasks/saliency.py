@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -15,16 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from optcam_pl.checks import expanded_path
-from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.data import Batch
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import Stage, Subject, all_metrics, check_annotations, default_metrics, match
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
-from optcam_pl.explainers.batching import check_positive
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
-from optcam_pl.metrics.functional.checks import check_choice
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.private import keep_out_of_ddp
@@ -39,10 +35,12 @@ from optcam_pl.reports.summary import (
 )
 from optcam_pl.reports.tables import as_dict
 from optcam_pl.runs.files import write_file
-from optcam_pl.runs.folders import run_folder
-from optcam_pl.runs.rows import Row, check_metric_keys
-from optcam_pl.runs.run_folder import FileWriter, Ledger, Peers, Resume, Shard
+from optcam_pl.runs.manifest import check_metric_keys
+from optcam_pl.runs.processes import Processes
+from optcam_pl.runs.rows import Row
+from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
+from optcam_pl.tasks.base import RunTask
 
 
 class _CloseOnError(Callback):
@@ -53,7 +51,7 @@ class _CloseOnError(Callback):
             pl_module.close(failed=isinstance(exception, Exception))
 
 
-class SaliencyTask(L.LightningModule):
+class SaliencyTask(RunTask):
     """One explainer on one dataset.
 
     ``test`` (and ``validate``) explains every image, measures the maps, writes one row an image and logs the metrics,
@@ -62,7 +60,7 @@ class SaliencyTask(L.LightningModule):
     iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
 
     The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
-    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `Ledger`).
+    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `RunFolder`).
 
     Args:
         classifier: the network that is explained.
@@ -85,8 +83,8 @@ class SaliencyTask(L.LightningModule):
     Attributes:
         run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
             ``default_root_dir``. What was chosen holds for every stage and trainer, until None is set.
-        resume: what to do about a run that is in the folder: see `Ledger`.
-        shard: which part of the blocks to do: see `Ledger`; None for all.
+        resume: what to do about a run that is in the folder: see `RunFolder`.
+        shard: which part of the blocks to do: see `RunFolder`; None for all.
         cut_short: after a run that ended before all of its images were done, as a limit of the trainer was reached, a
             sentence that says so; "" after any other.
 
@@ -131,15 +129,13 @@ class SaliencyTask(L.LightningModule):
             check_choice("metrics", metrics, Literal["all"])
         else:
             self._set_metrics(default_metrics() if metrics is None else metrics)
-        self.stored = None if weights_from is None else StoredWeights(weights_from)
+        self.stored_weights = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
         self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
-        self.cut_short = ""
-        self._given_dir: Path | None = None
-        self._ledger: Ledger | None = None
+        self._folder: RunFolder | None = None
 
     @property
     def baseline(self) -> Baseline:
@@ -147,30 +143,10 @@ class SaliencyTask(L.LightningModule):
         return self.explainer.baseline
 
     @property
-    def data(self) -> ImageDataModule:
-        """The data module of the run.
-
-        Raises:
-            TypeError: the trainer was given something else.
-        """
-        return ImageDataModule.of(self.trainer)
-
-    @property
-    def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on, or once it is set."""
-        return self._run_dir
-
-    @run_dir.setter
-    def run_dir(self, folder: str | os.PathLike[str] | None) -> None:
-        self._given_dir = None if folder is None else expanded_path(folder)
-        if self._given_dir is not None:
-            self._run_dir = self._given_dir
-
-    @property
-    def ledger(self) -> Ledger:
+    def folder(self) -> RunFolder:
         """What of the run is done and what is to do; known from `setup` on."""
-        assert self._ledger is not None
-        return self._ledger
+        assert self._folder is not None
+        return self._folder
 
     @property
     def run(self) -> Run:
@@ -192,14 +168,14 @@ class SaliencyTask(L.LightningModule):
         if self._every_metric:
             self._set_metrics(all_metrics(self.data))
         check_annotations(self.data, self._measured(), self.region)
-        self._run_dir = run_folder(self.trainer, self._given_dir)
+        self._run_dir = self.find_folder(self.trainer)
         if stage == "fit":
             self._setup_fit()
         self._prepare(cast(Stage, stage))
 
     def teardown(self, stage: str) -> None:
         """Give the run's folder back; warn if a limit of the trainer has kept images from being done."""
-        left = self.ledger.left() if self.trainer.is_global_zero else []
+        left = self.folder.left() if self.trainer.is_global_zero else []
         self.close()
         if left:
             self.cut_short = (
@@ -211,8 +187,8 @@ class SaliencyTask(L.LightningModule):
 
     def close(self, failed: bool = False) -> None:
         """Give the run's folder back, whatever has happened; the other processes are told where this one failed."""
-        if self._ledger is not None:
-            self._ledger.fail() if failed else self._ledger.close()
+        if self._folder is not None:
+            self._folder.fail() if failed else self._folder.close()
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run of this task needs."""
@@ -253,9 +229,9 @@ class SaliencyTask(L.LightningModule):
     def _start(self) -> None:
         """Open the rows; the loader is made and no process waits for another any more."""
         self.metrics.reset()
-        if self.ledger.plan.todo:
-            self.ledger.open()
-        self.ledger.heed()
+        if self.folder.plan.todo:
+            self.folder.open()
+        self.folder.heed()
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _start
 
@@ -298,8 +274,8 @@ class SaliencyTask(L.LightningModule):
     def _write(self, *_: Any, **__: Any) -> None:
         """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
         if self.result is not None:
-            self.ledger.write(self.result.rows, self.data.max_errors)
-        self.ledger.heed()
+            self.folder.write(self.result.rows, self.data.max_errors)
+        self.folder.heed()
 
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _write
 
@@ -341,11 +317,11 @@ class SaliencyTask(L.LightningModule):
 
     def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
         image = batch["image"]
-        if self.stored is None:
+        if self.stored_weights is None:
             explanation: Explanation = self.explainer(self.classifier, image, target)
             return explanation
         assert isinstance(self.explainer, OptiCAM)  # see __init__
-        weights = self.stored.block(self._number(batch), batch["id"], target).to(image.device)
+        weights = self.stored_weights.block(self._number(batch), batch["id"], target).to(image.device)
         return self.explainer.from_weights(self.classifier, image, target, weights)
 
     def _fit(self, batch: Batch, target: Tensor) -> Explanation:
@@ -366,8 +342,8 @@ class SaliencyTask(L.LightningModule):
         """Lock the run's folder, check that it is this run's, and see which blocks are still to do."""
         trainer, data = self.trainer, self.data
         manifest = self.manifest(stage)
-        if self.stored is not None:
-            self.stored.check(manifest["fingerprint"])
+        if self.stored_weights is not None:
+            self.stored_weights.check(manifest["fingerprint"])
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writers = [callback for callback in callbacks if isinstance(callback, FileWriter)]
 
@@ -375,8 +351,8 @@ class SaliencyTask(L.LightningModule):
             without = {index for writer in writers for index in writer.lacking(self.run_dir, rows)}
             return without | (lacking_weights(self.run_dir, rows, data.batch_size) if stage == "fit" else set())
 
-        self._ledger = Ledger(self.run_dir, self.resume, self.shard, Peers(self.global_rank, trainer.world_size))
-        plan = self._ledger.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
+        self._folder = RunFolder(self.run_dir, self.resume, self.shard, Processes(self.global_rank, trainer.world_size))
+        plan = self._folder.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
         data.todo, self.cut_short = plan.todo, ""
         if stage == "predict" and plan.done and trainer.is_global_zero and trainer.predict_loop.return_predictions:
             warnings.warn(
@@ -387,7 +363,7 @@ class SaliencyTask(L.LightningModule):
 
     def _finish(self) -> Run | None:
         """Wait until every process has written its rows; on rank 0 the run, which warns where most maps say nothing."""
-        self.ledger.finish()
+        self.folder.finish()
         if not self.trainer.is_global_zero:
             return None
         run = self.run

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from optcam_pl.metrics.functional.checks import check_choice
+from optcam_pl.checks import check_choice
 
 Reduction = Literal["mean", "none"]
 

@@ -19,7 +19,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from optcam_pl.metrics.functional.checks import check_choice, check_maps
+from optcam_pl.checks import check_choice
+from optcam_pl.metrics.functional.checks import check_maps
 
 Connectivity = Literal[4, 8]
 Convention = Literal["pixels", "wsol"]

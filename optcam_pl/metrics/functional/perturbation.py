@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from optcam_pl.metrics.functional.checks import check_choice, check_maps, check_positive, wide
+from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.maps import wide
+from optcam_pl.metrics.functional.checks import check_maps
 
 Area = Literal["mean", "trapezoid"]
 
@@ -64,7 +66,7 @@ def patch_rank(saliency: Tensor, patch: int) -> Tensor:
                   [1, 1, 0, 0]]]], dtype=torch.int32)
     """
     check_maps(saliency)
-    check_positive(patch=patch)
+    check_positive("patch", patch)
     H, W = saliency.shape[2:]
     sums = F.avg_pool2d(F.pad(wide(saliency), (0, -W % patch, 0, -H % patch)), patch, divisor_override=1)
     return pixel_rank(sums).repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :H, :W]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from optcam_pl.metrics.functional.checks import wide
+from optcam_pl.maps import wide
 
 
 def sensitivities(saliency: Tensor, perturbed_saliency: Tensor, scale: Tensor | None = None) -> Tensor:

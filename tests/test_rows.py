@@ -8,20 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optcam_pl.runs import rows as records
-from optcam_pl.runs.rows import (
-    FingerprintMismatch,
-    RecordError,
-    RecordWriter,
-    Row,
-    check_fingerprint,
-    completed_blocks,
-    format_ranges,
-    missing,
-    read_manifest,
-    read_rows,
-    write_manifest,
-)
+from optcam_pl.runs import rows as rows_module
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.manifest import FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
+from optcam_pl.runs.rows import Row, RowWriter, completed_blocks, format_ranges, missing, read_rows
 
 
 def a_row(index: int = 0, **changes) -> Row:
@@ -30,7 +20,7 @@ def a_row(index: int = 0, **changes) -> Row:
 
 
 def written(folder: Path, *rows: Row, rank: int = 0) -> Path:
-    with RecordWriter(folder, rank) as writer:
+    with RowWriter(folder, rank) as writer:
         writer.write(rows)
     assert writer.path is not None
     return writer.path
@@ -151,7 +141,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         assert [row.index for row in rows] == [0, 2]
         assert rows.damaged
     path.write_bytes(whole.replace(b"1.png", b"7.png"))
-    with pytest.raises(RecordError, match=r"a0001-r00000\.jsonl, line 2: its checksum does not match"):
+    with pytest.raises(RunFolderError, match=r"a0001-r00000\.jsonl, line 2: its checksum does not match"):
         read_rows(tmp_path, strict=True)
 
 
@@ -170,40 +160,42 @@ def test_an_index_may_come_twice_if_only_the_seconds_differ(tmp_path):
 def test_two_different_rows_of_an_index_are_refused_by_name(tmp_path):
     written(tmp_path, a_row(0))
     written(tmp_path, a_row(0, scores={"average_drop": math.nextafter(50.0, 51.0)}), rank=1)
-    with pytest.raises(RecordError, match=r"image 0 \('0.png'\): in .*a0001-r00000.jsonl and in .*a0001-r00001.jsonl"):
+    with pytest.raises(
+        RunFolderError, match=r"image 0 \('0.png'\): in .*a0001-r00000.jsonl and in .*a0001-r00001.jsonl"
+    ):
         read_rows(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_named_before_any_row(tmp_path):
     (tmp_path / "rows").write_text("a file where the folder should be")
-    with pytest.raises(RecordError, match=str(tmp_path / "rows")), RecordWriter(tmp_path):
+    with pytest.raises(RunFolderError, match=str(tmp_path / "rows")), RowWriter(tmp_path):
         pytest.fail("entered")
 
 
 def test_a_full_disk_keeps_complete_rows_and_names_the_file(tmp_path):
     resource = pytest.importorskip("resource")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with RecordWriter(tmp_path) as writer:
+    with RowWriter(tmp_path) as writer:
         writer.write([a_row(0), a_row(1)])
         size = writer.path.stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, old[1]))
         try:
-            with pytest.raises(RecordError, match=r"Cannot write rows to .*a0001-r00000.jsonl: File too large"):
+            with pytest.raises(RunFolderError, match=r"Cannot write rows to .*a0001-r00000.jsonl: File too large"):
                 writer.write([a_row(2), a_row(3)])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
         assert writer.path.stat().st_size == size
-        with pytest.raises(RecordError, match="closed"):
+        with pytest.raises(RunFolderError, match="closed"):
             writer.write([a_row(2)])
     written(tmp_path, a_row(2), a_row(3))
     assert [row.index for row in read_rows(tmp_path, strict=True)] == [0, 1, 2, 3]
 
 
 def test_a_vanished_file_is_noticed_at_the_next_block(tmp_path):
-    with RecordWriter(tmp_path) as writer:
+    with RowWriter(tmp_path) as writer:
         writer.write([a_row(0)])
         writer.path.unlink()
-        with pytest.raises(RecordError, match="deleted"):
+        with pytest.raises(RunFolderError, match="deleted"):
             writer.write([a_row(1)])
 
 
@@ -211,19 +203,19 @@ def test_an_interrupted_write_leaves_no_part_of_a_line(tmp_path, monkeypatch):
     def interrupt(fd):
         raise KeyboardInterrupt
 
-    with RecordWriter(tmp_path) as writer:
+    with RowWriter(tmp_path) as writer:
         writer.write([a_row(0)])
-        monkeypatch.setattr(records, "sync_data", interrupt)
+        monkeypatch.setattr(rows_module, "sync_data", interrupt)
         with pytest.raises(KeyboardInterrupt):
             writer.write([a_row(1)])
     assert len(writer.path.read_bytes().splitlines()) == 1
 
 
 def test_two_writers_never_share_a_file(tmp_path):
-    with RecordWriter(tmp_path) as one, RecordWriter(tmp_path) as two:
+    with RowWriter(tmp_path) as one, RowWriter(tmp_path) as two:
         assert one.path != two.path
     with pytest.raises(ValueError, match="Expected `rank`"):
-        RecordWriter(tmp_path, rank=-1)
+        RowWriter(tmp_path, rank=-1)
 
 
 def test_the_manifest_comes_back_and_is_complete(tmp_path):
@@ -249,7 +241,7 @@ def test_the_manifest_comes_back_and_is_complete(tmp_path):
 def test_what_is_no_manifest_is_refused_in_words(tmp_path, content, message):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(RunFolderError, match=message):
         read_manifest(tmp_path)
 
 

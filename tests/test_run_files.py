@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from optcam_pl.runs import files as storage
-from optcam_pl.runs.files import RecordError, RunLock, load_tensors, save_tensors, write_file
+from optcam_pl.runs.files import RunFolderError, RunLock, write_file
+from optcam_pl.runs.tensors import load_tensors, save_tensors
 
 HOLD = """
 import sys
@@ -37,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storage, "write_all", full)
-    with pytest.raises(RecordError, match=r"Cannot write .*file.txt: No space left on device"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*file.txt: No space left on device"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -50,7 +51,7 @@ def test_a_full_disk_is_an_error_for_tensors_too(tmp_path):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
     try:
-        with pytest.raises(RecordError, match=r"weights.safetensors: File too large"):
+        with pytest.raises(RunFolderError, match=r"weights.safetensors: File too large"):
             save_tensors(path, {"u": torch.zeros(1000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -73,17 +74,17 @@ def test_a_flipped_bit_in_tensors_or_metadata_is_found(tmp_path, at):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(RecordError, match=r"w.safetensors"):
+    with pytest.raises(RunFolderError, match=r"w.safetensors"):
         load_tensors(path)
 
 
 def test_a_damaged_tensor_file_is_named(tmp_path):
     path = tmp_path / "w.safetensors"
-    with pytest.raises(RecordError, match=r"w.safetensors"):
+    with pytest.raises(RunFolderError, match=r"w.safetensors"):
         load_tensors(path)
     save_tensors(path, {"u": torch.zeros(100)})
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(RecordError, match=r"w.safetensors"):
+    with pytest.raises(RunFolderError, match=r"w.safetensors"):
         load_tensors(path)
 
 
@@ -95,7 +96,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_dies(tmp_path):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(RecordError, match=rf"in use by process {holder.pid} on .+ since \d{{4}}"),
+            pytest.raises(RunFolderError, match=rf"in use by process {holder.pid} on .+ since \d{{4}}"),
             RunLock(tmp_path),
         ):
             pytest.fail("entered")
@@ -106,7 +107,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_dies(tmp_path):
 
 def test_the_lock_excludes_within_a_process_and_is_free_after_an_exception(tmp_path):
     with pytest.raises(KeyError), RunLock(tmp_path):  # noqa: PT012
-        with RunLock(tmp_path, "shard-2.lock"), pytest.raises(RecordError, match="in use"), RunLock(tmp_path):
+        with RunLock(tmp_path, "shard-2.lock"), pytest.raises(RunFolderError, match="in use"), RunLock(tmp_path):
             pytest.fail("entered")
         raise KeyError
     with RunLock(tmp_path):
@@ -149,11 +150,11 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 def test_an_unreadable_holder_is_another_process(tmp_path):
     with RunLock(tmp_path) as lock:
         lock.path.write_text("?")
-        with pytest.raises(RecordError, match="in use by another process"), RunLock(tmp_path):
+        with pytest.raises(RunFolderError, match="in use by another process"), RunLock(tmp_path):
             pytest.fail("entered")
 
 
 def test_a_place_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(RecordError, match=r"Cannot write .*\.lock"), RunLock(tmp_path / "run"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*\.lock"), RunLock(tmp_path / "run"):
         pytest.fail("entered")

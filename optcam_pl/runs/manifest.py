@@ -1,0 +1,121 @@
+"""What a run is: `RUN/manifest.json`, and the fingerprint in it by which a run is known again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.rows import STATUSES, Row
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MANIFEST_KEYS = (
+    *("format", "stage", "run", "data", "classifier", "explainer", "images", "metrics", "settings", "fingerprint"),
+    "created",
+)
+
+
+class FingerprintMismatch(RunFolderError):  # noqa: N818 - named after what it reports
+    """A run was started with other settings than the folder's.
+
+    Attributes:
+        keys: The dotted names of the settings that differ.
+    """
+
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
+def check_metric_keys(keys: Sequence[str]) -> None:
+    """See that metrics can stand beside each other and beside a row's own entries.
+
+    Raises:
+        ValueError: a key twice, or one that means something else in rows and reports.
+
+    Example:
+        >>> check_metric_keys(["average_drop", "seconds"])
+        Traceback (most recent call last):
+        ValueError: Expected `metrics` to have other keys than rows and reports have entries, but got 'seconds'.
+    """
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
+    own = {*(entry.name for entry in fields(Row)), "crc", *MANIFEST_KEYS, *STATUSES, "missing", "seconds_per_image"}
+    if taken := [repr(key) for key in keys if key in own]:
+        raise ValueError(
+            f"Expected `metrics` to have other keys than rows and reports have entries, but got {', '.join(taken)}."
+        )
+
+
+def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+    """Write `RUN/manifest.json` at once.
+
+    Args:
+        run_dir: The run's folder, made where it is missing.
+        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them; a run that measures has also
+            `metric_info`, each metric's `MetricInfo` by key.
+
+    Raises:
+        ValueError: If an entry is missing or a number is not finite.
+        TypeError: If an entry is not JSON.
+        RunFolderError: If the file cannot be written.
+    """
+    manifest = {"format": FORMAT, **manifest}
+    if absent := [key for key in MANIFEST_KEYS if key not in manifest]:
+        raise ValueError(f"Expected the manifest to have all of its entries, but {', '.join(absent)} is missing.")
+    write_file(Path(run_dir) / MANIFEST, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+
+
+def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read `RUN/manifest.json`.
+
+    Raises:
+        RunFolderError: If there is none, or it is not a manifest of this format.
+    """
+    path = Path(run_dir) / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{run_dir} is not a run folder: it has no {MANIFEST}.") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not {*MANIFEST_KEYS} <= {*manifest}:
+        raise RunFolderError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
+    return manifest
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts with their dotted names."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was started differently.
+
+    Args:
+        old: The fingerprint in the folder's manifest.
+        new: This run's; compared as JSON, so a tuple equals a list.
+
+    Raises:
+        FingerprintMismatch: If a key differs; the message has each with its two values, nested keys dotted.
+
+    Example:
+        >>> check_fingerprint({"block": 8, "data": {"root": "a"}}, {"block": 8, "data": {"root": "b"}})
+        Traceback (most recent call last):
+        optcam_pl.runs.manifest.FingerprintMismatch: The run in this folder was made with other settings:
+          data.root: "a" there, "b" now
+    """
+    before, now = ({key: json.dumps(leaf, sort_keys=True) for key, leaf in flatten(side)} for side in (old, new))
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if differ:
+        lines = [f"  {key}: {before.get(key, 'nothing')} there, {now.get(key, 'nothing')} now" for key in differ]
+        raise FingerprintMismatch("\n".join(["The run in this folder was made with other settings:", *lines]), differ)
