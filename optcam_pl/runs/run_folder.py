@@ -64,7 +64,7 @@ class RunFolder:
         self.run_dir, self.resume, self.shard = run_dir, resume, shard
         self.processes = Processes() if processes is None else processes
         self.plan = Plan((), frozenset(), 0, 0)
-        self._left: Callable[[], list[int]] = list
+        self._left: Callable[[Sequence[Row]], list[int]] = lambda _: []
         self._open = ExitStack()
         self._writer: RowWriter | None = None
 
@@ -89,7 +89,7 @@ class RunFolder:
             SystemExit: on the other processes in these cases; the first one says why.
         """
         plan: Plan | None = None
-        self._left = lambda: self._indices_left(manifest["images"], block_size, lacking)
+        self._left = lambda rows: self._indices_left(rows, manifest["images"], block_size, lacking)
         try:
             if self.processes.rank == 0:
                 plan = self._plan(manifest, block_size, lacking)
@@ -119,15 +119,20 @@ class RunFolder:
         i, shards = self.shard or (1, 1)
         return [block for block in range(i - 1, -(-n // block_size), shards) if block not in done]
 
-    def _indices_left(self, n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> list[int]:
-        rows = read_rows(self.run_dir)
+    def _indices_left(
+        self, rows: Sequence[Row], n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]
+    ) -> list[int]:
         blocks = {*self._blocks_left(rows, n, block_size, lacking)}
         without = {*missing(rows, n), *lacking(rows)}
         return sorted(index for index in without if index // block_size in blocks)
 
-    def left(self) -> list[int]:
-        """The indices of the images that this start had to do and that are not done; asked once it has ended."""
-        return self._left()
+    def left(self, rows: Sequence[Row]) -> list[int]:
+        """The indices of the images that this start had to do and that are not done.
+
+        Args:
+            rows: of the folder, once this start has ended.
+        """
+        return self._left(rows)
 
     def _lock(self) -> None:
         """Alone in the folder, or with the other shards of the same number of shards."""

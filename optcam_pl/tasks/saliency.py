@@ -175,7 +175,7 @@ class SaliencyTask(RunTask):
 
     def teardown(self, stage: str) -> None:
         """Give the run's folder back; warn if a limit of the trainer has kept images from being done."""
-        left = self.folder.left() if self.trainer.is_global_zero else []
+        left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
             self.cut_short = (
