@@ -288,7 +288,7 @@ def test_only_images_that_could_be_read_are_explained_and_measured(
 
 def test_seconds_are_those_of_the_images_that_were_explained(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("optcam_pl.tasks.saliency.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("optcam_pl.evaluate.block.time.perf_counter", lambda: float(next(clock)))
     task = SaliencyTask(classifier(), FakeCAM(), target="predicted")
     task.run_dir = "run"
     trainer().test(task, datamodule=ImageFolder(str(photos), batch_size=5), verbose=False)
