@@ -68,10 +68,12 @@ def test_every_command_runs(
     assert list((workplace / "logs").rglob("overlays/*chelsea.png"))
 
 
-def test_the_python_snippet_runs(workplace: Path) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len([line for line in snippet.splitlines() if line]) <= 8
-    assert "Egyptian cat" in run([sys.executable, "-c", snippet], workplace)
+def test_the_python_snippets_run(workplace: Path) -> None:
+    explained, measured = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len([line for line in explained.splitlines() if line]) <= 8
+    printed = run([sys.executable, "-c", explained + measured], workplace)
+    assert "Egyptian cat" in printed
+    assert re.search(r"^OptiCAM +[0-9]", printed, re.MULTILINE)
 
 
 def test_every_picture_and_page_that_is_linked_exists() -> None:

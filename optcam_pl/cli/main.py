@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
@@ -172,6 +173,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         return run(args)
     keep_freed_memory()
+    _find_own_modules()
     try:
         return run(sys.argv[1:])
     except Exception as error:
@@ -182,6 +184,15 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+
+
+def _find_own_modules() -> None:
+    """Let configs name classes of modules in the current folder, as `python -m` does.
+
+    The folder comes last, so that a file in it never takes the place of an installed module.
+    """
+    if not getattr(sys.flags, "safe_path", False):  # python -P, from 3.11 on
+        sys.path.append(str(Path.cwd()))
 
 
 def _is_told(error: Exception) -> bool:

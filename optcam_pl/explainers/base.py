@@ -8,21 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import check_number
-from optcam_pl.explainers.settings import arguments, check_plain, plain
+from optcam_pl.explainers.settings import Remembers, check_plain, plain
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.image_advice import conversion, out_of_range, reshaping
 from optcam_pl.network.layers import Layers, layer_list, layer_name
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Target: TypeAlias = "Tensor | int | str | Sequence[int] | Sequence[str] | None"
 
@@ -55,7 +52,7 @@ class Explanation:
     reasons: tuple[str, ...] = ()
 
 
-class Explainer(nn.Module, ABC):
+class Explainer(Remembers, nn.Module, ABC):
     """A saliency method. Subclasses give the formula (`explain`); what all share stands here, once.
 
     The steps of a call:
@@ -89,18 +86,6 @@ class Explainer(nn.Module, ABC):
     """
 
     needs_gradient: ClassVar[bool] = False
-    _given: dict[str, object]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the arguments, as `settings` needs them where a constructor does not keep them."""
-        explainer = super().__new__(cls)
-        # A copy is made without arguments and gets them with its state.
-        given = arguments(cls, args, kwargs)
-        given = {name: value for name, value in given.items() if name not in ("selectivity", "augment")}
-        if cls.settings is Explainer.settings:
-            check_plain(cls.__name__, given)
-        explainer.__dict__["_given"] = given
-        return explainer
 
     def __init__(
         self,
@@ -126,9 +111,16 @@ class Explainer(nn.Module, ABC):
 
     @layer.setter
     def layer(self, layer: Layers | None) -> None:
-        # In a tuple, as a module that is an attribute would become a part of the explainer.
+        # In a tuple, as a module that is an attribute becomes a part of the explainer.
         self._layer = None if layer is None else (layer,)
         self._layer_names: dict[str | nn.Module, str] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A layer that is a module does not become a part of the explainer."""
+        if name == "layer":
+            object.__setattr__(self, name, value)  # to the property; nn.Module's own way passes it over for modules
+        else:
+            super().__setattr__(name, value)
 
     @property
     def augment(self) -> bool:
@@ -254,6 +246,12 @@ class Explainer(nn.Module, ABC):
         """
         named = {name: getattr(self, name, given) for name, given in self._given.items()}
         return {name: plain(value) for name, value in named.items()} | self.changes()
+
+    @classmethod
+    def check_arguments(cls, given: dict[str, object]) -> None:
+        """Refuse arguments that `settings` cannot say; one of an own class answers for itself."""
+        if cls.settings is Explainer.settings:
+            check_plain(cls.__name__, given)
 
     def changes(self) -> dict[str, object]:
         """What is set of `selectivity` and `augment`."""

@@ -7,10 +7,35 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Remembers:
+    """An object that knows the arguments that it was made with, as `_given`, without those that all explainers share.
+
+    It is a class of its own, as jsonargparse reads the options of a class that defines `__new__` from there.
+    """
+
+    _given: dict[str, object]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments; a copy is made without any, and gets them with its state."""
+        made = super().__new__(cls)
+        given = arguments(cls, args, kwargs)
+        given = {name: value for name, value in given.items() if name not in ("selectivity", "augment")}
+        cls.check_arguments(given)
+        made.__dict__["_given"] = given
+        return made
+
+    @classmethod
+    def check_arguments(cls, given: dict[str, object]) -> None:
+        """Refuse what the object must not be made with, by an error in words."""
 
 
 def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, object]:
@@ -62,8 +87,8 @@ def plain(value: object) -> Any:
         TypeError: it is something else.
 
     Example:
-        >>> plain([1, "x"]), plain(torch.relu), plain(torch.zeros(2))
-        ([1, 'x'], 'torch.relu', 'float32 (2,) af5570f5a1810b7a')
+        >>> plain([1, "x"]), plain(nn.functional.relu), plain(torch.zeros(2))
+        ([1, 'x'], 'torch.nn.functional.relu', 'float32 (2,) af5570f5a1810b7a')
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
