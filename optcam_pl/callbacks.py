@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard panels and curves, maps and overlays on disk, a progress bar in images."""
+"""Callbacks that show a run: TensorBoard panels and curves, maps and overlays on disk, a progress bar in images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
 
 
 class _BlockCallback(Callback):
-    """Looks at every block's result, whatever the stage is."""
+    """Calls `on_block` with the result of every block, in every stage."""
 
     def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
         """Called after every block, on every rank."""
@@ -72,11 +72,11 @@ class TensorBoardPanels(_BlockCallback):
 
     Scalars: ``objective/mean`` and ``objective/<image>`` against the iteration of the inner fit loop; the metrics are
     logged by the task. Images: ``panel/<image>``; ``curves/<metric>``, the mean curve of all images with its 95 % band.
-    Text: ``table`` and ``settings``. A run that goes on adds to what its folder shows; the objective of images that
-    were done before is not known any more, so that the mean over the others is called ``objective/mean of N images``.
+    Text: ``table`` and ``settings``. A run that is continued adds to these. It does not know the objective of images
+    that were done before, so the mean over the others is called ``objective/mean of N images``.
 
     Args:
-        images: as many panels and single curves, from the dataset's first images of each rank's.
+        images: number of panels and single curves; the first images of each process are shown.
     """
 
     def __init__(self, images: int = 8) -> None:
@@ -87,7 +87,7 @@ class TensorBoardPanels(_BlockCallback):
         self._curves: list[list[float]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """A new run starts at its first image."""
+        """Start counting anew for a new run."""
         self._shown, self._sum, self._count, self._curves = 0, None, 0, []
 
     def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
@@ -139,7 +139,7 @@ class TensorBoardPanels(_BlockCallback):
             logger.log_hyperparams(settings, {f"hp/{key}": value for key, value in summary.values().items()})
 
     def _mean_curve(self, trainer: L.Trainer) -> tuple[list[float] | None, int]:
-        """The mean over all ranks' images, and their number; every rank takes part, also one that saw none."""
+        """The mean over the images of all ranks, and their number. Every rank has to call this."""
         if trainer.world_size > 1:
             # Curves are padded to one length, so the sums of ranks add up; a rank without images sends None.
             gathered: list[Any] = [None] * trainer.world_size
@@ -213,7 +213,7 @@ class MapWriter(_BlockCallback, FileWriter):
     on_train_end = on_validation_end = on_test_end = on_predict_end = _write_index
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A run that was told to stop has an index too."""
+        """Write the index of a run that was told to stop, too."""
         if isinstance(exception, Stopped):
             self._write_index(trainer, pl_module)
 
@@ -265,7 +265,7 @@ def file_name(index: int, image_id: str) -> str:
 
 
 def _tag(image_id: str) -> str:
-    """An id as a TensorBoard tag, which is shown in a page."""
+    """An image's id as a TensorBoard tag."""
     return re.sub(r"[^\w./ -]+", "_", image_id)
 
 
@@ -277,6 +277,6 @@ def _writer(trainer: L.Trainer) -> SummaryWriter | None:
 
 
 def overlay_folder(run_dir: Path) -> Path | None:
-    """Where a run's overlays lie, if it wrote any."""
+    """The folder of a run's overlays, if it wrote any."""
     folder = run_dir / "overlays"
     return folder if folder.is_dir() else None

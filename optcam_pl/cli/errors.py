@@ -1,4 +1,4 @@
-"""What the command line tells of jsonargparse's errors: the fault, without the types that were tried."""
+"""Shortens jsonargparse's errors to the fault, without the types that were tried."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _NONE = "Expected a <class 'NoneType'>"
 def plain(message: str) -> str:
     """Shorten the blocks in which jsonargparse lists what was wrong with each type that a setting may have.
 
-    Of every block its faults are left, without the one that the value is not None, and without the value, which may be
-    a whole configuration. A single fault stands where the block stood; text without such a block stays as it is.
+    Only the faults of a block are kept, without the one that the value is not None and without the value, which may be
+    a whole configuration. A single fault replaces its block. Text without such a block is not changed.
 
     Example:
         >>> print(plain('''Parser key "data":

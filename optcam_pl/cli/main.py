@@ -1,6 +1,6 @@
-"""The command `optcam`: which words go to which command, and how errors are told.
+"""The command `optcam`: it calls the command that was asked for, and prints errors.
 
-Commands are imported when they are asked for: `optcam --help`, `report` and `verify` load neither Lightning nor a
+A command is imported when it is called: `optcam --help`, `report` and `verify` load neither Lightning nor a
 network.
 """
 
@@ -27,10 +27,10 @@ class Command(NamedTuple):
     """One command of our own.
 
     Attributes:
-        module: where its function is, called like the command with `_command` behind it: words -> exit code.
-        usage: what is typed.
-        summary: what it does, in a line.
-        several: whether it runs the network, perhaps in several processes.
+        module: module of its function, which is called NAME_command and takes the words and returns the exit code.
+        usage: the words after its name.
+        summary: what it does, in one line.
+        several: whether it runs the network, possibly in several processes.
     """
 
     module: str
@@ -138,14 +138,14 @@ def _run_trainer(argv: Sequence[str]) -> int:
 
 
 def _expanded_word(word: str) -> str:
-    """A word of a command line, ``--key=value`` or a value, which no shell has expanded in quotes or after a ``=``."""
+    """A word of the command line with its path expanded: shells expand none in quotes or after a ``=``."""
     key, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     return f"{key}{equals}{expanded_path(value) if value.startswith(('~', '$')) else value}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says at every run."""
+    """Hide what Lightning prints at every run."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -196,7 +196,7 @@ def _find_own_modules() -> None:
 
 
 def _is_told(error: Exception) -> bool:
-    """Whether it is the user's to fix: our own errors, and what Lightning says of the trainer's settings."""
+    """Whether the user can fix it: our own errors, and those of Lightning about the trainer's settings."""
     if isinstance(error, (ValueError, TypeError, ImportError, OSError, ToldError)):
         return True
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")

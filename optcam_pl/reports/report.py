@@ -1,4 +1,4 @@
-"""Run folders to tables: what a run's rows say (see `summary`), beside the paper's numbers or another run's."""
+"""Tables of run folders, made from their rows (see `summary`), beside the numbers of the paper or of another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`optcam verify`: is a run folder whole, and does it say what it says it says?"""
+"""`optcam verify`: checks that a run folder is complete and does not contradict itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole: written at once, and a run folder's lock, released by the kernel."""
+"""Writing files so that a crash leaves them whole, and the lock of a run folder, which the kernel releases."""
 
 from __future__ import annotations
 
@@ -173,10 +173,10 @@ class RunLock:
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and see whether files can be written into it: better now than after hours, or a network's loading.
+    """Make a folder and check that files can be written into it, before a network is loaded or runs for hours.
 
     Raises:
-        RunFolderError: They cannot; the message names the folder and why.
+        RunFolderError: If they cannot; the message names the folder and the reason.
     """
     path = Path(folder) / f".probe-{uuid.uuid4().hex}"
     try:

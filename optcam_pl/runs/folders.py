@@ -1,4 +1,4 @@
-"""Where a run lies: a folder of its own, whatever the logger is."""
+"""Choosing a run's folder, which does not depend on the logger."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from optcam_pl.data.decode import IMAGE_SUFFIXES
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import MANIFEST
 
-# What a run writes, or people keep beside it: logs, configs, a page. Names that begin with a dot are locks.
+# Names that a run writes, or that people keep beside it: logs, configs, a page. Locks begin with a dot.
 _NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}
 _SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
 _EVENTS = "events.out.tfevents"
 
 
 def choose_run_dir(trainer: L.Trainer, given: Path | None) -> Path:
-    """The folder of a run, as the first process has it; all processes have to ask together.
+    """The folder of a run, as the first process chooses it. All processes have to call this together.
 
     Args:
-        trainer: that carries it out.
-        given: the folder that was asked for; None takes the logger's, and without one the trainer's.
+        trainer: the run's.
+        given: the folder that the user asked for; None is the logger's, or without a logger the trainer's.
     """
     own = given or trainer.log_dir or trainer.default_root_dir
     return Path(trainer.strategy.broadcast(str(own)))
 
 
 def check_no_others(folder: Path) -> None:
-    """Refuse a folder that holds somebody's files and was never a run's.
+    """Refuse a folder that holds other files and was never a run's.
 
-    What makes a run's: a manifest, checkpoints, or files of TensorBoard. A folder with runs in it may be given to
-    commands that make several.
+    A run's folder has a manifest, checkpoints, or files of TensorBoard. Commands that make several runs may be given a
+    folder of runs.
 
     Raises:
-        RunFolderError: it holds images, or files that no run writes; the first of them are named.
+        RunFolderError: the folder holds images, or files that no run writes. The message names the first of them.
     """
     if not folder.is_dir():
         return
@@ -64,12 +64,12 @@ def _foreign(folder: Path) -> Iterator[str]:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """What has to be made for a folder to be there, the deepest first."""
+    """The folders to make so that a folder exists, the deepest first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Take back folders that a start has made, the deepest first, up to the first in which there is something."""
+    """Remove folders that a start has made, the deepest first, up to the first that is not empty."""
     for folder in folders:
         try:
             folder.rmdir()

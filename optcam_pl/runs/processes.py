@@ -28,15 +28,15 @@ def _store_errors() -> Iterator[None]:
 
 
 class Processes:
-    """The processes of one run, told about each other through the store of their process group, without a collective.
+    """The processes of one run. They tell each other what happens through the store of their process group.
 
-    A collective in the loop would wait for the slowest; one after it would run into the group's timeout if a process
-    is slower than the others by more than that. The store answers at once, or fails when its process is dead.
+    A collective in the loop would wait for the slowest process. One after the loop would run into the group's timeout
+    if a process is much slower than the others. The store answers at once, or fails when its process is dead.
 
     Args:
-        rank: this process.
+        rank: number of this process.
         size: number of processes.
-        store: of a process group (`torch.distributed.Store`); None is the default group's, where there is one.
+        store: store of a process group (`torch.distributed.Store`); None is that of the default group, if any.
     """
 
     _runs = itertools.count()  # every process counts the same runs
@@ -51,26 +51,26 @@ class Processes:
         self._store = store
 
     def stop(self, reason: int) -> None:
-        """Tell all, this process too, to leave the loop after their block: a signal's number, or another reason."""
+        """Tell all processes to leave the loop after their block; `reason` is a signal or a constant of above."""
         self._told = reason
         if self._store is not None:
             self._store.set("stop", str(reason))
 
     def stopped(self) -> int | None:
-        """What any of the processes gave to `stop`."""
+        """The reason that any of the processes gave to `stop`, or None."""
         if self._told is None and self._store is not None and self._store.check(["stop"]):
             self._told = int(self._store.get("stop"))
         return self._told
 
     def add(self, name: str, number: int) -> int:
-        """Add to a number that all share; returns its value."""
+        """Add to a number that all processes share; returns the sum."""
         if self._store is not None:
             return int(self._store.add(name, number))
         self._numbers[name] += number
         return self._numbers[name]
 
     def leave(self) -> int | None:
-        """Wait until every process has left the loop; returns what `stopped` then says.
+        """Wait until every process has left the loop, and return the reason of `stopped`.
 
         Raises:
             RunFolderError: the process that holds the store has died.
@@ -88,7 +88,7 @@ class Processes:
         return reason
 
     def heed(self) -> int | None:
-        """Pass on a signal that this process got; returns what `stopped` then says, raises what `leave` raises."""
+        """Pass on a signal that this process got, and return the reason of `stopped`; raises what `leave` raises."""
         signum = requested()
         with _store_errors():
             if signum is not None and self._told is None:

@@ -1,4 +1,4 @@
-"""What of a run is done and what is to do: its lock, manifest and rows, and the other processes that work on it."""
+"""A run's folder while the run is at work: its lock and manifest, which blocks are left, and its new rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shard: TypeAlias = tuple[int, int]  # which, counted from 1, of how many
 
 
 class FileWriter(Callback, ABC):
-    """A callback that stores files of each image: a block is done only when they are there too."""
+    """A callback that stores files for each image. A block is done only when these files exist."""
 
     @abstractmethod
     def lacking(self, run_dir: Path, rows: Iterable[Row]) -> set[int]:
@@ -31,11 +31,11 @@ class FileWriter(Callback, ABC):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a start of a run finds and has to do; made by one process, the same for all.
+    """What a start of a run finds in its folder, and what it has to do. One process makes it for all.
 
     Attributes:
         todo: numbers of the blocks to do.
-        known: indices of images in these blocks that have a row already, which is not to be written again.
+        known: indices of images in these blocks that have a row already, so that none is written again.
         done: number of images of the dataset with a row.
         errors: number of those that could not be read.
     """
@@ -47,14 +47,14 @@ class Plan:
 
 
 class RunFolder:
-    """Keeps a run's folder: nobody else writes into it, it stays what it was begun as, and no image is written twice.
+    """The folder of a run at work: locked, with one manifest, and at most one row for each image.
 
     Args:
         run_dir: the run's folder.
-        resume: "auto" goes on with a run that is in the folder and else begins one; "never" refuses a folder with a
-            run, "require" one without.
-        shard: do only the blocks k with k mod n = i - 1, for (i, n); other processes, which know nothing of this one,
-            do the others, into the same folder.
+        resume: "auto" continues a run that is in the folder, or begins one; "never" refuses a folder with a run,
+            "require" one without.
+        shard: for (i, n), do only the blocks k with k mod n = i - 1. Independent processes do the other blocks into
+            the same folder.
         processes: the processes that share these blocks.
     """
 
@@ -75,10 +75,10 @@ class RunFolder:
         lacking: Callable[[Sequence[Row]], set[int]],
         broadcast: Callable[[Any], Any],
     ) -> Plan:
-        """Decide on rank 0 what is to do, and tell the others.
+        """Decide on rank 0 what there is to do, and tell the other processes.
 
         Args:
-            manifest: of the run; its fingerprint must be the one of a run that is in the folder.
+            manifest: the run's; its fingerprint must equal that of a run that is in the folder.
             block_size: images in a block.
             lacking: tells which rows' images lack a file and have to be done again.
             broadcast: gives every process the first one's argument.
@@ -86,7 +86,7 @@ class RunFolder:
         Raises:
             RunFolderError: another process works in this folder, or it cannot be read or written.
             FingerprintMismatch: the folder's run was made with other settings.
-            SystemExit: on the other processes in these cases; the first one says why.
+            SystemExit: on the other processes in these cases. The first one says why.
         """
         plan: Plan | None = None
         self._left = lambda rows: self._indices_left(rows, manifest["images"], block_size, lacking)
@@ -113,7 +113,7 @@ class RunFolder:
     def _blocks_left(
         self, rows: Sequence[Row], n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]
     ) -> list[int]:
-        """The blocks of this start of which an image has no row or lacks a file."""
+        """The blocks of this shard in which an image has no row or lacks a file."""
         without = lacking(rows)
         done = completed_blocks([row for row in rows if row.index not in without], n, block_size)
         i, shards = self.shard or (1, 1)
@@ -127,15 +127,15 @@ class RunFolder:
         return sorted(index for index in without if index // block_size in blocks)
 
     def left(self, rows: Sequence[Row]) -> list[int]:
-        """The indices of the images that this start had to do and that are not done.
+        """The indices of the images that this start had to do and did not.
 
         Args:
-            rows: of the folder, once this start has ended.
+            rows: of the folder, once the run has ended.
         """
         return self._left(rows)
 
     def _lock(self) -> None:
-        """Alone in the folder, or with the other shards of the same number of shards."""
+        """Lock the folder for this process, or for the shards of one number of shards."""
         self._open.enter_context(RunLock(self.run_dir, shared=self.shard is not None))
         if self.shard is None:
             return
@@ -147,7 +147,7 @@ class RunFolder:
         self._open.enter_context(RunLock(self.run_dir, f".shard-{i}-of-{n}.lock"))
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
-        """The first start writes the manifest, later ones check theirs against it."""
+        """Write the manifest at the first start; compare with it at a later one."""
         with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
@@ -174,11 +174,11 @@ class RunFolder:
         self._open.enter_context(self._writer)
 
     def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
-        """Write those of a block's rows that are not there yet; durable on return.
+        """Write the rows of a block that are not there yet. They are durable on return.
 
         Args:
             rows: of one block.
-            max_errors: end the run, on all processes, if more images than that could not be read.
+            max_errors: end the run on all processes if more images than this could not be read.
 
         Raises:
             RunFolderError: they cannot be written.
@@ -193,7 +193,7 @@ class RunFolder:
             self.processes.stop(TOO_MANY_ERRORS)
 
     def heed(self) -> None:
-        """Between two blocks: end the run if any of its processes was told to.
+        """Call between two blocks: ends the run if any of its processes was told to.
 
         Raises:
             Stopped: by a signal.

@@ -1,8 +1,8 @@
-"""How a run is ended from outside: signals let it finish the block in hand, processes end with their parent.
+"""Ending a run from outside: after a signal it finishes the block in hand; processes end with their parent.
 
-A cluster announces that it wants its machine back by SIGTERM or SIGUSR1, a person by Ctrl-C. Inside `stop_signals` each
-of them is only noted; the run looks (`requested`) after every block and ends with `Stopped`. A second one ends the
-process at once, which loses no more than the block in hand.
+A cluster asks for its machine by SIGTERM or SIGUSR1, a person by Ctrl-C. Inside `stop_signals` these signals are only
+noted. The run looks at them (`requested`) after every block and ends with `Stopped`. A second signal ends the process
+at once, which loses no more than the block in hand.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ECHO_SECONDS = 1.0
 class Stopped(BaseException):
     """The run ended because it was told to, with everything written that it had done.
 
-    It is no Exception, so that whoever goes on after errors does not go on after this.
+    It is not an Exception, so that code that continues after errors does not continue after this.
 
     Attributes:
-        exit_code: of the command: 130 after SIGINT, 143 after the others, as shells have it for SIGTERM.
+        exit_code: exit code of the command: 130 after SIGINT, 143 after the others, as in shells after SIGTERM.
 
     Example:
         >>> Stopped(signal.SIGINT).exit_code, Stopped(signal.SIGTERM).exit_code
@@ -49,7 +49,7 @@ def _exit_code(signum: int) -> int:
 
 
 class _Request:
-    """The first signal that came, and when."""
+    """The first signal that came, and its time."""
 
     signum: int | None = None
     since = 0.0
@@ -67,15 +67,15 @@ _request = _Request()
 
 
 def requested() -> int | None:
-    """The signal by which the run was told to end; None as long as it was not."""
+    """The signal that told the run to end, or None."""
     return _request.signum
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them; the handlers from before come back at the end.
+    """Note SIGINT, SIGTERM and SIGUSR1 instead of ending the process; the old handlers are restored at the end.
 
-    Only the main thread may set handlers: in another one nothing changes.
+    Only the main thread may set handlers; in another thread this does nothing.
     """
     global _request  # noqa: PLW0603 - handlers belong to the process, and so does what they note
     if threading.current_thread() is not threading.main_thread():
@@ -96,8 +96,8 @@ def stop_signals() -> Iterator[None]:
 def follow_launcher() -> bool:
     """In a process that was started as one of several on this machine: end when the one that started it ends.
 
-    Else the death of the first process would leave the others waiting for it, with their memory and their GPUs. To be
-    called first of all, in every process.
+    Otherwise the others would wait for a dead first process, with their memory and their GPUs. Every process has to
+    call this first.
 
     Returns:
         Whether Lightning started this process: then the first process speaks for the run, and gives its exit code.

@@ -1,4 +1,4 @@
-"""What keeps a fit from being lost: its checkpoints, a stop from which it goes on, and stopping early."""
+"""The checkpoints of a fit, the stop that can be continued, and early stopping."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FOLDER, _LAST = "checkpoints", "last.ckpt"
 
 
 def fit_callbacks(task: ClassificationTask, given: Sequence[Callback] = ()) -> list[Callback]:
-    """What a fit needs: checkpoints, and early stopping where the task has `patience`.
+    """The callbacks that a fit needs: checkpoints, and early stopping if the task has `patience`.
 
     ``checkpoints/best.ckpt`` is that of the highest validation accuracy; ``checkpoints/last.ckpt`` is written after
     every epoch, and when the fit is told to stop. A fit goes on from it by ``Trainer.fit(ckpt_path=...)``.
 
     Args:
-        task: that is fitted.
-        given: callbacks that the trainer has already; of a kind among them there is no other.
+        task: the task to fit.
+        given: callbacks that the trainer has already. No other callback of their kinds is made.
     """
     best = _Checkpoints(
         monitor="val/accuracy", mode="max", filename="best", auto_insert_metric_name=False, enable_version_counter=False
@@ -40,15 +40,15 @@ def fit_callbacks(task: ClassificationTask, given: Sequence[Callback] = ()) -> l
 
 
 def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None:
-    """The checkpoint that a fit in this folder goes on from; None where it begins.
+    """The checkpoint from which a fit in this folder continues; None if there is none.
 
     Args:
         run_dir: folder of the run.
-        resume: "auto" goes on where there is one, "never" and "require" insist.
+        resume: "auto" takes a checkpoint if there is one, "never" refuses one, "require" needs one.
 
     Raises:
-        FileExistsError: there is one, against "never".
-        FileNotFoundError: there is none, against "require".
+        FileExistsError: there is one, and `resume` is "never".
+        FileNotFoundError: there is none, and `resume` is "require".
     """
     file = expanded_path(run_dir) / _FOLDER / _LAST
     if file.exists() and resume == "never":
@@ -59,9 +59,9 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
 
 
 class _Checkpoints(ModelCheckpoint):
-    """Lie in the run's folder, whatever the logger is, and are known again where that was moved.
+    """Checkpoints in the run's folder, for any logger, that still work after the folder was moved.
 
-    Lightning would ask the logger for a folder, and forget in a moved one how good the best checkpoint is.
+    Lightning would take the logger's folder, and would forget in a moved one how good the best checkpoint is.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -86,24 +86,24 @@ class _Checkpoints(ModelCheckpoint):
 
 
 class PatienceOfSecondPhase(EarlyStopping):
-    """Ends a fit when the validation accuracy has not risen for so many epochs of the second phase.
+    """Ends a fit when the validation accuracy has not risen for `patience` epochs of the second phase.
 
     Args:
-        patience: that number of epochs.
+        patience: number of epochs.
     """
 
     def __init__(self, patience: int) -> None:
         super().__init__("val/accuracy", mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the accuracy, once the second phase has begun."""
+        """Look at the accuracy in the second phase only."""
         assert isinstance(pl_module, ClassificationTask)
         if trainer.current_epoch >= pl_module.head_epochs:
             super().on_validation_end(trainer, pl_module)
 
 
 class ResumableStop(Callback):
-    """A fit that is told to stop (see `optcam_pl.runs.signals`) does so after the batch in hand, with a checkpoint."""
+    """Stops a fit after the batch in hand, with a checkpoint, when a signal came (see `optcam_pl.runs.signals`)."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write ``last.ckpt`` and end, if any process was told to: all have to do it together.

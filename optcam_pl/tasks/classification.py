@@ -181,14 +181,14 @@ class ClassificationTask(RunTask):
             self.weight = torch.tensor(self.class_weights, device=self.device)
         self._settings = self.classifier.settings()  # before the thaw: it may have to look for the layer
         self._fingerprint = self._what_it_depends_on()
-        # All of it now, as ddp looks only once at what has a gradient; `_thaw` takes away what rests in a phase.
+        # Thaw everything now: ddp looks only once which parameters have a gradient. `_thaw` freezes parts later.
         self.classifier.network.requires_grad_(True)
         if isinstance(self.trainer.strategy, DDPStrategy) and self.head_epochs:
             find_unused_parameters(self.trainer.strategy)
 
     def _what_it_depends_on(self) -> dict[str, Any]:
-        """The fingerprint of the fit: without `epochs`, as a fit may go on for longer than it was meant to."""
-        # Stored with a state and restored from there, whatever the new ones are: hence asked of a pair of their own.
+        """The fingerprint of the fit, without `epochs`: a fit may be continued for more epochs than first asked for."""
+        # Loading a checkpoint overwrites the optimizer's options, so describe a throwaway pair.
         optimizer = self.optimizer([{"params": [torch.zeros(1, requires_grad=True)], "lr": self.lr}])
         schedule = None if self.schedule is None else self.schedule(optimizer)
         trainer = self.trainer
@@ -221,7 +221,7 @@ class ClassificationTask(RunTask):
         return each.sum() / (len(each) * each)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over all parameters, and the schedule. What rests in a phase has no gradient to step by."""
+        """The optimizer over all parameters, and the schedule. Frozen parameters have no gradient and do not move."""
         optimizer = self.optimizer([{"params": list(self.classifier.network.parameters()), "lr": self.lr}])
         if self.schedule is None:
             return optimizer
@@ -229,18 +229,18 @@ class ClassificationTask(RunTask):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """The schedule is the second phase's."""
+        """Step the schedule in the second phase only."""
         if self._phase == "all":
             super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
-        """A fit that is resumed within a phase goes on in it; its optimizer's state has been restored."""
+        """Continue the phase of a fit that was stopped within it; the optimizer's state is restored already."""
         if self._phase is not None:
             self._thaw(self._phase)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Enter the phase that the epoch belongs to; make what is random depend on the step alone."""
-        # Not at the start of the epoch, of which Lightning does not tell where a fit is resumed at an epoch's end.
+        """Enter the phase of this epoch, and seed the random numbers from the step alone."""
+        # Not in on_train_epoch_start: Lightning does not call it when a fit is resumed at the end of an epoch.
         phase: Phase = "head" if self.current_epoch < self.head_epochs else "all"
         if phase != self._phase:
             self._enter(phase)
@@ -259,18 +259,18 @@ class ClassificationTask(RunTask):
         self._thaw(phase)
 
     def _thaw(self, phase: Phase) -> None:
-        """Let the phase's part of the network learn; what rests keeps its running means, too."""
+        """Let the part of the network that this phase trains learn; the rest keeps its running means, too."""
         network = self.classifier.network
         network.requires_grad_(phase == "all").train(phase == "all")
         for head in heads(network):
             head.requires_grad_(True).train()
 
     def training_step(self, batch: Batch) -> Tensor:
-        """The loss of a batch; images that cannot be read do not count."""
+        """The loss of a batch, without the images that cannot be read."""
         real, target = self._labels(batch)
         if not bool(real.any()):
             nothing: Tensor = self.classifier(batch["image"]).sum() * 0
-            return nothing  # rather than None: every process has to take every step
+            return nothing  # not None: every process has to take every step
         image, label = batch["image"][real], target[real]
         if self._mix is not None:
             image, label = self._mix(image, label)
@@ -282,7 +282,7 @@ class ClassificationTask(RunTask):
         return loss
 
     def on_train_end(self) -> None:
-        """The head is not new any more."""
+        """Note that the head is trained."""
         self.classifier.new_head = False
 
     def teardown(self, stage: str) -> None:
@@ -294,7 +294,7 @@ class ClassificationTask(RunTask):
             warnings.warn(self.cut_short, stacklevel=2)
 
     def _lacking_batches(self) -> str:
-        """What of the fit was not done; ending it early because nothing improves is no limit."""
+        """A sentence on the batches that were not done, or "". Early stopping is not counted as a limit."""
         trainer = self.trainer
         done = int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
         wanted = self.max_epochs * len(self.data.train_dataloader())
@@ -308,7 +308,7 @@ class ClassificationTask(RunTask):
         )
 
     def _lacking_images(self, stage: str) -> str:
-        """Which images a measurement has left out."""
+        """A sentence on the images that a measurement left out, or ""."""
         loader = self.data.val_dataloader() if stage == "validate" else self.data.test_dataloader()
         n = len(loader.dataset)  # type: ignore[arg-type]
         if self._images >= n:
@@ -410,7 +410,7 @@ class ClassificationTask(RunTask):
 
 
 def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Its class and plain values; without those that are None or False, of which every release of torch adds some."""
+    """The class and plain values of an object, without None and False: new releases of torch add such options."""
     plain = {key: value for key, value in values.items() if value and isinstance(value, (bool, int, float, str, tuple))}
     return {"class": type(thing).__name__} | {key: value for key, value in plain.items() if not key.startswith("_")}
 
