@@ -8,10 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -22,13 +21,14 @@ from torchvision.transforms.functional import gaussian_blur
 
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.isolation import seeded, untouched
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.maps import Baseline, baseline_image, check_baseline
 from optcam_pl.network.capture import tensor_of
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers, nearest
-from optcam_pl.threads import OwnHook, alone, process_wide
+from optcam_pl.threads import process_wide
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]
 Sign: TypeAlias = Literal["positive", "absolute", "all"]
@@ -496,67 +496,6 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     sizes = [2 * max(0, min(math.ceil(3 * sigma), side - 1)) + 1 for side in (maps.shape[3], maps.shape[2])]
     filtered: Tensor = gaussian_blur(maps, sizes, [sigma, sigma])
     return filtered
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of torch, numpy and Python; restore their states afterwards.
-
-    Only one thread at a time: the generators belong to the whole process.
-    """
-    with process_wide(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
-        try:
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            yield
-        finally:
-            random.setstate(others)
-            np.random.set_state(legacy)  # noqa: NPY002
-
-
-@contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
-    """On exit every module has the attributes, hooks, mode and parameters that it had on entry.
-
-    Other people's methods remove their own hooks, but not all of them after an exception. No other thread runs the
-    network meanwhile, but it may add or remove hooks of this package.
-    """
-    with alone(network.network if isinstance(network, Classifier) else network), _put_back(network):
-        yield
-
-
-@contextmanager
-def _put_back(network: nn.Module) -> Iterator[None]:
-    modules = [(vars(module), dict(vars(module))) for module in network.modules()]
-    tables = [(value, dict(value)) for _, before in modules for value in before.values() if isinstance(value, dict)]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    try:
-        yield
-    finally:
-        for now, before in [*modules, *tables]:
-            _restore(now, before)
-        for parameter, requires_grad, gradient in parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-
-def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Make `now` equal to `before`, item by item, because other threads read it; their hooks stay untouched."""
-    for key, value in list(now.items()):
-        if key not in before and not isinstance(value, OwnHook):
-            del now[key]
-    before = {key: value for key, value in before.items() if not isinstance(value, OwnHook)}
-    for key, value in before.items():
-        if key not in now or now[key] is not value:
-            now[key] = value
-    if [key for key in list(now) if key in before] != list(before):  # a removed item was put back at the end
-        for key in before:
-            now[key] = now.pop(key)
 
 
 class _Ridge:

@@ -22,6 +22,7 @@ from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.image_advice import conversion, reshaping
 from optcam_pl.network.layers import Layers, Layout, nearest
+from optcam_pl.network.outputs import logits_of, misshapen
 from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
 from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
@@ -331,9 +332,9 @@ class Classifier(nn.Module):
             if is_own(error):
                 raise
             raise forward_error(error, self.name, self.network, image) from error
-        logits = _logits_of(output, self.name)
+        logits = logits_of(output, self.name)
         if logits.ndim != 2:
-            raise ValueError(_misshapen(self.name, tuple(logits.shape), image.shape[0]))
+            raise ValueError(misshapen(self.name, tuple(logits.shape), image.shape[0]))
         if logits.is_inference() and not torch.is_inference_mode_enabled():
             logits = logits.clone()  # what autograd may go on with
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -543,50 +544,6 @@ def _from_words(network: Network | None, weights: str | Path | None) -> tuple[Ne
     network = None if isinstance(network, str) and network == "None" else network
     weights = None if weights in ("random", "None") else weights
     return (uncompiled(network) if isinstance(network, nn.Module) else network), weights
-
-
-def _logits_of(output: Any, name: str) -> Tensor:
-    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
-    if not isinstance(output, Tensor):
-        if isinstance(output, Mapping):
-            output = output["logits"] if "logits" in output else _first(list(output.values()), name)
-        elif isinstance(output, (tuple, list)):
-            named = getattr(output, "_fields", ())
-            output = output[named.index("logits")] if "logits" in named else _first(output, name)
-        else:
-            output = getattr(output, "logits", None)
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            "Expected the network to return logits: a tensor, or an object, mapping or tuple that has them."
-        )
-    return output
-
-
-def _first(outputs: Sequence[Any], name: str) -> Any:
-    """The first of several outputs, unless another one might be the logits just as well."""
-    shapes = [tuple(value.shape) for value in outputs if isinstance(value, Tensor) and value.ndim == 2]
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"Expected {name} to return its logits, but it returns several tensors with two dimensions, of the shapes "
-            f"{', '.join(map(str, shapes))}: which are the logits? Let it return them alone, or as `logits` of a "
-            "mapping."
-        )
-    return outputs[0] if outputs else None
-
-
-def _misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
-    """What is wrong with the shape of the logits of so many images."""
-    found = (
-        f"Expected {name} to return logits (B, C), but got the shape {shape} for {images} image{'s' * (images != 1)}"
-    )
-    if len(shape) == 4 and shape[0] == images:
-        if shape[2] == shape[3] == 1:
-            return f"{found}. Take the places away: torch.nn.Sequential(network, torch.nn.Flatten())."
-        mean = "torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()"
-        return f"{found}. If it scores each place, average over them: torch.nn.Sequential(network, {mean})."
-    if shape == (images,):
-        return f"{found}. If that is one logit z an image, let it return two, (B, 2): [0, z]."
-    return f"{found}."
 
 
 def _stated_classes(network: nn.Module, name: str) -> int:

@@ -1,0 +1,52 @@
+"""Which part of what a network returns are its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def logits_of(output: Any, name: str) -> Tensor:
+    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
+    if not isinstance(output, Tensor):
+        if isinstance(output, Mapping):
+            output = output["logits"] if "logits" in output else _first(list(output.values()), name)
+        elif isinstance(output, (tuple, list)):
+            named = getattr(output, "_fields", ())
+            output = output[named.index("logits")] if "logits" in named else _first(output, name)
+        else:
+            output = getattr(output, "logits", None)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            "Expected the network to return logits: a tensor, or an object, mapping or tuple that has them."
+        )
+    return output
+
+
+def _first(outputs: Sequence[Any], name: str) -> Any:
+    """The first of several outputs, unless another one might be the logits just as well."""
+    shapes = [tuple(value.shape) for value in outputs if isinstance(value, Tensor) and value.ndim == 2]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"Expected {name} to return its logits, but it returns several tensors with two dimensions, of the shapes "
+            f"{', '.join(map(str, shapes))}: which are the logits? Let it return them alone, or as `logits` of a "
+            "mapping."
+        )
+    return outputs[0] if outputs else None
+
+
+def misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
+    """What is wrong with the shape of the logits of so many images."""
+    found = (
+        f"Expected {name} to return logits (B, C), but got the shape {shape} for {images} image{'s' * (images != 1)}"
+    )
+    if len(shape) == 4 and shape[0] == images:
+        if shape[2] == shape[3] == 1:
+            return f"{found}. Take the places away: torch.nn.Sequential(network, torch.nn.Flatten())."
+        mean = "torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()"
+        return f"{found}. If it scores each place, average over them: torch.nn.Sequential(network, {mean})."
+    if shape == (images,):
+        return f"{found}. If that is one logit z an image, let it return two, (B, 2): [0, z]."
+    return f"{found}."
