@@ -131,18 +131,7 @@ class ClassificationTask(RunTask):
         self._settings: dict[str, Any] = {}
         self._fingerprint: dict[str, Any] = {}
         self._shown: dict[str, str] = {}
-        # Padding has the label -1, and is given to the metrics, too: their states would be empty on a rank without any
-        # image, at which torchmetrics fails. No compute groups: they merge metrics by their first values.
-        options: Any = {"num_classes": classifier.num_classes, "ignore_index": -1}
-        self.metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(average="micro", **options),
-                "macro_f1": MulticlassF1Score(average="macro", **options),
-                "auroc": MulticlassAUROC(average="none", **options),
-                "confusion": MulticlassConfusionMatrix(**options),
-            },
-            compute_groups=False,
-        )
+        self.metrics = _metrics(classifier.num_classes)
         self.loss, self.seen = MeanMetric(), SumMetric()
         self._images = 0
 
@@ -413,6 +402,19 @@ def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The class and plain values of an object, without None and False: new releases of torch add such options."""
     plain = {key: value for key, value in values.items() if value and isinstance(value, (bool, int, float, str, tuple))}
     return {"class": type(thing).__name__} | {key: value for key, value in plain.items() if not key.startswith("_")}
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    """The metrics of a measurement. Padding has the label -1."""
+    # Padding is given to the metrics, too: torchmetrics fails at the empty states of a rank without any image.
+    options: Any = {"num_classes": num_classes, "ignore_index": -1}
+    metrics: dict[str, Any] = {
+        "accuracy": MulticlassAccuracy(average="micro", **options),
+        "macro_f1": MulticlassF1Score(average="macro", **options),
+        "auroc": MulticlassAUROC(average="none", **options),
+        "confusion": MulticlassConfusionMatrix(**options),
+    }
+    return MetricCollection(metrics, compute_groups=False)  # compute groups merge metrics by their first values
 
 
 def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:
