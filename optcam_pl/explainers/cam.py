@@ -90,8 +90,9 @@ class FeatureCAM(Explainer):
 
     relu: ClassVar[bool] = True
 
-    def __init__(self, layer: Layers | None = None, **shared: Any) -> None:
-        super().__init__(layer, "black", **shared)
+    # Written out, as jsonargparse does not find what `**shared` stands for in methods that inherit this constructor.
+    def __init__(self, layer: Layers | None = None, *, selectivity: float = 1.0, augment: bool = False) -> None:
+        super().__init__(layer, "black", selectivity=selectivity, augment=augment)
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`."""

@@ -284,8 +284,8 @@ class LIME(CaptumExplainer):
         output: see `CaptumExplainer`.
         seed: see `CaptumExplainer`.
         baseline: see `Explainer`.
-        selectivity: see `Explainer`.
-        augment: see `Explainer`.
+        selectivity: exponent of the map, see `Explainer`.
+        augment: whether the map is the mean over views, see `Explainer`; six times the work.
     """
 
     def __init__(
@@ -346,8 +346,8 @@ class GradientSHAP(CaptumExplainer):
         smoothing: see `CaptumExplainer`.
         seed: see `CaptumExplainer`.
         baseline: see `Explainer`.
-        selectivity: see `Explainer`.
-        augment: see `Explainer`.
+        selectivity: exponent of the map, see `Explainer`.
+        augment: whether the map is the mean over views, see `Explainer`; six times the work.
     """
 
     def __init__(
