@@ -16,7 +16,7 @@ from optcam_pl import Classifier
 from optcam_pl.cli import main
 from optcam_pl.evaluate.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
 
-TINY = str(Path(__file__).resolve().parent / "conf" / "tiny.yaml")
+TINY = str(Path(__file__).resolve().parents[1] / "conf" / "tiny.yaml")
 
 
 def network() -> nn.Module:

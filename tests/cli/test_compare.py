@@ -17,7 +17,7 @@ from optcam_pl.explainers import XGradCAM
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
 
 pytestmark = pytest.mark.filterwarnings(

@@ -271,7 +271,7 @@ def test_a_class_may_be_named() -> None:
 
 
 def test_the_command_tells_a_networks_error_in_one_sentence(photos: Path, tmp_path: Path) -> None:
-    tiny = str(Path(__file__).parent / "conf" / "tiny.yaml")
+    tiny = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
     words = ["test", "--config", tiny, f"--data.root={photos}", f"--run_dir={tmp_path / 'run'}"]
     for more, message in (
         (["--model.classifier.network=timm/vit_tiny_patch16_224"], "VisionTransformer|fails on|`input_size`"),

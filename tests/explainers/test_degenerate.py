@@ -41,7 +41,7 @@ from optcam_pl.reports.summary import DegenerateWarning
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.tasks import SaliencyTask
 
-TINY = str(Path(__file__).resolve().parent / "conf" / "tiny.yaml")
+TINY = str(Path(__file__).resolve().parents[1] / "conf" / "tiny.yaml")
 
 OF_FEATURES = [
     CAM(),

@@ -28,7 +28,7 @@ from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.run_folder import RunFolder
 from optcam_pl.tasks import SaliencyTask
 
-TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
+TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",

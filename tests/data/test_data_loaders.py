@@ -168,8 +168,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("stage", ["test", "predict"])
 def test_lightning_leaves_the_blocks_of_two_processes_alone(tmp_path: Path, stage: str) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "script.py", str(tmp_path), stage]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=180, capture_output=True)
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]

@@ -319,7 +319,7 @@ def test_a_hung_loader_ends_the_run_after_its_timeout(photos: Path, tmp_path: Pa
 
 
 def test_the_benchmark_of_bookkeeping_counts_every_image() -> None:
-    script = Path(__file__).parent.parent / "benchmarks" / "bookkeeping.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "bookkeeping.py"
     code, out, err = finish([sys.executable, str(script), "--images", "200"])
     assert code == 0, err
     measured = json.loads(out.splitlines()[-1])

@@ -102,7 +102,7 @@ def test_the_command_gives_these_numbers_too(photos: Path, tmp_path: Path, monke
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = str(Path(__file__).parent / "conf" / "tiny.yaml")
+    config = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
     assert main(["test", "--config", config, f"--data.root={photos}", "--run_dir=run", "--seed_everything=3"]) == 0
     torch.manual_seed(3)
     run = load_run("run")

@@ -197,7 +197,7 @@ def test_settings_state_the_constructors_arguments_as_they_are(name: str) -> Non
         assert stated[key] == value or callable(value)
 
 
-BLOCKS = sorted((Path(__file__).parent.parent / "configs" / "explainer").glob("*.yaml"))
+BLOCKS = sorted((Path(__file__).parents[2] / "configs" / "explainer").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda path: path.stem)

@@ -26,8 +26,8 @@ from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.tensors import load_tensors, save_tensors
 from optcam_pl.tasks import ClassificationTask, SaliencyTask
 
-TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
-FIT = str(Path(__file__).resolve().parent.parent / "configs" / "shapes_fit.yaml")
+TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
+FIT = str(Path(__file__).resolve().parents[2] / "configs" / "shapes_fit.yaml")
 pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optcam_pl.data import files as index
+from optcam_pl.data import files
 
 
 @pytest.fixture(autouse=True)
@@ -16,45 +16,45 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_was_stored_is_read_again_and_lies_beside_the_data(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    assert index.load_json(data, "a.json") is None
-    index.store_json(data, "a.json", {"x": [1, 2.5, "ü"]})
-    assert index.load_json(data, "a.json") == {"x": [1, 2.5, "ü"]}
+    assert files.load_json(data, "a.json") is None
+    files.store_json(data, "a.json", {"x": [1, 2.5, "ü"]})
+    assert files.load_json(data, "a.json") == {"x": [1, 2.5, "ü"]}
     assert [path.name for path in (data / ".optcam_pl").iterdir()] == ["a.json"]
-    assert index.list_files(data, frozenset({".json"})) == []  # it is no part of the data
+    assert files.list_files(data, frozenset({".json"})) == []  # it is no part of the data
 
 
 def test_beside_read_only_data_the_users_cache_is_used(tmp_path: Path, cache: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     (data / ".optcam_pl").write_text("a file, so that no folder can be made here, for root neither")
-    index.store_json(data, "a.json", 1)
-    assert index.load_json(data, "a.json") == 1
+    files.store_json(data, "a.json", 1)
+    assert files.load_json(data, "a.json") == 1
     assert len(list(cache.glob("optcam_pl/*/a.json"))) == 1
-    assert index.load_json(tmp_path, "a.json") is None  # another folder's
+    assert files.load_json(tmp_path, "a.json") is None  # another folder's
 
 
 def test_where_nothing_can_be_written_nothing_is_stored(tmp_path: Path, cache: Path) -> None:
     cache.write_text("no folder")
     (tmp_path / ".optcam_pl").write_text("no folder")
-    index.store_json(tmp_path, "a.json", 1)
-    assert index.load_json(tmp_path, "a.json") is None
+    files.store_json(tmp_path, "a.json", 1)
+    assert files.load_json(tmp_path, "a.json") is None
 
 
 def test_a_damaged_store_counts_as_none(tmp_path: Path) -> None:
-    index.store_json(tmp_path, "a.json", 1)
+    files.store_json(tmp_path, "a.json", 1)
     (tmp_path / ".optcam_pl" / "a.json").write_bytes(b'{"x": [1, \xff')
-    assert index.load_json(tmp_path, "a.json") is None
+    assert files.load_json(tmp_path, "a.json") is None
 
 
 def test_a_write_that_fails_leaves_the_old_store_and_no_rubbish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index.store_json(tmp_path, "a.json", 1)
+    files.store_json(tmp_path, "a.json", 1)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(index.json, "dump", full)
-    index.store_json(tmp_path, "a.json", 2)
-    assert index.load_json(tmp_path, "a.json") == 1
+    files.store_json(tmp_path, "a.json", 2)
+    assert files.load_json(tmp_path, "a.json") == 1
     assert [path.name for path in (tmp_path / ".optcam_pl").iterdir()] == ["a.json"]

@@ -9,7 +9,7 @@ import pytest
 from optcam_pl.cli import main
 from optcam_pl.reports.report import load_run, summarize
 
-CONFIG = str(Path(__file__).resolve().parent.parent / "configs" / "demo.yaml")
+CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "demo.yaml")
 
 
 @pytest.mark.e2e

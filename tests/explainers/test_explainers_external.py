@@ -375,7 +375,7 @@ def test_a_configuration_makes_no_objects_and_imports_no_functions():
     ["lime", "gradient_shap", "integrated_gradients", "saliency", "guided_backprop", "smooth_grad", "occlusion"],
 )
 def test_ready_configurations_explain(name):
-    path = Path(__file__).parent.parent / "configs" / "explainer" / f"{name}.yaml"
+    path = Path(__file__).parents[2] / "configs" / "explainer" / f"{name}.yaml"
     if name == "lime":
         pytest.importorskip("skimage")
     quick = {"lime": ["--explainer.n_samples=20"], "gradient_shap": ["--explainer.n_samples=5"]}

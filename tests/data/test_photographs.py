@@ -17,8 +17,8 @@ from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder, ImageReadError, read_image
 from optcam_pl.runs.rows import read_rows
 
-ROOT = Path(os.environ.get("OPTCAM_PHOTOS", Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_dev"))
-TINY = str(Path(__file__).parent / "conf" / "tiny.yaml")
+ROOT = Path(os.environ.get("OPTCAM_PHOTOS", Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_dev"))
+TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 pytestmark = [
     pytest.mark.skipif(not ROOT.is_dir(), reason=f"photographs not found: {ROOT} (set OPTCAM_PHOTOS)"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of tensorboard's protobuf classes

@@ -15,7 +15,7 @@ import pytest
 from optcam_pl.cli import main
 from optcam_pl.data import SamplePhotos
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text()
 pytestmark = pytest.mark.e2e
 

@@ -23,7 +23,7 @@ from optcam_pl.reports.report import load_run
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.tasks import ClassificationTask
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = str(CONFIGS.parent / "tests" / "conf" / "tiny.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--threads=1"]
 SMALL = ["--data.batch_size=4", "--data.num_workers=0"]

@@ -24,7 +24,7 @@ from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.tensors import mean_curves
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
 
 pytestmark = pytest.mark.filterwarnings(

@@ -343,7 +343,7 @@ def test_a_windowed_transformer_keeps_its_layer() -> None:
 
 @pytest.fixture(scope="module")
 def sweep() -> ModuleType:
-    path = Path(__file__).parents[1] / "docs" / "make_networks.py"
+    path = Path(__file__).parents[2] / "docs" / "make_networks.py"
     spec = importlib.util.spec_from_file_location("make_networks", path)
     assert spec is not None
     assert spec.loader is not None
@@ -367,7 +367,7 @@ def test_some_of_the_sweep(sweep: ModuleType, network: str) -> None:
 
 def test_the_page_is_what_the_script_writes(sweep: ModuleType) -> None:
     names = [*(f"timm/{name}" for name in sweep.TIMM), *(f"transformers/{name}" for name in sweep.TRANSFORMERS)]
-    text = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     assert [line.split()[1] for line in text.splitlines() if line.startswith(("| timm/", "| transformers/"))] == names
     assert len(sweep.TIMM) >= 150
     row = sweep.Row("timm/x", "96", "a", "3 x 3", True, True, False, False, "b|c")

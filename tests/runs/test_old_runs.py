@@ -19,7 +19,7 @@ from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.runs.rows import read_rows
 
-OLD = Path(__file__).parent / "old"
+OLD = Path(__file__).parents[1] / "old"
 pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",

@@ -28,7 +28,7 @@ from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import read_manifest
 from optcam_pl.runs.rows import read_rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "conf" / "tiny.yaml")
 MODULE = """
 import torch

@@ -17,7 +17,7 @@ from fault_cases import TINY, end, make_photos, rows_of, start, until, written
 
 from optcam_pl.runs.rows import read_rows
 
-TEXT = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
 SLURM, ARRAY, TORCHRUN = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 pytestmark = [
     pytest.mark.faults,
