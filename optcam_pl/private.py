@@ -153,12 +153,12 @@ TOUCHED = (
 )
 
 
-def limit_group_timeout(strategy: Any, limit: timedelta) -> None:
+def limit_group_wait(strategy: Any, limit: timedelta) -> None:
     """Let no process of a DDP strategy wait longer than `limit` for another one in a collective."""
     strategy._timeout = min(strategy._timeout or limit, limit)
 
 
-def group_timeout(strategy: Any) -> timedelta | None:
+def group_wait(strategy: Any) -> timedelta | None:
     """How long a process of a DDP strategy waits for another one in a collective."""
     timeout: timedelta | None = strategy._timeout
     return timeout

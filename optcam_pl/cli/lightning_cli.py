@@ -29,7 +29,7 @@ from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, ove
 from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
-from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_timeout
+from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
@@ -233,7 +233,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         kwargs.update(self._trainer_settings(config, folder))
         trainer = self._make_trainer(config, **kwargs, callbacks=self._callbacks(config, folder))
         if isinstance(trainer.strategy, DDPStrategy):
-            limit_group_timeout(trainer.strategy, GROUP_TIMEOUT)
+            limit_group_wait(trainer.strategy, GROUP_TIMEOUT)
         leave_signals_alone(trainer)
         return trainer
 

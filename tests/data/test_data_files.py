@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_store_and_no_rubbish(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index.json, "dump", full)
+    monkeypatch.setattr(files.json, "dump", full)
     files.store_json(tmp_path, "a.json", 2)
     assert files.load_json(tmp_path, "a.json") == 1
     assert [path.name for path in (tmp_path / ".optcam_pl").iterdir()] == ["a.json"]

@@ -308,7 +308,7 @@ def hang(entry):
 """
 
 
-def test_a_hung_loader_ends_the_run_after_its_timeout(photos: Path, tmp_path: Path) -> None:
+def test_a_hung_loader_ends_the_run_in_time(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGS)
     data = ["--data=hanging.Hanging", f"--data.root={photos}", "--data.num_workers=1", "--data.timeout=5"]
     words = command("test", tmp_path / "run", *data, photos=photos)

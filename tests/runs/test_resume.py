@@ -18,7 +18,7 @@ from safetensors.torch import load
 from optcam_pl.cli import main
 from optcam_pl.cli.lightning_cli import OptcamCLI, parse_shard
 from optcam_pl.data import ImageDataModule
-from optcam_pl.private import group_timeout
+from optcam_pl.private import group_wait
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.verify import verify
 from optcam_pl.runs import signals as stopping
@@ -274,7 +274,7 @@ def test_processes_wait_for_each_other_for_five_minutes_at_most(monkeypatch: pyt
     trainers: list[Any] = []
     monkeypatch.setattr(OptcamCLI, "_run_subcommand", lambda cli, _: trainers.append(cli.trainer))
     run("test", "run", "--trainer.devices=2")
-    assert group_timeout(trainers[0].strategy) == timedelta(seconds=300)
+    assert group_wait(trainers[0].strategy) == timedelta(seconds=300)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
