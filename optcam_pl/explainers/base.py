@@ -224,7 +224,7 @@ class Explainer(Remembers, nn.Module, ABC):
         _check_classifier(classifier)
         self.check_image(image)
         classifier.check_frozen()
-        classifier.check_outputs((image.shape[2], image.shape[3]))
+        classifier.check_function((image.shape[2], image.shape[3]))
         image = image.detach().clone()  # a clone made out here is no inference tensor, so autograd may save it
         image = image if image.dtype == torch.float64 else image.float()
         if target is None:

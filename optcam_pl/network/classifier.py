@@ -365,7 +365,7 @@ class Classifier(nn.Module):
         """Look once at what the network puts out for made-up images: whether it is logits.
 
         Probabilities, log-probabilities, a single logit, values that are not finite, and constant ones are noticed.
-        The first explanation and the first probabilities ask; later calls cost nothing.
+        The first probabilities ask; later calls cost nothing.
 
         Args:
             size: (H,W) of the images; None is `input_size`.
@@ -376,9 +376,10 @@ class Classifier(nn.Module):
         self._check("outputs", suitability.output_faults, size)
 
     def check_function(self, size: tuple[int, int] | None = None) -> None:
-        """Make sure, once, that the network's answer to an image depends on the image alone: to be asked before a run.
+        """Make sure, once, that the network's answer to an image depends on the image alone.
 
-        Randomness, dependence on the batch, and state that each pass changes are noticed, besides `check_outputs`.
+        Randomness, dependence on the batch, and state that each pass changes are noticed, besides `check_outputs`. A
+        run asks this before it begins, and so does the first explanation; later calls cost nothing.
 
         Args:
             size: (H,W) of the images; None is `input_size`.

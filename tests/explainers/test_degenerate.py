@@ -63,7 +63,7 @@ OF_FEATURES = [
 ]
 
 
-blind = pytest.mark.filterwarnings("ignore:.*puts out the same scores for noise")  # it is meant to see nothing
+blind = pytest.mark.filterwarnings("ignore:.*outputs the same scores for noise")  # it is meant to see nothing
 
 
 def named(explainers: list[Explainer]) -> list[object]:

@@ -301,7 +301,7 @@ def test_tibav_explains_the_class_and_the_others_do_not_ask_for_it():
         (tiny_cnn, "calls no self-attention"),
         (swin, "attends within windows"),
         (xcit, "attends over channels"),
-        (convit, "otherwise than by softmax"),
+        (convit, "in another way than by softmax"),
     ],
 )
 @pytest.mark.parametrize("explainer", METHODS, ids=lambda explainer: type(explainer).__name__)

@@ -272,7 +272,7 @@ def test_layers_below_are_run_once_for_an_image_however_many_channels_there_are(
     own = classifier.network[0].forward
     classifier.network[0].forward = lambda x: runs.append(len(x)) or own(x)
     kept = classifier.network[0].forward
-    classifier.check_outputs((8, 8))  # once, with images of its own
+    classifier.check_function((8, 8))  # once, with images of its own
     runs.clear()
     AblationCAM("2.b", chunk_size=1)(classifier, torch.rand(2, 3, 8, 8), 1)
     assert runs == [1, 1]

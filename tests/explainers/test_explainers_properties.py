@@ -151,7 +151,7 @@ def test_an_error_in_the_middle_of_the_network_leaves_nothing_behind(name: str, 
         inner.norm = nn.Sequential(inner.norm, fuse)
     classifier.eval()  # the parts that are new
     assert classifier.num_classes == 5  # counted now, by a pass of its own
-    classifier.check_outputs((16, 16))  # once, too
+    classifier.check_function((16, 16))  # once, too
     image = torch.rand(2, 3, 16, 16)
     fuse.passes = 0
     expected = explainer(classifier, image, 1).saliency

@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import optcam_pl
 from optcam_pl import Classifier
 from optcam_pl.explainers import (
     AblationCAM,
@@ -34,7 +35,6 @@ from optcam_pl.explainers import (
 from optcam_pl.network.capture import LayerError, LayerNotCalledError
 from optcam_pl.network.layers import heads, known_prefix, members
 from optcam_pl.private import uncompiled
-from optcam_pl.tasks import SaliencyTask
 
 IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -274,9 +274,8 @@ def test_a_named_layer_that_would_not_do_is_told_before_a_run(
 
 
 def test_an_unknown_layer_is_told_when_a_run_is_set_up() -> None:
-    task = SaliencyTask(Classifier(Busy(), input_size=32), GradCAM("feature"))
     with pytest.raises(ValueError, match="Unknown layer 'feature' of Busy. The nearest are: 'features'"):
-        task.setup("test")
+        optcam_pl.evaluate(Classifier(Busy(), input_size=32), GradCAM("feature"), IMAGE)
 
 
 def test_what_is_recorded_is_checked_in_every_call() -> None:

@@ -123,6 +123,7 @@ def test_quantized_layers_have_no_gradient() -> None:
     assert ScoreCAM()(of(quantized), IMAGE, 1).saliency.shape == (2, 1, 16, 16)
 
 
+@pytest.mark.filterwarnings("ignore:Raising takes one image at a time")  # what it looks like from outside
 def test_what_a_network_raises_is_shown_as_its_own_with_what_was_being_done() -> None:
     classifier = of(Raising())
     with pytest.raises(
@@ -243,13 +244,6 @@ def test_a_bare_network_is_told_to_be_wrapped() -> None:
             explainer(Staged(), IMAGE)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"an optcam_pl.Classifier, but got Staged"):
             explainer.check(Staged())  # type: ignore[arg-type]
-
-
-def test_a_module_is_no_layers_name() -> None:
-    network = Staged()
-    for layer in (network.features, [network.features[0]]):
-        with pytest.raises(TypeError, match=r"a layer's dotted name, .* but got the module"):
-            GradCAM(layer=layer)  # type: ignore[arg-type]
 
 
 def test_a_class_may_be_named() -> None:

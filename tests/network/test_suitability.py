@@ -179,11 +179,12 @@ def test_the_look_is_taken_once_at_the_first_explanation() -> None:
     classifier.register_forward_hook(lambda _module, args, _out: passes.append(len(args[0])))
     for _ in range(2):
         GradCAM()(classifier, IMAGE, 1)
-    assert passes == [3, 2, 2]
+    look = [3, 2, 2, 1]  # what comes out, twice the same, alone
+    assert passes == [*look, 2, 2]
     copy.deepcopy(classifier).probabilities(IMAGE)
-    assert passes == [3, 2, 2, 2]
+    assert passes == [*look, 2, 2, 2]
     classifier(IMAGE)
-    assert passes == [3, 2, 2, 2, 2]
+    assert passes == [*look, 2, 2, 2, 2]
 
 
 def test_who_trusts_a_network_goes_on_with_a_warning_and_it_is_printed_with_the_results() -> None:
@@ -278,9 +279,9 @@ def test_a_network_that_takes_single_images_works_with_single_images() -> None:
             return x
 
     classifier = Classifier(with_layer(Single()), target_layer="2", input_size=16)
-    assert GradCAM()(classifier, IMAGE[:1]).saliency.shape == (1, 1, 16, 16)
     with pytest.warns(UserWarning, match="takes one image at a time only: give `batch_size` 1"):
-        GradCAM().check(classifier)
+        assert GradCAM()(classifier, IMAGE[:1]).saliency.shape == (1, 1, 16, 16)
+    GradCAM().check(classifier)
 
 
 # Types ----------------------------------------------------------------------------------------------------------------
@@ -328,3 +329,17 @@ def test_common_networks_pass_without_a_word() -> None:
         warnings.simplefilter("error")
         for network in (timm.create_model("test_vit2"), torchvision.models.mobilenet_v3_small()):
             Classifier(network, mean=0.5, std=0.5, input_size=64).check_function()
+
+
+def test_the_first_explanation_asks_whether_the_network_is_a_function() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.dropout(self.features(x).mean((2, 3)), 0.5))  # training defaults to True
+
+    classifier = Classifier(Dropping().eval(), target_layer="features.1", mean=0, std=1, input_size=16)
+    with pytest.raises(ValueError, match="two equal passes differ"):
+        GradCAM()(classifier, torch.rand(2, 3, 16, 16), 1)
