@@ -110,19 +110,23 @@ def run(argv: Sequence[str]) -> int:
         print(help_text(), end="")
         return 0 if argv else 2
     command = COMMANDS.get(argv[0])
-    with _quiet():
-        if command is not None and not command.several:
-            return _function(argv[0], command)(argv[1:])
-        follows = follow_launcher()
-        try:
-            with stop_signals():
-                code = _run_trainer(argv) if command is None else _function(argv[0], command)(argv[1:])
-        except Stopped as stopped:
-            code = stopped.exit_code
-        except SystemExit:  # said by the first process
-            if not follows:
-                raise
-            code = 0
+    if command is not None and not command.several:
+        function = _function(argv[0], command)
+        with _quiet():
+            return function(argv[1:])
+    follows = follow_launcher()
+    # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
+    function = _trainer_command if command is None else _function(argv[0], command)
+    importlib.import_module("optcam_pl.cli.lightning_cli")
+    try:
+        with _quiet(), stop_signals():
+            code = function(argv if command is None else argv[1:])
+    except Stopped as stopped:
+        code = stopped.exit_code
+    except SystemExit:  # said by the first process
+        if not follows:
+            raise
+        code = 0
     return 0 if follows else code
 
 
@@ -131,7 +135,7 @@ def _function(name: str, command: Command) -> Callable[[Sequence[str]], int]:
     return function
 
 
-def _run_trainer(argv: Sequence[str]) -> int:
+def _trainer_command(argv: Sequence[str]) -> int:
     from optcam_pl.cli.lightning_cli import OptcamCLI
 
     return OptcamCLI(argv).exit_code
