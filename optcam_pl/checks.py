@@ -1,4 +1,4 @@
-"""Checks and conversions of arguments that every room needs: each stands here once."""
+"""Checks and conversions of arguments that the whole package uses."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Number = TypeVar("Number", int, float)
 
 
 class ToldError(RuntimeError):
-    """An error that the user can fix; the command tells it in one sentence, without a traceback."""
+    """An error that the user can fix; the command prints it as one sentence, without a traceback."""
 
 
 def expanded_path(path: str | os.PathLike[str]) -> Path:
-    """A path as the user means it: a leading ``~`` and variables (``$HOME``, ``${DATA}``) expanded.
+    """Expand a leading ``~`` and variables (``$HOME``, ``${DATA}``) in a path.
 
-    A variable that is not set stays as it is written, since a file's name may contain a dollar sign.
+    A variable that is not set is left as written, because a file name may contain a dollar sign.
 
     Example:
         >>> os.environ["OPTCAM_EXAMPLE"] = "/data"
@@ -32,11 +32,11 @@ def expanded_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_choice(name: str, value: Any, choices: Any) -> Any:
-    """The value, if it is one of the choices.
+    """Return the value if it is one of the choices.
 
     Args:
-        name: the argument's.
-        value: what was given.
+        name: the argument's name.
+        value: the given value.
         choices: a `Literal` type, or the values themselves.
 
     Raises:
@@ -54,10 +54,10 @@ def check_choice(name: str, value: Any, choices: Any) -> Any:
 
 
 def check_count(name: str, value: Any, least: int = 0) -> int:
-    """The value, if it is an integer of at least `least`, 0 or 1.
+    """Return the value if it is an integer that is at least `least`, which is 0 or 1.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is not an integer.
         ValueError: it is smaller.
 
     Example:
@@ -74,17 +74,17 @@ def check_count(name: str, value: Any, least: int = 0) -> int:
 
 
 def check_positive(name: str, value: Any) -> int:
-    """The value, if it is a positive integer.
+    """Return the value if it is a positive integer.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is not an integer.
         ValueError: it is smaller than 1.
     """
     return check_count(name, value, least=1)
 
 
 def check_number(name: str, value: Number, *, positive: bool = False) -> Number:
-    """The value, if it is finite and not negative, or with `positive` larger than 0.
+    """Return the value if it is finite and not negative or, with `positive`, greater than 0.
 
     Raises:
         ValueError: it is not.

@@ -1,8 +1,8 @@
-"""Every private attribute of Lightning, torch, torchmetrics and jsonargparse that is touched, each with its reason.
+"""Every private attribute of Lightning, torch, torchmetrics and jsonargparse that this package uses, with the reason.
 
-Private names may vanish with any release of their owner. They are touched here alone, so that a release that removes
-one breaks one function, and `TOUCHED` names them all for a test that fails first. Seen in lightning 2.6.6, torch 2.14,
-torchmetrics 1.9 and jsonargparse 4.53.
+Private names may disappear with any release of their library. They are used only here, so that a release that removes
+one breaks only one function. `TOUCHED` lists them all for a test that fails first. They were seen in lightning 2.6.6,
+torch 2.14, torchmetrics 1.9 and jsonargparse 4.53.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Touched(NamedTuple):
     Attributes:
         owner: where it is, as "module:path.of.an.object"; for an attribute of instances, the class.
         name: the attribute.
-        reason: why nothing public does.
-        of_instances: whether only instances have it, so that the class's source has to be asked.
+        reason: why no public name is sufficient.
+        of_instances: whether only instances have it, so that a test has to search the source of the class.
     """
 
     owner: str
@@ -154,7 +154,7 @@ TOUCHED = (
 
 
 def limit_group_wait(strategy: Any, limit: timedelta) -> None:
-    """Let no process of a DDP strategy wait longer than `limit` for another one in a collective."""
+    """Limit how long a process of a DDP strategy waits for another one in a collective."""
     strategy._timeout = min(strategy._timeout or limit, limit)
 
 
@@ -165,18 +165,18 @@ def group_wait(strategy: Any) -> timedelta | None:
 
 
 def find_unused_parameters(strategy: Any) -> None:
-    """Let a DDP strategy take parameters that get no gradient, unless its user has said something about them."""
+    """Let a DDP strategy accept parameters that get no gradient, unless the user has set this option."""
     strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep the trainer from setting signal handlers, and from asking the other processes about signals."""
+    """Keep the trainer from setting signal handlers and from asking the other processes about signals."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def keep_out_of_ddp(module: nn.Module, names: Iterable[str]) -> None:
-    """Parameters and buffers of `module`, by name, that DDP neither averages nor broadcasts."""
+    """Make DDP neither average nor broadcast these parameters and buffers of `module`, given by name."""
     ddp: Any = nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(module, list(names))
 
@@ -187,17 +187,17 @@ def default_store() -> Any:
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The children of a module by name; one that stands in two places is listed twice."""
+    """The children of a module by name; a child in two places is listed twice."""
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
 def written_to(tensor: Tensor) -> int:
-    """A number that grows whenever the tensor is written to; 0 for tensors of inference mode, which have none."""
+    """A number that grows whenever the tensor is written to; 0 for inference tensors, which have no such number."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def forward_hooks(module: nn.Module) -> OrderedDict[int, Any]:
-    """The hooks behind a module's forward, by the number of their handle."""
+    """The hooks after a module's forward, by the number of their handle."""
     hooks: OrderedDict[int, Any] = module._forward_hooks  # type: ignore[assignment]
     return hooks
 
@@ -209,27 +209,27 @@ def forward_pre_hooks(module: nn.Module) -> OrderedDict[int, Any]:
 
 
 def in_backward() -> bool:
-    """Whether autograd's backward pass runs this, as where checkpointing repeats a pass."""
+    """Whether this is running inside autograd's backward pass, as when checkpointing repeats a pass."""
     return torch._C._current_graph_task_id() != -1
 
 
 def _optimized_module() -> type[Any] | None:
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # before it is imported nothing has been compiled
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled before this is imported
     return None if dynamo is None else dynamo.OptimizedModule
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module itself is under torch.compile."""
+    """Whether a module itself is compiled with torch.compile."""
     kind = _optimized_module()
     return (kind is not None and isinstance(module, kind)) or module._compiled_call_impl is not None
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
-    """The network without torch.compile: itself where nothing in it is compiled.
+    """The network without torch.compile; the network itself if nothing in it is compiled.
 
-    Hooks on the parts of a compiled module are silently not called, and functions are not seen. What is compiled is
-    replaced by the module that it was made of; modules around it are copied, with the same parameters and parts, so
-    that the caller's stay compiled.
+    In a compiled module, hooks on its parts are silently not called, and functions are not seen. Each compiled module
+    is replaced by its original. The modules around it are copied, with the same parameters and parts, so that the
+    caller's modules stay compiled.
 
     Example:
         >>> inner = nn.Linear(2, 1)
@@ -252,7 +252,7 @@ def uncompiled(network: nn.Module) -> nn.Module:
 
 
 def progress_bars(callback: Any) -> list[Any]:
-    """The bars of a TQDMProgressBar that have been made."""
+    """The bars that a TQDMProgressBar has created so far."""
     bars = (
         callback._train_progress_bar,
         callback._val_progress_bar,
@@ -263,7 +263,7 @@ def progress_bars(callback: Any) -> list[Any]:
 
 
 def state_defaults(metric: Any) -> dict[str, Any]:
-    """What the states of a torchmetrics metric start with, by their names."""
+    """The initial values of a torchmetrics metric's states, by name."""
     defaults: dict[str, Any] = metric._defaults
     return defaults
 
@@ -274,21 +274,21 @@ def plot_values(metric: Any, values: Any, axes: Any) -> Any:
 
 
 class SubcommandHooks:
-    """Public names for what LightningCLI lets a subclass do in private methods alone; a base before LightningCLI.
+    """Public names for what LightningCLI allows only in private methods; list this base class before LightningCLI.
 
     A subclass overrides `subcommand_help`, `complete_parser`, `subcommand_arguments` and `run_subcommand`, and calls
-    the last two of this class.
+    this class's versions of the last two.
     """
 
     def subcommand_help(self, subcommand: str) -> str:
-        """What `optcam SUBCOMMAND --help` says first; its first line stands in the list of subcommands."""
+        """The first text of `optcam SUBCOMMAND --help`; its first line appears in the list of subcommands."""
         raise NotImplementedError
 
     def complete_parser(self, subcommand: str, parser: Any, arguments: set[str]) -> None:
-        """Change a subcommand's parser; `arguments` are those of the Trainer's method."""
+        """Change a subcommand's parser; `arguments` are the arguments of the Trainer's method."""
 
     def subcommand_arguments(self, subcommand: str) -> dict[str, Any]:
-        """What the Trainer's method is called with."""
+        """The arguments for the Trainer's method."""
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)  # type: ignore[misc]
         return arguments
 
@@ -297,7 +297,7 @@ class SubcommandHooks:
         super()._run_subcommand(subcommand)  # type: ignore[misc]
 
     def setting(self, name: str, config: Any = None) -> Any:
-        """A setting, whether it stands below the subcommand's name or beside it; None where there is none."""
+        """A setting, whether it is nested under the subcommand's name or next to it; None if there is none."""
         cli: Any = self
         return cli._get(cli.config if config is None else config, name)
 

@@ -1,4 +1,4 @@
-"""What is measured with the network, each pass once; called, it evaluates explainers: see `optcam_pl.evaluate.result`.
+"""Measurements with the network, each pass done once. Calling this package evaluates explainers (see `result`).
 
 import optcam_pl
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class _Evaluate(types.ModuleType):
     """This package as a function.
 
-    The function `optcam_pl.evaluate` and the room `optcam_pl.evaluate` have one name, and Python sets a package's
-    attribute to the submodule whenever somebody imports that: a function in its place would be there or not, depending
-    on what was imported before. So the module itself can be called.
+    The function `optcam_pl.evaluate` and the subpackage `optcam_pl.evaluate` share one name. Whenever a submodule is
+    imported, Python sets the package's attribute to it. Whether a function of that name were visible would therefore
+    depend on earlier imports, so the module itself is callable.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
@@ -31,12 +31,12 @@ class _Evaluate(types.ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """What a notebook shows of the arguments."""
+        """The arguments that a notebook shows."""
         return inspect.signature(_function())
 
 
 def _function() -> Any:
-    from optcam_pl.evaluate.result import evaluate  # imported when it is first called, as it needs all rooms below
+    from optcam_pl.evaluate.result import evaluate  # imported on the first call: it needs all lower rooms
 
     return evaluate
 

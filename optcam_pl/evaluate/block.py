@@ -1,4 +1,4 @@
-"""One block of images: predicted, explained, measured. No Lightning and no disk; whatever evaluates stands on it."""
+"""One block of images: predicted, explained, measured. Needs no Lightning or disk; every evaluation builds on it."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from optcam_pl.reports.summary import NO_BOX
 from optcam_pl.runs.rows import Row
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
-"""Which class is explained: the image's label, or the most, second most or least probable one."""
+"""Which class is explained: the image's label, or the most, second most or least probable class."""
 Explain: TypeAlias = Callable[[Batch, Tensor], Explanation]
-"""What makes the maps of the images that could be read, from them and their classes (B,)."""
+"""A function that makes the maps of the readable images from these images and their classes (B,)."""
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What was found out about one block.
+    """The results for one block.
 
-    Padding (``index`` -1) and images that could not be read never reach the network: everything but `rows` is of the
-    B images that could be read, in the block's order. B may be 0.
+    Padding (``index`` -1) and images that could not be read never reach the network. Everything except `rows` refers to
+    the B images that could be read, in the block's order. B may be 0.
 
     Attributes:
         batch: the B images.
-        logits: (B,C) the network's answer to them.
+        logits: (B,C) the network's output for them.
         explanation: the maps.
-        probes: what was measured.
-        rows: one for each image of the dataset in the block, in the block's order, also for those that could not be
-            read: a row's image is found in `batch` by its ``index``.
+        probes: the measurements.
+        rows: one for each image of the dataset in the block, in the block's order, including images that could not be
+            read. To find a row's image in `batch`, use its ``index``.
         scores: (B,) or (B,k) by metric; NaN where an image has no defined score.
-        curves: (B,T) of each `CurveMetric`.
-        measurable: (B,) on the CPU, false for an image without a box where `region` asks for one: it has no scores,
-            and its curves mean nothing.
+        curves: (B,T) for each `CurveMetric`.
+        measurable: (B,) on the CPU; false for an image without a box if `region` needs one. Such an image has no
+            scores, and its curves are meaningless.
     """
 
     batch: Batch
@@ -73,21 +73,21 @@ def evaluate_block(
     Args:
         classifier: the network, on the images' device.
         explainer: the method.
-        batch: the block. Only ``image`` is needed: without ``target`` no image has a label, without ``id`` and
-            ``index`` they are numbered from 0, without ``error`` all could be read.
-        target: the classes that are explained and measured: see `explained_classes`.
-        metrics: what is measured; their states are left alone.
-        region: what of the map is measured, see `SaliencyTask`.
-        chunk_size: images in one pass of the network, for metrics that need many passes an image.
-        seed: of random perturbations.
-        explain: makes the maps instead of a call of the explainer: stored or fitted ones.
+        batch: the block. Only ``image`` is required. Without ``target``, no image has a label; without ``id`` and
+            ``index``, the images are numbered from 0; without ``error``, all images count as readable.
+        target: the classes that are explained and measured; see `explained_classes`.
+        metrics: the metrics to measure; their states are not changed.
+        region: the part of the map that is measured; see `SaliencyTask`.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
+        seed: the seed of random perturbations.
+        explain: a function that supplies the maps instead of the explainer, for stored or fitted maps.
 
     Returns:
-        The scores of each image, its row, and what they were made of.
+        The scores and the row of each image, and the data that they were computed from.
 
     Raises:
-        ValueError: an image has no label that the network knows, and `target` is "label"; or a metric needs what the
-            batch has not.
+        ValueError: an image has no label that the network knows, and `target` is "label"; or a metric needs something
+            that the batch does not contain.
 
     Example:
         >>> from optcam_pl import Classifier, FakeCAM
@@ -116,19 +116,19 @@ def evaluate_block(
 
 
 def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batch, logits: Tensor) -> Tensor:
-    """The classes to explain of B images that could be read.
+    """Choose the classes to explain for B images that could be read.
 
     Args:
-        target: the images' ``label``, the ``predicted`` class, the ``second`` or the ``least`` probable one; or one
-            class for all images; or one for each, (B,).
+        target: the images' ``label``, the ``predicted`` class, the ``second`` most probable or the ``least`` probable
+            class; or one class for all images; or one class for each image, (B,).
         batch: the images, with their labels.
-        logits: (B,C) the network's answer to them.
+        logits: (B,C) the network's output for them.
 
     Returns:
         (B,) int64 on the images' device.
 
     Raises:
-        ValueError: a class that the network does not have, also where it is the label of an image.
+        ValueError: the network does not have one of the classes; this includes the labels of images.
 
     Example:
         >>> batch = {"id": ["a", "b"], "target": torch.tensor([0, 2])}
@@ -163,7 +163,7 @@ def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batc
 
 
 def check_target(target: Any, classes: int) -> None:
-    """See that `target` is a word that says which class, or a class of the network.
+    """Check that `target` is one of the words for a class, or a class of the network.
 
     Raises:
         ValueError: it is neither.
@@ -177,12 +177,12 @@ def check_target(target: Any, classes: int) -> None:
 
 
 def readable(batch: Batch) -> Batch:
-    """The images of a block that could be read; the others are padding, or have an error."""
+    """The images of a block that could be read; the others are padding or have an error."""
     return _part(batch, [i for i, index in enumerate(batch["index"].tolist()) if index >= 0 and not batch["error"][i]])
 
 
 def in_order(block: Batch, rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of the images that could be read, with those of the others, which took no time, in the block's order."""
+    """The rows of all images in the block's order: readable ones, and the others, which took no time."""
     errors = [
         Row(index=index, id=block["id"][i], status="error", reason=block["error"][i], target=int(block["target"][i]),
             predicted=-1, p=None, o=None, seconds=0.0)
@@ -193,7 +193,7 @@ def in_order(block: Batch, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class _Measure:
-    """What is measured, and how."""
+    """The measurements to make and their settings."""
 
     classifier: Classifier
     explainer: Explainer
@@ -216,7 +216,7 @@ class _Measure:
         return BlockResult(batch, logits, explanation, probes, rows, scores, curves, measurable)
 
     def nothing(self, block: Batch, batch: Batch) -> BlockResult:
-        """The result of a block of which no image could be read: B = 0."""
+        """The result of a block in which no image could be read: B = 0."""
         image, target = batch["image"], batch["target"]
         logits = image.new_zeros(0, self.classifier.num_classes)
         explanation = Explanation(image[:, :1], target, target.bool())
@@ -227,7 +227,7 @@ class _Measure:
         return Probes(*made_of, chunk_size=self.chunk_size, seed=self.seed)
 
     def _scores(self, probes: Probes, measurable: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The images' scores by metric, and the curves that they are made of."""
+        """The images' scores by metric, and the curves that the scores are computed from."""
         left_out = measurable.logical_not().nonzero().flatten()
         scores: dict[str, Tensor] = {}
         curves: dict[str, Tensor] = {}
@@ -265,7 +265,7 @@ class _Measure:
 
 
 def _completed(batch: Batch) -> Batch:
-    """A batch with all that a row asks for."""
+    """A batch with everything that a row needs."""
     image = batch["image"]
     B, device = len(image), image.device
     own: dict[str, Any] = {
@@ -288,7 +288,7 @@ def _at(value: Any, chosen: list[int]) -> Any:
 
 
 def _chosen(target: Tensor | Sequence[int], block: Batch, chosen: list[int]) -> Tensor:
-    """The classes of the images that could be read, from one for each of the block."""
+    """The classes of the images that could be read, selected from one class per image of the block."""
     classes = torch.as_tensor(target)
     if classes.shape != (len(block["id"]),) or classes.is_floating_point() or classes.dtype == torch.bool:
         raise ValueError(
@@ -299,7 +299,7 @@ def _chosen(target: Tensor | Sequence[int], block: Batch, chosen: list[int]) -> 
 
 
 def _now(image: Tensor) -> float:
-    """The time in seconds, once the GPU has done what it was given: a time is one of the work, not of its launch."""
+    """The time in seconds after the GPU has finished its work, so that not only the launch is timed."""
     if image.device.type == "cuda":
         torch.cuda.synchronize(image.device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is measured with the network for a batch of explanations: the evidence that the metrics ask for."""
+"""Measurements with the network for a batch of explanations: the evidence that the metrics need."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from optcam_pl.network.layers import nearest
 
 Evidence: TypeAlias = "Tensor | list[Tensor]"
 Probe: TypeAlias = Callable[..., Evidence]
-"""A function of `Probes` and of options that measures something for each image of the batch."""
+"""A function that takes `Probes` and options and measures something for each image of the batch."""
 
 
 def check_needs(metrics: Iterable[ImageMetric]) -> None:
-    """See that all that metrics need can be measured together.
+    """Check that everything that the metrics need can be measured together.
 
     Raises:
-        ValueError: evidence that nothing measures, that `score` does not take or `needs` does not give; or two metrics
-            want a named probe with different options.
-        TypeError: a need that is neither options nor a function with its options.
+        ValueError: no probe measures a need, `score` does not take it, or `needs` does not give what `score` takes; or
+            two metrics want a named probe with different options.
+        TypeError: a need is neither options nor a function with its options.
     """
     wanted: dict[str, tuple[str, dict[str, Any]]] = {}
     for metric in metrics:
@@ -46,7 +46,7 @@ def check_needs(metrics: Iterable[ImageMetric]) -> None:
         for name, need in needs.items():
             probe, options = _resolve(metric.key, name, need)
             _check_hashable(metric.key, name, probe, options)
-            if probe is not _PROBES.get(name):  # the metric's own: another metric may call something else so
+            if probe is not _PROBES.get(name):  # the metric's own probe: another metric may use the same name
                 continue
             first, before = wanted.setdefault(name, (metric.key, options))
             if before != options:
@@ -67,7 +67,7 @@ def _check_hashable(metric: str, name: str, probe: Probe, options: Mapping[str, 
 
 
 def _check_names(metric: ImageMetric, needs: Mapping[str, Need]) -> None:
-    """`needs` gives what `score` takes."""
+    """Check that `needs` gives what `score` takes."""
     takes = inspect.signature(type(metric).score).parameters
     required = [name for name in metric.evidence() if takes[name].default is inspect.Parameter.empty]
     if absent := [name for name in required if name not in needs]:
@@ -100,7 +100,7 @@ def _resolve(metric: str, name: str, need: Need) -> tuple[Probe, dict[str, Any]]
 
 
 def _key(probe: Probe, options: Mapping[str, Any]) -> Hashable:
-    """The same for the same function and options, so that it is measured once."""
+    """A key that is equal for the same function and options, so that each is measured only once."""
 
     def frozen(value: Any) -> Hashable:
         if isinstance(value, Mapping):
@@ -111,23 +111,23 @@ def _key(probe: Probe, options: Mapping[str, Any]) -> Hashable:
 
 
 class Probes:
-    """What metrics need of B images, each quantity measured when it is first asked for and at most once.
+    """What metrics need for B images. Each quantity is measured on first use and at most once.
 
-    A metric may bring a probe of its own, see `ImageMetric`: a function that gets this object and makes a tensor, or a
-    list, with an entry for each of the B images. It finds here all attributes below and `original`, `masked`,
+    A metric may define its own probe, see `ImageMetric`: a function that gets this object and returns a tensor or a
+    list with one entry for each of the B images. The function can use all attributes below and `original`, `masked`,
     `masked_image`, `score` and `evidence`.
 
-    No probe of an image depends on the other images of its batch: what is random is drawn from `seed` and the image's
-    id.
+    The probes of an image do not depend on the other images of its batch: random values are drawn from `seed` and the
+    image's id.
 
     Args:
         classifier: the network.
-        explainer: where a probe wants maps of other images (masked or perturbed ones).
+        explainer: makes maps of other images (masked or perturbed ones) for the probes that need them.
         batch: B images, with boxes and masks where the dataset has them.
-        logits: (B,C) the network's answer to them, which the caller has anyway.
-        explanation: what is measured.
-        chunk_size: images in one pass of the network, where a probe needs many.
-        seed: of perturbations.
+        logits: (B,C) the network's output for them, which the caller already has.
+        explanation: the explanation that is measured.
+        chunk_size: the number of images in one pass of the network, for probes that need many passes.
+        seed: the seed of perturbations.
     """
 
     def __init__(
@@ -148,18 +148,18 @@ class Probes:
 
     @property
     def baseline(self) -> Baseline:
-        """What stands where the map is 0, the same one that the explainer masks with."""
+        """What replaces the image where the map is 0; the explainer masks with the same baseline."""
         return self.explainer.baseline
 
     def evidence(self, needs: Mapping[str, Need], metric: str = "") -> dict[str, Evidence]:
-        """What a metric needs, by name, on the image's device.
+        """Measure what a metric needs, by name, on the image's device.
 
         Args:
-            needs: as `ImageMetric.needs` gives it.
-            metric: whose needs they are, for messages.
+            needs: the value of `ImageMetric.needs`.
+            metric: the name of the metric, for messages.
 
         Raises:
-            ValueError: a name that no probe measures, or a probe of a metric's own that has not an entry an image.
+            ValueError: no probe measures one of the names, or a metric's own probe does not return one entry per image.
         """
         return {name: self._measure(name, *_resolve(metric, name, need)) for name, need in needs.items()}
 
@@ -181,12 +181,12 @@ class Probes:
 
     @property
     def original(self) -> Tensor:
-        """(B,) p, the probability of the explained class for the image."""
+        """(B,) p: the probability of the explained class for the image."""
         return self._tensor("original")
 
     @property
     def masked(self) -> Tensor:
-        """(B,) o, the same for the image masked by its map."""
+        """(B,) o: the probability of the explained class for the image masked by its map."""
         return self._tensor("masked")
 
     @property
@@ -212,12 +212,12 @@ class Probes:
         return self.score(self.classifier(self._mask(1 - self._saliency())))
 
     def score(self, logits: Tensor, output: str = "probability", target: Tensor | None = None) -> Tensor:
-        """The "probability" or "logit" of each image's class in float32 at least, whatever the network runs in.
+        """The "probability" or "logit" of each image's class, at least in float32 whatever the network's dtype.
 
         Args:
             logits: (B,C).
-            output: which of the two.
-            target: (B,) classes; None is the explained ones.
+            output: "probability" or "logit".
+            target: (B,) classes; None means the explained classes.
 
         Returns:
             (B,).
@@ -233,7 +233,7 @@ class Probes:
     def _scores(
         self, images: Callable[[slice], Tensor], steps: int, output: str, target: Tensor | None = None
     ) -> Tensor:
-        """(B,S) class scores of S variants of each image; `images` gives those of a slice of the steps, (B,s,3,H,W)."""
+        """(B,S) class scores of S variants of each image; `images` makes those for a slice of steps, (B,s,3,H,W)."""
         B = len(self.image)
         classes = self.explanation.target if target is None else target
 
@@ -246,7 +246,7 @@ class Probes:
         return Chunks(self.chunk_size, B).cat(step, steps)
 
     def _curve(self, rank: Tensor, counts: Tensor, before: Tensor, after: Tensor, output: str, of: Tensor) -> Tensor:
-        """(B,T) scores of the images after each count of replacements; the untouched photograph is not run again."""
+        """(B,T) scores of the images after each number of replacements; the unchanged image is not run again."""
         known = [self.score(self.logits, output, of).unsqueeze(1)]
         first, last = before is self.image, after is self.image
         todo = counts.to(self.image.device)[int(first) : len(counts) - int(last)]
@@ -314,7 +314,7 @@ class Probes:
         return torch.stack(maps, dim=1)
 
     def _generators(self, purpose: str) -> list[torch.Generator]:
-        """One an image, from its id: the same in any batch, on any machine."""
+        """One generator per image, seeded from its id: the same in any batch, on any machine."""
         texts = (f"{purpose}/{self.seed}/{image_id}" for image_id in self.batch["id"])
         seeds = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:7] for text in texts)
         return [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]
@@ -327,7 +327,7 @@ class Probes:
     # Infidelity ----------------------------------------------------------------------------------------------------
 
     def _squares(self, samples: int, patch: int) -> Tensor:
-        """(B,S,1,H,W) bool: a random square of each image and sample, wholly inside."""
+        """(B,S,1,H,W) bool: a random square for each image and sample, entirely inside the image."""
         H, W = self.image.shape[2:]
         if patch > min(H, W):
             raise ValueError(f"Expected `patch` of infidelity to be at most {min(H, W)} pixels, but got {patch}.")

@@ -39,10 +39,10 @@ Images: TypeAlias = (
 
 @dataclass(frozen=True)
 class Result:
-    """What explainers score on images.
+    """The scores of explainers on images.
 
     Attributes:
-        runs: explainer -> its rows and what they are of, as a run folder has them.
+        runs: explainer -> its rows and manifest, as in a run folder.
     """
 
     runs: dict[str, Run]
@@ -56,7 +56,7 @@ class Result:
         """Explainer -> its numbers.
 
         Args:
-            intervals: how the 95 % bootstrap intervals of the means are made, "bca" or "percentile"; None makes none.
+            intervals: the method for the 95 % bootstrap intervals of the means, "bca" or "percentile"; None makes none.
         """
         return {name: summarize(run, intervals) for name, run in self.runs.items()}
 
@@ -65,9 +65,9 @@ class Result:
         return table(list(self.summary(intervals).values()), format)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with a line for each explainer and image: the row's entries, and a column a metric.
+        """A `pandas.DataFrame` with one line per explainer and image: the row's entries, and one column per metric.
 
-        A score of several numbers is a list in its cell.
+        A score that consists of several numbers is a list in its cell.
 
         Raises:
             ImportError: pandas is not installed.
@@ -82,7 +82,7 @@ class Result:
         return pd.DataFrame(lines)
 
     def plot(self, intervals: Method | None = "bca") -> Figure:
-        """A figure to be shown or saved: a panel for each metric, the explainers' values with their 95 % intervals."""
+        """A figure to show or save: one panel per metric, with the explainers' values and their 95 % intervals."""
         summaries = self.summary(intervals)
         info = {key: i for summary in summaries.values() for key, i in summary.metric_info.items()}
         figure = Figure(figsize=(3 * max(1, len(info)), 1 + 0.4 * len(summaries)), layout="constrained")
@@ -114,31 +114,31 @@ def evaluate(
     region: Region = "map",
     chunk_size: int = 64,
 ) -> Result:
-    """Measure explainers on images, in this process; nothing is written.
+    """Measure explainers on images in this process, without writing anything to disk.
 
-    The numbers are those of `optcam test` with the same images, settings and block size, to the last digit.
+    With the same images, settings and block size, the numbers equal those of `optcam test` to the last digit.
 
     Args:
-        classifier: the network, on the device that is to do it.
+        classifier: the network, on the device to use.
         explainers: one, several, or several by name. Two of one class in a list are told apart by a number.
-        images: pixels in [0,1] that are not normalized: a tensor (B,3,H,W), a dict of ``image`` and perhaps ``target``,
-            ``id``, ``boxes``, ``mask``, or an iterable of such dicts, all taken as they are; or a data module, or a
-            Dataset or DataLoader as `optcam_pl.data.TorchData` takes it, whose images are resized to the network's
-            input.
-        metrics: what is measured. None is Average Drop, Average Gain and Average Increase; "all" is every metric of the
-            package that the images have the annotations for.
+        images: pixels in [0,1] that are not normalized. A tensor (B,3,H,W), a dict with ``image`` and optionally
+            ``target``, ``id``, ``boxes`` and ``mask``, or an iterable of such dicts is used without resizing. The
+            images of a data module, or of a Dataset or DataLoader as in `optcam_pl.data.TorchData`, are resized to the
+            network's input.
+        metrics: the metrics to measure. None means Average Drop, Average Gain and Average Increase; "all" means every
+            metric of the package for which the images have the annotations.
         target: the class that is explained and measured: the image's ``label``, the ``predicted`` class, the ``second``
-            or the ``least`` probable one; one class for all images; or one for each image. None is the label where the
-            first image has one, else the predicted class.
-        labels: (B,) classes of the images, where `images` is a tensor.
-        batch_size: images in a block; None is 8, or what the data module or DataLoader has.
-        baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves each
-            explainer's own.
-        region: what of the map is measured, see `SaliencyTask`.
-        chunk_size: images in one pass of the network, for metrics that need many passes an image.
+            most probable or the ``least`` probable class; one class for all images; or one class for each image. None
+            means the label if the first image has one, otherwise the predicted class.
+        labels: (B,) classes of the images, if `images` is a tensor.
+        batch_size: the number of images in a block; None means that of the data module or DataLoader, otherwise 8.
+        baseline: what replaces the image where a map is 0, for the metrics and for explainers that mask; None keeps
+            each explainer's own.
+        region: the part of the map that is measured; see `SaliencyTask`.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
 
     Raises:
-        ValueError: settings that contradict each other, or images that are not as they have to be, in words.
+        ValueError: settings contradict each other, or images are not valid; the message explains the problem.
         TypeError: likewise.
 
     Example:
@@ -168,7 +168,7 @@ def evaluate(
     with _one_baseline(methods.values(), baseline):
         rows = _rows(classifier, methods, data, chosen, *options)
         manifests = _manifests(classifier, methods, data, chosen, *options[:2])
-    if isinstance(explainers, Mapping):  # then the given names are shown
+    if isinstance(explainers, Mapping):  # show the names that the user gave
         manifests = {name: {**manifest, "explainer": name} for name, manifest in manifests.items()}
     by_key = {metric.key: metric for metric in measured}
     return Result({name: Run(Path(name), manifests[name], Rows(tuple(rows[name])), by_key) for name in methods})
@@ -183,7 +183,7 @@ def _rows(
     region: Region,
     chunk_size: int,
 ) -> dict[str, list[Row]]:
-    """The rows of each explainer; every image is read once."""
+    """The rows of each explainer; every image is read only once."""
     rows: dict[str, list[Row]] = {name: [] for name in explainers}
     for block in _blocks(data, classifier.mean.device):
         classes = target[block["index"].cpu().clamp(min=0)] if isinstance(target, Tensor) else target
@@ -201,7 +201,7 @@ def _manifests(
     metrics: Sequence[ImageMetric],
     region: Region,
 ) -> dict[str, dict[str, Any]]:
-    """What each run is, as a run folder would give it back, so that the tables are the same."""
+    """The manifest of each run, as if read from a run folder, so that the tables are the same."""
     own = "given" if isinstance(target, Tensor) else target
     kind = classifier.mean.device.type
     found = {}
@@ -249,7 +249,7 @@ def _data_of(images: Any, labels: Tensor | Sequence[int] | None, batch_size: int
 
 
 def _batches_of(images: Any, labels: Tensor | Sequence[int] | None) -> list[Batch] | None:
-    """The batches that are in memory; None where the images are a dataset's."""
+    """The batches in memory; None if the images come from a dataset."""
     if isinstance(images, Tensor):
         batch = {"image": images} if labels is None else {"image": images, "target": labels}
         return [cast(Batch, batch)]
@@ -259,7 +259,7 @@ def _batches_of(images: Any, labels: Tensor | Sequence[int] | None) -> list[Batc
                 f"Expected `images` to have an `image`, but got a dict with {', '.join(map(str, images))}."
             )
         return [cast(Batch, images)]
-    if isinstance(images, DataLoader):  # without a batch size its elements are batches: a data module's own loader
+    if isinstance(images, DataLoader):  # without a batch size, its elements are batches: a data module's own loader
         return list(images) if images.batch_size is None and images.batch_sampler is None else None
     if isinstance(images, Dataset):
         return None
@@ -277,14 +277,14 @@ def _is_batch(item: Any) -> bool:
 
 
 def _default_target(data: ImageDataModule) -> Target:
-    """The label where the first image that can be read has one."""
+    """The label, if the first image that can be read has one."""
     samples = map(data.table.sample, range(len(data.table)))
     first = next((sample for sample in samples if not sample["error"]), None)
     return "label" if first is not None and first["target"] >= 0 else "predicted"
 
 
 def _check_classes(target: Any, classifier: Classifier, images: int) -> Target | int | Tensor:
-    """A word, a class, or a tensor (B,) of classes of the images."""
+    """A word, a class, or a tensor (B,) of the images' classes."""
     if isinstance(target, Tensor) and not target.ndim:
         target = target.item()
     if isinstance(target, (str, int)) or not isinstance(target, (Tensor, Sequence)):
@@ -315,7 +315,7 @@ def _metrics_of(metrics: Any, data: ImageDataModule, region: Region) -> list[Ima
 
 @contextmanager
 def _one_baseline(explainers: Iterable[Explainer], baseline: Baseline | None) -> Iterator[None]:
-    """One baseline for explainers and metrics; the explainers get their own back."""
+    """Use one baseline for explainers and metrics; afterwards the explainers get their own back."""
     before = [(explainer, explainer.baseline) for explainer in explainers]
     try:
         for explainer, own in before:
@@ -327,7 +327,7 @@ def _one_baseline(explainers: Iterable[Explainer], baseline: Baseline | None) ->
 
 
 def _blocks(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
-    """All blocks of the data, on the device, whatever a run before has left to do."""
+    """All blocks of the data, on the device, regardless of what an earlier run left to do."""
     todo, data.todo = data.todo, None
     try:
         loader = data.test_dataloader()

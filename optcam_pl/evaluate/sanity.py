@@ -1,9 +1,9 @@
-"""The sanity check: do maps change when the network forgets what it has learnt?
+"""The sanity check: do maps change when the network forgets what it has learned?
 
 Cascading parameter randomization (Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018; Zhang et al., CVIU
-2024, figure A6): the network's stages lose their weights one after the other, from the head down, and the maps of the
-network that is left are compared with those of the trained one. A method whose maps stay alike does not explain what
-the network has learnt.
+2024, figure A6): the network's stages lose their weights one after the other, from the head down. After each stage, the
+network's maps are compared with those of the trained network. A method whose maps stay similar does not explain what
+the network has learned.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
 
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
-"""How alike two maps are; 1 is equal."""
+"""How similar two maps are; 1 means equal."""
 
 
 def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Tensor:
-    """Spearman's rank correlation of the pixels of two maps, ties sharing their mean rank.
+    """Spearman's rank correlation of the pixels of two maps; ties share their mean rank.
 
     Args:
         ours: (B,1,H,W).
         theirs: (B,1,H,W).
-        absolute: of the maps' distances from their mean, without their sign. A map in [0, 1] has no negative values to
-            take the absolute value of; its counterpart is how far a pixel stands out, either way.
+        absolute: correlate the maps' absolute distances from their mean. A map in [0, 1] has no negative values, so an
+            absolute value would change nothing; its counterpart is how far a pixel is above or below the mean.
 
     Returns:
         (B,) float64 in [-1, 1]; NaN where a map is constant.
@@ -64,7 +64,7 @@ def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Te
 
 
 def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Pearson correlation of the maps' histograms of oriented gradients (scikit-image, 16 x 16 pixels a cell).
+    """Pearson correlation of the maps' histograms of oriented gradients (scikit-image, 16 x 16 pixels per cell).
 
     Returns:
         (B,) float64; NaN where a map has no gradient.
@@ -87,7 +87,7 @@ def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def similarities(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
-    """Every one of `SIMILARITIES` of two sets of maps (B,1,H,W) in [0, 1], each (B,) float64 on the CPU."""
+    """Compute all `SIMILARITIES` between two sets of maps (B,1,H,W) in [0, 1]; each is (B,) float64 on the CPU."""
     pair = (ours.detach().float().cpu(), theirs.detach().float().cpu())
     ssim = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
@@ -104,8 +104,8 @@ def stages(network: nn.Module, names: Sequence[str] | None = None) -> list[tuple
 
     Args:
         network: the network.
-        names: dotted names, in this order; None takes the children that have weights, in reverse order, and the
-            children of containers where there are less than five of them.
+        names: dotted names, in this order. None means the children that have weights, in reverse order; if there are
+            fewer than five of them, containers are replaced by their children.
 
     Raises:
         ValueError: an unknown name, or a part without weights.
@@ -146,7 +146,7 @@ def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def randomize(module: nn.Module, seed: int) -> None:
-    """Draw the module's weights anew, as they are before training; what has no rule of its own is normal, sd 0.02."""
+    """Reinitialize the module's weights as before training; weights without a rule of their own are normal, sd 0.02."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     with process_wide(), torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         torch.manual_seed(seed)
@@ -162,10 +162,10 @@ def randomize(module: nn.Module, seed: int) -> None:
 def cascade(
     classifier: Classifier, names: Sequence[str] | None = None, seed: int = 0
 ) -> Iterator[tuple[str, Classifier]]:
-    """Copies of a classifier that have lost one stage more each; the classifier itself stays as it is.
+    """Randomize a copy of a classifier, one more stage at a time; the classifier itself is not changed.
 
     Yields:
-        (the stage that went last, the classifier); the same object each time, changed further.
+        (the stage that was randomized last, the copy). It is the same object each time, with one more stage randomized.
     """
     forgetting = copy.deepcopy(classifier)
     for number, (name, module) in enumerate(stages(forgetting.network, names)):
@@ -175,14 +175,14 @@ def cascade(
 
 @dataclass(frozen=True)
 class SanityResult:
-    """What the check found: for each stage the mean similarity of the maps, from the trained network on.
+    """The result of the check: the mean similarity of the maps for each stage, starting with the trained network.
 
     Attributes:
         run: what was checked, in words.
         stages: the stages in the order in which they lost their weights.
-        similarity: name -> one mean for each stage; None where no image has it.
-        undefined: name -> number of images without it (a constant map), by stage.
-        images: how many images were explained.
+        similarity: name -> one mean for each stage; None where no image has this similarity.
+        undefined: name -> number of images without this similarity (a constant map), by stage.
+        images: the number of images that were explained.
     """
 
     run: str
@@ -192,7 +192,7 @@ class SanityResult:
     images: int
 
     def text(self) -> str:
-        """A table, a row for each stage."""
+        """A table with one row per stage."""
         width = max(len("up to stage"), *map(len, self.stages))
         heads = [name.replace("rank_correlation_absolute", "|rank corr.|").replace("rank_correlation", "rank corr.")
                  for name in self.similarity]  # fmt: skip
@@ -207,7 +207,7 @@ class SanityResult:
         return "\n".join([*lines, *([f"left out of a mean, as a map was constant: {left_out}"] if left_out else [])])
 
     def figure(self) -> Figure:
-        """The similarities against the stages."""
+        """A plot of the similarities against the stages."""
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for name, values in self.similarity.items():
@@ -224,7 +224,7 @@ class SanityResult:
 
 
 def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:
-    """Put the blocks' similarities together.
+    """Combine the similarities of all blocks.
 
     Args:
         run: what was checked.
@@ -258,16 +258,16 @@ def check(
     names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, list[dict[str, Tensor]]]:
-    """The similarities of every image's maps, by stage and block; one process.
+    """Compute the similarities of every image's maps, by stage and block, in one process.
 
     Args:
-        classifier: the trained network, on the device that is to do it.
+        classifier: the trained network, on the device to use.
         explainer: the method that is checked.
         data: the images.
-        target: which class of an image is explained, by the trained network's answer: see `explained_classes`. It is
-            explained also once the network's weights are gone.
-        names: of the stages; see `stages`.
-        seed: of the random weights.
+        target: which class of an image is explained, according to the trained network's output; see
+            `explained_classes`. The same class is explained after the network's weights have been randomized.
+        names: the names of the stages; see `stages`.
+        seed: the seed of the random weights.
     """
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     data.setup("test")

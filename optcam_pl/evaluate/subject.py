@@ -1,4 +1,4 @@
-"""What a run is made of: network, method, data and metrics that fit together, and the manifest that says so."""
+"""The parts of a run: network, method, data and metrics that fit together, and the manifest that describes them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Stage = Literal["fit", "validate", "test", "predict"]
 
 
 def default_metrics() -> list[ImageMetric]:
-    """What is measured where nothing else is asked for."""
+    """The metrics that are measured by default."""
     return [AverageDrop(), AverageGain(), AverageIncrease()]
 
 
 def all_metrics(data: ImageDataModule) -> list[ImageMetric]:
-    """Every metric of the package that the dataset has the annotations for."""
+    """Every metric of the package for which the dataset has the annotations."""
     lacking = {"boxes", "mask"} - _annotations(data)
     return [kind() for kind in METRICS.values() if not lacking & set(kind.evidence())]
 
 
 def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, target: Any) -> None:
-    """Match data and network, before any image is read.
+    """Match data and network before any image is read.
 
     Raises:
-        ValueError: the network's head is new; it lacks the explainer's layer; or the data do not fit.
+        ValueError: the network's head is new; the network lacks the explainer's layer; or the data do not fit.
     """
     if classifier.new_head:
         raise ValueError(
@@ -44,7 +44,7 @@ def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, t
             "or leave `num_classes` open."
         )
     if explainer.layer is not None:
-        explainer.layers(classifier)  # an unknown name is told now, not when the first image is explained
+        explainer.layers(classifier)  # report an unknown name now, not when the first image is explained
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     used = isinstance(target, str) and target == "label"
     data.match_classes(classifier.class_names, classifier.name, used=used)
@@ -52,10 +52,10 @@ def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, t
 
 
 def check_annotations(data: ImageDataModule, metrics: Sequence[ImageMetric], region: Region) -> None:
-    """See that the dataset has what the metrics and the region ask for.
+    """Check that the dataset has the annotations that the metrics and the region need.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not.
     """
     has = _annotations(data)
     needs = [(metric.key, name, need) for metric in metrics for name, need in metric.needs().items()]
@@ -72,17 +72,17 @@ def _annotations(data: ImageDataModule) -> set[str]:
 
 @dataclass(frozen=True)
 class Subject:
-    """All that a run's numbers depend on.
+    """Everything that a run's numbers depend on.
 
     Attributes:
         classifier: the network.
         explainer: the method.
         data: the images.
-        metrics: what is measured.
-        target: which class is explained, as JSON has it.
-        region: what of the map is measured.
-        precision: Lightning's name of it.
-        device: kind of the device: "cpu", "cuda".
+        metrics: the metrics that are measured.
+        target: which class is explained, in its JSON form.
+        region: the part of the map that is measured.
+        precision: the precision, by its Lightning name.
+        device: the kind of device: "cpu", "cuda".
     """
 
     classifier: Classifier
@@ -95,11 +95,11 @@ class Subject:
     device: str
 
     def manifest(self, stage: Stage, run: str) -> dict[str, Any]:
-        """What the run is: its names, the settings printed with its numbers, and its fingerprint.
+        """Describe the run: its names, the settings printed with its numbers, and its fingerprint.
 
         Args:
-            stage: what is done.
-            run: name of the run: its folder, where it has one.
+            stage: the stage: what the run does.
+            run: the name of the run: its folder, if it has one.
         """
         network = self.classifier.describe()
         explainer = {"class": type(self.explainer).__name__, **self.explainer.settings()}

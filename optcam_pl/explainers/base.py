@@ -23,25 +23,29 @@ from optcam_pl.network.layers import Layers, layer_list, layer_name
 
 Target: TypeAlias = "Tensor | int | str | Sequence[int] | Sequence[str] | None"
 
-_PIXEL_SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
+_PIXEL_SLACK = 1e-4  # resampling in float32 may leave [0,1] by rounding
 Causes: TypeAlias = Sequence[tuple[str, Callable[[], Tensor]]]
-"""Why a map says nothing: the words, and which images they hold for (B,), asked only where a map does."""
+"""Why a map carries no information: each reason, and a function that tells which images it holds for (B,).
+
+The function is called only if there is such a map.
+"""
 
 _VIEWS = [(mirrored, brightness) for mirrored in (False, True) for brightness in (1.0, 0.9, 1.1)]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an explainer says of a batch of B images.
+    """The result of an explainer for a batch of B images.
 
     Attributes:
         saliency: (B,1,H,W) in [0,1], finite, on the image's device.
         target: (B,) int64, the class that is explained.
-        degenerate: (B,) bool, the map was constant (up to rounding) or not finite before it was upsampled and
-            normalized, and is zero now.
-        weights: (B,K) what the map's feature maps are weighted with, where the method has one weight a channel.
-        objective: (T+1,B) what an optimizing explainer maximized: before the first step, ..., after the last.
-        reasons: why each map is degenerate, in words, and "" for the others; empty where none is, or none is known.
+        degenerate: (B,) bool, true if the map was constant (up to rounding) or not finite before it was upsampled and
+            normalized; such a map is now zero.
+        weights: (B,K) the weights of the map's feature maps, if the method has one weight per channel.
+        objective: (T+1,B) the value that an optimizing explainer maximized: before the first step, ..., after the last.
+        reasons: why each map is degenerate, in words, and "" for the others; empty if no map is degenerate or no reason
+            is known.
     """
 
     saliency: Tensor
@@ -53,36 +57,37 @@ class Explanation:
 
 
 class Explainer(Remembers, nn.Module, ABC):
-    """A saliency method. Subclasses give the formula (`explain`); what all share stands here, once.
+    """A saliency method. Subclasses define the formula (`explain`); this class contains everything they share.
 
     The steps of a call:
 
-    1. Check image and target, in words.
-    2. Step out of the caller's grad or inference mode, with a copy of the image in float32 (float64 stays).
-    3. Find the target where none is given: the predicted class.
-    4. `explain`: the method itself. With `augment`, of six views of the image, the image and its mirror image with
-       pixels times 1, 0.9 and 1.1 (cut off at 1), all for the same class: ``s = n(mean_v s_v)``, the maps of mirrored
-       views mirrored back, n the range normalization. `weights` and `objective` stay those of the image itself.
+    1. Check image and target, with clear error messages.
+    2. Leave the caller's grad or inference mode, with a copy of the image in float32 (float64 stays).
+    3. If no target is given, use the predicted class.
+    4. `explain`: the method itself. With `augment`, it explains six views of the image for the same class: the image
+       and its mirror image, with pixels times 1, 0.9 and 1.1 (clipped at 1). The map is ``s = n(mean_v s_v)``, where
+       the maps of mirrored views are mirrored back and n is the range normalization. `weights` and `objective` are
+       those of the image itself.
     5. ``s ** selectivity``. It changes how the map masks, not what a method optimizes.
 
-    The result of an image depends on nothing but the image, the target, the network and the explainer's settings: not
-    on the batch's other images (bit for bit at the same batch size) nor on earlier calls. Nothing is left behind: no
-    hook, no ``.grad``, no changed mode or ``requires_grad``, also after an exception.
+    The result for an image depends only on the image, the target, the network and the explainer's settings. It does not
+    depend on the other images of the batch (bit for bit at the same batch size) or on earlier calls. A call leaves
+    nothing behind, even after an exception: no hook, no ``.grad``, no changed mode or ``requires_grad``.
 
     Args:
-        layer: the layer (or layers) whose feature maps are used, by its dotted name or as the module itself; None is
+        layer: the layer (or layers) whose feature maps are used, by its dotted name or as the module itself; None means
             the classifier's `target_layers`.
-        baseline: what stands where a mask is 0, for methods that mask ("black", "mean", "blur" or an RGB triple). A
-            task hands its own to the explainer, so that one run has one baseline.
-        selectivity: alpha of step 5, positive: above 1 the map keeps less beside its peaks, below 1 more.
-        augment: whether step 4 averages over views; six times the work. The idea is pytorch-grad-cam's `aug_smooth`,
-            which multiplies the normalized image.
+        baseline: what replaces the image where a mask is 0, for methods that mask ("black", "mean", "blur" or an RGB
+            triple). A task passes its own baseline to the explainer, so that one run has one baseline.
+        selectivity: alpha of step 5, positive. Above 1, the map keeps less outside its peaks; below 1, more.
+        augment: whether step 4 averages over views, which is six times the work. The idea is pytorch-grad-cam's
+            `aug_smooth`, which multiplies the normalized image.
 
     Attributes:
         needs_gradient: whether a method reads the gradient of the logits at its layers.
 
     Raises:
-        TypeError: an argument of an explainer of your own cannot be stored with a run; see `settings`.
+        TypeError: an argument of your own explainer cannot be stored with a run; see `settings`.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -103,7 +108,7 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @property
     def layer(self) -> Layers | None:
-        """The layer or layers, as they were given; one given as a module by its name, once a network was explained."""
+        """The layer or layers, as given; a layer given as a module has its name here after a network is explained."""
         if self._layer is None:
             return None
         named = [self._layer_names.get(layer, layer) for layer in layer_list(self._layer[0])]
@@ -111,14 +116,14 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @layer.setter
     def layer(self, layer: Layers | None) -> None:
-        # In a tuple, as a module that is an attribute becomes a part of the explainer.
+        # In a tuple, because a module as an attribute would become a part of the explainer.
         self._layer = None if layer is None else (layer,)
         self._layer_names: dict[str | nn.Module, str] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A layer that is a module does not become a part of the explainer."""
+        """Set an attribute; a layer that is a module does not become a part of the explainer."""
         if name == "layer":
-            object.__setattr__(self, name, value)  # to the property; nn.Module's own way passes it over for modules
+            object.__setattr__(self, name, value)  # to the property, which nn.Module would bypass for modules
         else:
             super().__setattr__(name, value)
 
@@ -148,16 +153,17 @@ class Explainer(Remembers, nn.Module, ABC):
         Args:
             classifier: the frozen network.
             image: (B,3,H,W) floating, pixels in [0,1], *not* mean/std-normalized.
-            target: the class to explain: (B,) int64, a list of numbers or names, one number, or a name of the
-                classifier's `class_names`; None is the predicted class.
+            target: the class to explain: (B,) int64, a list of numbers or names, one number, or one name from the
+                classifier's `class_names`; None means the predicted class.
 
         Returns:
             An `Explanation` without any graph attached.
 
         Raises:
-            TypeError: the image is no floating tensor, the target not integral, the classifier a bare network.
-            ValueError: a shape, pixel or class that cannot be, the network is in training mode or puts out no logits.
-            NetworkError: what the network itself raises.
+            TypeError: the image is not a floating tensor, the target is not integral, or the classifier is a bare
+                network.
+            ValueError: a shape, pixel or class is invalid, or the network is in training mode or returns no logits.
+            NetworkError: the network itself raises an exception.
         """
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
@@ -165,7 +171,7 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @abstractmethod
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
-        """The method: checked arguments, gradients on, `image` (B,3,H,W) of its own, `target` (B,)."""
+        """The method itself, with checked arguments and gradients on: `image` (B,3,H,W) is a copy, `target` is (B,)."""
 
     def _of_views(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Step 4."""
@@ -186,19 +192,19 @@ class Explainer(Remembers, nn.Module, ABC):
         if self.selectivity == 1:
             return explanation
         saliency = explanation.saliency**self.selectivity
-        # A map whose maximum is below 1 (of a sigmoid) may have become too small for any number.
+        # A map whose maximum is below 1 (from a sigmoid) may underflow to zero.
         lost = degenerate(saliency) & ~explanation.degenerate
         causes: Causes = [(f"its power of {self.selectivity:g} is constant", lambda: lost), *_known([explanation])]
         silent = explanation.degenerate | lost
         return replace(explanation, saliency=saliency, degenerate=silent, reasons=why(silent, causes))
 
     def check(self, classifier: Classifier) -> None:
-        """Whether the method can work on this network: to be asked before time is spent on a dataset.
+        """Check that the method can work on this network, before time is spent on a dataset.
 
-        Here one image of noise is explained. Methods that take many passes look only at what they need.
+        This implementation explains one noise image. Methods that take many passes check only what they need.
 
         Raises:
-            ValueError: it cannot; the words are those of a call.
+            ValueError: it cannot; the message is the same as in a call.
             TypeError: likewise.
             ImportError: a package is missing.
         """
@@ -208,24 +214,24 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @staticmethod
     def check_network(classifier: Classifier) -> None:
-        """Of `check`, what all methods need: a frozen network that puts out logits and is a function of the image."""
+        """The part of `check` that all methods need: the network is frozen, returns logits and is a function."""
         _check_classifier(classifier)
         classifier.check_frozen()
         classifier.check_function()
 
     def check_layers(self, classifier: Classifier) -> None:
-        """Of `check`, what needs no method: whether the layers are called once, and have a grid for each image."""
+        """The part of `check` without the method: the layers are called once and have a grid for each image."""
         self.check_network(classifier)
         for name in self.layers(classifier):
             classifier.check_layer(name, gradient=self.needs_gradient)
 
     def prepare(self, classifier: Classifier, image: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Steps 1 to 3, to be called in `own_grad_mode`: an image (B,3,H,W) of its own and its target (B,)."""
+        """Do steps 1 to 3, inside `own_grad_mode`, and return a copy of the image (B,3,H,W) and its target (B,)."""
         _check_classifier(classifier)
         self.check_image(image)
         classifier.check_frozen()
         classifier.check_function((image.shape[2], image.shape[3]))
-        image = image.detach().clone()  # a clone made out here is no inference tensor, so autograd may save it
+        image = image.detach().clone()  # a clone made here is not an inference tensor: autograd may save it
         image = image if image.dtype == torch.float64 else image.float()
         if target is None:
             with torch.no_grad():
@@ -234,27 +240,28 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @property
     def title(self) -> str:
-        """What the method is called in tables, figures and run folders: its class."""
+        """The method's name in tables, figures and run folders: its class name."""
         return type(self).__name__
 
     def settings(self) -> dict[str, object]:
-        """The constructor's arguments as they stand now: what a result depends on and is printed with it.
+        """The current values of the constructor's arguments: a result depends on them and is printed with them.
 
-        An argument is read from the attribute of its name, and is what was given where there is none. `selectivity` and
-        `augment` are among them where they change something. `explainers.settings.plain` says what an argument may be
-        and how it is shown. An explainer of your own with other arguments says here what its result depends on.
+        An argument is read from the attribute of the same name; if there is none, the value passed to the constructor
+        is used. `selectivity` and `augment` are included if they have an effect. `explainers.settings.plain` says which
+        values are allowed and how they are shown. If your own explainer has other arguments, override this to return
+        what its result depends on.
         """
         named = {name: getattr(self, name, given) for name, given in self._given.items()}
         return {name: plain(value) for name, value in named.items()} | self.changes()
 
     @classmethod
     def check_arguments(cls, given: dict[str, object]) -> None:
-        """Refuse arguments that `settings` cannot say; one of an own class answers for itself."""
+        """Refuse arguments that `settings` cannot represent; a class with its own `settings` is responsible itself."""
         if cls.settings is Explainer.settings:
             check_plain(cls.__name__, given)
 
     def changes(self) -> dict[str, object]:
-        """What is set of `selectivity` and `augment`."""
+        """Those of `selectivity` and `augment` that are set."""
         named: dict[str, object] = {} if self.selectivity == 1 else {"selectivity": self.selectivity}
         return named | {"augment": True} if self.augment else named
 
@@ -273,12 +280,12 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @contextmanager
     def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:
-        """`optcam_pl.network.capture.capture` of the layers in use."""
+        """`optcam_pl.network.capture.capture` for the layers in use."""
         with capture(self.layers(classifier), cut=cut) as record:
             yield record
 
     def reference(self, classifier: Classifier, image: Tensor) -> Tensor | None:
-        """What masking fades into; None is black."""
+        """The image that masking fades into; None means black."""
         return None if self.baseline == "black" else baseline_image(image, self.baseline, classifier.mean)
 
     @staticmethod
@@ -300,16 +307,16 @@ class Explainer(Remembers, nn.Module, ABC):
         parts: Sequence[Tensor] | None = None,
         causes: Causes = (),
     ) -> Explanation:
-        """Upsample a map to the image, normalize it, say which maps are degenerate and why.
+        """Upsample a map to the image size, normalize it, and determine which maps are degenerate and why.
 
         Args:
             raw: (B,1,h,w).
             image: (B,3,H,W).
             target: (B,).
             how: the normalizer.
-            parts: the maps (B,1,h,w), before upsampling, that `raw` is the sum of, where these are several; a map is
-                degenerate, too, where all of them are.
-            causes: what is known of why a map says nothing, besides what it shows itself; see `why`.
+            parts: the maps (B,1,h,w), before upsampling, whose sum is `raw`, if there are several. If all of them are
+                degenerate, so is the map.
+            causes: known reasons why a map carries no information, besides those seen in the map itself; see `why`.
         """
         raw = raw.detach()
         full = upsample(raw, (image.shape[2], image.shape[3]))
@@ -320,7 +327,7 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @staticmethod
     def check_image(image: Tensor) -> None:
-        """(B,3,H,W), floating, finite, in [0,1]."""
+        """Check that the image is (B,3,H,W), floating, finite and in [0,1]."""
         if not isinstance(image, Tensor) or not image.is_floating_point():
             what = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(
@@ -374,7 +381,7 @@ def _check_classifier(classifier: Classifier) -> None:
 
 
 def why(silent: Tensor, causes: Causes) -> tuple[str, ...]:
-    """The reason of each degenerate map, the first cause that holds for it; () where no map is degenerate.
+    """The reason for each degenerate map: the first cause that holds for it; () if no map is degenerate.
 
     >>> why(torch.tensor([True, False, True]), [("so", lambda: torch.tensor([True, True, False]))])
     ('the map is constant: so', '', 'the map is constant')
@@ -390,7 +397,7 @@ def why(silent: Tensor, causes: Causes) -> tuple[str, ...]:
 
 
 def seen(raw: Tensor, image: Tensor, parts: Sequence[Tensor]) -> Causes:
-    """What a map (B,1,h,w) itself and the maps that it is made of show of why it says nothing."""
+    """The causes, seen in a map (B,1,h,w) and its parts, for a map that carries no information."""
     single = all(part.shape[-2:] == (1, 1) for part in parts)
     grid = f"the layer's grid is 1 x 1 for images of {image.shape[2]} x {image.shape[3]} pixels"
     return [
@@ -403,12 +410,12 @@ _CANCELED = "the maps of the mirrored and brightened views cancel out"
 
 
 def _any_speaks(explanations: Sequence[Explanation]) -> Tensor:
-    """(B,): whether any view's map says something."""
+    """(B,): whether the map of any view carries information."""
     return ~torch.stack([explanation.degenerate for explanation in explanations]).all(0)
 
 
 def _known(explanations: Sequence[Explanation]) -> Causes:
-    """The reasons that explanations already have, of the first of them foremost."""
+    """The reasons that explanations already have; those of the first explanation come first."""
     causes: list[tuple[str, Callable[[], Tensor]]] = []
     for explanation in explanations:
         for words in dict.fromkeys(filter(None, explanation.reasons)):
@@ -417,11 +424,11 @@ def _known(explanations: Sequence[Explanation]) -> Causes:
 
 
 def _has_reason(explanation: Explanation, words: str) -> Tensor:
-    """(B,): whose reason is this."""
+    """(B,): the images that have this reason."""
     return torch.tensor([reason == words for reason in explanation.reasons], device=explanation.degenerate.device)
 
 
 def _noise(classifier: Classifier) -> Tensor:
-    """One made-up image (1,3,H,W) of the classifier's size, dtype and device, always the same."""
+    """A noise image (1,3,H,W) of the classifier's size, dtype and device; it is always the same."""
     pixels = torch.rand(1, 3, *classifier.input_size, generator=torch.Generator().manual_seed(0))
     return pixels.to(classifier.mean)

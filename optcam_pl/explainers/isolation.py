@@ -1,4 +1,4 @@
-"""Other people's code runs as if it had not run: random generators, hooks and attributes are as before."""
+"""Run third-party code without side effects: random generators, hooks and attributes are restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optcam_pl.threads import OwnHook, alone, process_wide
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators of torch, numpy and Python; restore their states afterwards.
 
-    Only one thread at a time: the generators belong to the whole process.
+    Only one thread at a time may do this, because the generators belong to the whole process.
     """
     with process_wide(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         others, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (Captum draws from numpy's global one)
@@ -38,10 +38,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """On exit every module has the attributes, hooks, mode and parameters that it had on entry.
+    """On exit, every module has the attributes, hooks, mode and parameters that it had on entry.
 
-    Other people's methods remove their own hooks, but not all of them after an exception. No other thread runs the
-    network meanwhile, but it may add or remove hooks of this package.
+    Third-party methods remove their own hooks, but not all of them after an exception. Meanwhile, other threads do not
+    run the network, but they may add or remove hooks of this package.
     """
     with alone(network.network if isinstance(network, Classifier) else network), _put_back(network):
         yield
@@ -63,7 +63,7 @@ def _put_back(network: nn.Module) -> Iterator[None]:
 
 
 def _restore(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Make `now` equal to `before`, item by item, because other threads read it; their hooks stay untouched."""
+    """Make `now` equal to `before`, item by item, because other threads read it; their hooks are not changed."""
     for key, value in list(now.items()):
         if key not in before and not isinstance(value, OwnHook):
             del now[key]

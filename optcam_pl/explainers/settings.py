@@ -1,4 +1,4 @@
-"""The arguments that an explainer was made with, in the plain values that a run's manifest can hold."""
+"""The arguments that an explainer was made with, as plain values that a run's manifest can store."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Remembers:
-    """An object that knows the arguments that it was made with, as `_given`, without those that all explainers share.
+    """An object that stores the arguments it was made with as `_given`, without those that all explainers share.
 
-    It is a class of its own, as jsonargparse reads the options of a class that defines `__new__` from there.
+    It is a separate class because, for a class that defines `__new__`, jsonargparse reads the options from there.
     """
 
     _given: dict[str, object]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the arguments; a copy is made without any, and gets them with its state."""
+        """Remember the arguments; a copy is created without arguments and gets them with its state."""
         made = super().__new__(cls)
         given = arguments(cls, args, kwargs)
         given = {name: value for name, value in given.items() if name not in ("selectivity", "augment")}
@@ -35,11 +35,11 @@ class Remembers:
 
     @classmethod
     def check_arguments(cls, given: dict[str, object]) -> None:
-        """Refuse what the object must not be made with, by an error in words."""
+        """Refuse invalid arguments with a clear error message."""
 
 
 def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, object]:
-    """The arguments of a constructor by name, with its defaults; {} where they do not fit it.
+    """The arguments of a constructor by name, with its defaults; {} if they do not fit it.
 
     Example:
         >>> from optcam_pl.explainers import EigenCAM
@@ -49,7 +49,7 @@ def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
     signature = inspect.signature(cls.__init__)
     try:
         bound = signature.bind_partial(None, *args, **kwargs)
-    except TypeError:  # the constructor is about to say so
+    except TypeError:  # the constructor will raise this error itself
         return {}
     bound.apply_defaults()
     given: dict[str, object] = {}
@@ -60,10 +60,10 @@ def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
 
 
 def check_plain(name: str, given: Mapping[str, object]) -> None:
-    """Make sure that each argument of an explainer can be stored with its results.
+    """Check that each argument of an explainer can be stored with its results.
 
     Raises:
-        TypeError: one cannot be.
+        TypeError: an argument cannot be stored.
     """
     for argument, value in given.items():
         try:
@@ -77,14 +77,14 @@ def check_plain(name: str, given: Mapping[str, object]) -> None:
 
 
 def plain(value: object) -> Any:
-    """A value as JSON can hold it.
+    """Convert a value to one that JSON can store.
 
-    Numbers, words, None, lists, tuples and dicts of them stay. Tensors, modules and functions become words that tell
-    them apart: a tensor by the SHA-256 of its bytes, a module by its class and that of its state, a function by its
-    name, a `functools.partial` by its function and arguments.
+    Numbers, strings, None, and lists, tuples and dicts of them are kept. Tensors, modules and functions become strings
+    that identify them: a tensor by the SHA-256 of its bytes, a module by its class and the SHA-256 of its state, a
+    function by its name, and a `functools.partial` by its function and arguments.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is of another kind.
 
     Example:
         >>> plain([1, "x"]), plain(nn.functional.relu), plain(torch.zeros(2))

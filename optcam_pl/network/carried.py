@@ -1,4 +1,4 @@
-"""What a module that is handed in carries of its preprocessing, and whether it normalizes images itself."""
+"""The preprocessing settings that a user's module carries, and whether the module normalizes images itself."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from optcam_pl.network.layers import families, members
 
 
 class NormalizationWarning(UserWarning):
-    """A network gets pixels in [0,1] as they are, and nothing shows that this is what it was trained with."""
+    """A network gets pixels in [0,1] without normalization, and nothing shows that it was trained with such pixels."""
 
 
 def carried_settings(network: nn.Module) -> dict[str, Any]:
-    """What a module says of its preprocessing: timm's networks all of it, transformers' the image size.
+    """The preprocessing that a module states: timm's networks state all of it, transformers' networks the image size.
 
-    The network may stand inside wrappers. Where several networks in it say different things, nothing is taken.
+    The network may be inside wrappers. If several networks inside the module disagree, no setting is used.
 
     Returns:
         Some of the fields `mean`, `std`, `input_size`, `interpolation`, `crop_fraction`. `mean` and `std` are left out
-        where a layer in front of the network normalizes already.
+        if a layer in front of the network already normalizes.
 
     Example:
         >>> carried_settings(nn.Sequential(nn.Conv2d(3, 2, 1)))
@@ -48,7 +48,7 @@ def _of_member(member: Any) -> dict[str, Any]:
 
 
 def timm_settings(network: nn.Module) -> dict[str, Any]:
-    """What timm's evaluation does with images for this network."""
+    """The preprocessing that timm's evaluation applies to images for this network."""
     from timm.data.config import resolve_data_config
 
     config: dict[str, Any] = resolve_data_config(model=network)  # type: ignore[no-untyped-call, unused-ignore]
@@ -57,7 +57,7 @@ def timm_settings(network: nn.Module) -> dict[str, Any]:
         "mean": config["mean"],
         "std": config["std"],
         "input_size": (height, width),
-        # timm also knows "lanczos" and "random": bicubic is the nearest that its evaluation uses.
+        # timm also knows "lanczos" and "random"; bicubic is the nearest one that its evaluation uses.
         "interpolation": config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic",
         "crop_fraction": config["crop_pct"],
     }
@@ -66,9 +66,9 @@ def timm_settings(network: nn.Module) -> dict[str, Any]:
 def normalizes_itself(network: nn.Module) -> bool:
     """Whether anything before the first weights shows that the network normalizes its images itself.
 
-    That is a module with "norm" in the name of its class (`Normalize`, `BatchNorm2d`), a buffer or parameter named
-    after a mean or a standard deviation, or a module without weights that comes from none of the known libraries. Known
-    networks are not looked into: they expect normalized images.
+    Signs of this are a module with "norm" in its class name (`Normalize`, `BatchNorm2d`), a buffer or parameter named
+    after a mean or a standard deviation, or a module without weights that does not come from a known library. Known
+    networks are not searched, because they expect normalized images.
 
     Example:
         >>> normalizes_itself(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)))
@@ -100,14 +100,14 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own_step(module: nn.Module) -> bool:
-    """Whether it is a module without parts and weights that somebody has written for this network."""
+    """Whether this is a custom module, written for this network, without parts and weights."""
     source = type(module).__module__.partition(".")[0]
     bare = next(module.children(), None) is None and next(module.parameters(), None) is None
     return bare and source not in ("torch", "torchvision", "timm", "transformers")
 
 
 def normalization_advice(name: str) -> str:
-    """The words of `NormalizationWarning`."""
+    """The message of `NormalizationWarning`."""
     return (
         f"{name} carries no mean and std, and its first layers show no normalization of their own: it gets pixels in "
         "[0, 1] as they are. Give what it was trained with, `mean=` and `std=` (most networks trained on ImageNet: "

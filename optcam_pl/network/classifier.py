@@ -1,4 +1,4 @@
-"""The classifier to be explained: pixels in [0,1] in, logits out, frozen.
+"""The frozen classifier to explain: it turns pixels in [0,1] into logits.
 
 Shape letters: B images, C classes, K channels, h x w feature grid, H x W image, N tokens.
 """
@@ -33,48 +33,50 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 class Classifier(nn.Module):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
-    The network is frozen (eval mode, no parameter requires a gradient) and stays so, except while a
-    `ClassificationTask` trains it. A `torch.nn.Module` that is handed in is used as it is, frozen: it is not copied.
-    `release`, or leaving ``with Classifier(network) as classifier:``, gives its flags back.
+    The network is frozen (eval mode, no parameter requires a gradient) and stays frozen, except while a
+    `ClassificationTask` trains it. A `torch.nn.Module` that you pass in is frozen and used without copying it. Calling
+    `release`, or leaving ``with Classifier(network) as classifier:``, restores its flags.
 
-    Of a network that torch.compile has compiled, in whole or in part, the original, uncompiled modules are explained,
-    as a compiled network runs none of the hooks that explainers put on its parts. Layers may be named with or without
-    the wrappers' `module.` and `_orig_mod.`.
+    If torch.compile has compiled the network, in whole or in part, the original, uncompiled modules are explained. A
+    compiled network does not run the hooks that explainers put on its parts. Layer names may include or omit the
+    wrappers' `module.` and `_orig_mod.`.
 
     Args:
         network: "torchvision/resnet50", "timm/deit_base_patch16_224", "transformers/google/vit-base-patch16-224" (a
-            name of Hugging Face's hub or a folder), "demo/efficientnet_lite0" (timm's network with pretrained weights
-            that come as a Python package), "my_module.Net" or "my_module:Net" (your own class or function, called
-            without arguments), or a module that maps (B,3,H,W) to logits (B,C). None: the one that a checkpoint of
-            ClassificationTask in `weights` was made of.
-        weights: "default": the source's pretrained ones, or the module as it is. None or "random": random ones. For
-            torchvision also the name of one of its sets ("IMAGENET1K_V1"). Else a file, read without running code of
-            it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint, with or without prefixes
-            like `module.`; every name and shape has to fit. Arguments left at None are read from a checkpoint of
-            ClassificationTask.
+            name on the Hugging Face hub or a folder), "demo/efficientnet_lite0" (timm's network with pretrained weights
+            from a Python package), "my_module.Net" or "my_module:Net" (your own class or function, called without
+            arguments), or a module that maps (B,3,H,W) to logits (B,C). None: the network from which the checkpoint of
+            ClassificationTask in `weights` was made.
+        weights: "default": the source's pretrained weights, or the module as it is. None or "random": random weights.
+            For torchvision, also the name of one of its weight sets ("IMAGENET1K_V1"). Otherwise a file, which is read
+            without running any code in it: a state dict in .safetensors or .pth/.pt/.ckpt, bare or inside a checkpoint,
+            with or without prefixes like `module.`; every name and shape has to fit. Arguments left at None are read
+            from a checkpoint of ClassificationTask.
         target_layer: the layer or layers to explain, each by its dotted name ("layer4.2", "layer4.-1") or as the module
-            itself. None: the family's usual one (the paper's where it names one), also inside wrappers of any depth,
-            for an unknown module the last with a grid of features that a gradient of the logits reaches; see
-            `target_layers`.
-        mean: one number or one per channel, in [0,1]; subtracted from the pixels. None: the source's, or what the
-            module carries (timm's `pretrained_cfg`); else 0, with a `NormalizationWarning` unless the module's first
-            layers normalize. ``mean=0, std=1`` says that none is right.
-        std: one positive number or one per channel; divides them. None: as for `mean`, else 1.
-        input_size: H = W or (H,W) in pixels. None: the source's, or what the module carries; else 224.
-        interpolation: for resizing images to it. None: the source's, or what the module carries; else "bilinear".
-        crop_fraction: in (0,1], the part of the resized image that a center crop keeps. None: the source's, or what the
-            module carries; else 0.875.
-        num_classes: None: the network's, or what the weight file has. Weights of another number of classes get a new,
-            random head, with a warning.
-        class_names: one a class. None: the source's; ImageNet's, if it has none and the network has 1000 classes.
-        layout: how a layer's activations lie in memory; see `to_grid`. None: "auto".
-        trust_network: go on where `check_outputs` or `check_function` finds fault, with a warning in the place of the
-            error; it is printed with the results.
+            itself. None: the usual layer of the network's family (the paper's choice if it names one), which is also
+            found inside wrappers of any depth. For an unknown module, it is the last layer with a grid of features
+            that a gradient of the logits reaches; see `target_layers`.
+        mean: one number or one per channel, in [0,1]; it is subtracted from the pixels. None: the source's value, or
+            the module's own (timm's `pretrained_cfg`); otherwise 0, with a `NormalizationWarning` unless the module's
+            first layers normalize. ``mean=0, std=1`` states that no normalization is right.
+        std: one positive number or one per channel; the pixels are divided by it. None: as for `mean`, otherwise 1.
+        input_size: H = W or (H,W) in pixels. None: the source's value, or the module's own; otherwise 224.
+        interpolation: the method for resizing images to `input_size`. None: the source's value, or the module's own;
+            otherwise "bilinear".
+        crop_fraction: in (0,1], the part of the resized image that a center crop keeps. None: the source's value, or
+            the module's own; otherwise 0.875.
+        num_classes: None: the number of the network or of the weight file. If the weights have another number of
+            classes, the network gets a new, random head, with a warning.
+        class_names: one name per class. None: the source's names; ImageNet's, if the source has none and the network
+            has 1000 classes.
+        layout: how a layer's activations are laid out in memory; see `to_grid`. None: "auto".
+        trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
+            error. This setting is printed with the results.
 
-    The arguments are attributes, too: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
+    The arguments are also attributes: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
     not saved with the weights (0 and 1 where nothing is normalized), `input_size` as (H,W), `interpolation`,
-    `crop_fraction`, `class_names` as a tuple or None, `num_classes`, `target_layers`; and `new_head`, whether the
-    network waits to be fine-tuned, as its head is new.
+    `crop_fraction`, `class_names` as a tuple or None, `num_classes` and `target_layers`. The attribute `new_head` says
+    whether the network still has to be fine-tuned because its head is new.
 
     Raises:
         TypeError: an argument of another type.
@@ -147,7 +149,7 @@ class Classifier(nn.Module):
         std: float | Sequence[float] | None,
         known: Mapping[str, Any],
     ) -> None:
-        """Take what is given, else what is known."""
+        """Use the given values, otherwise the known ones."""
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given in (("mean", mean), ("std", std)):
             values = _check_color(key, known[key] if given is None else given)
@@ -161,7 +163,7 @@ class Classifier(nn.Module):
         crop_fraction: float | None,
         known: Mapping[str, Any],
     ) -> None:
-        """Take what is given of how images are made for the network, else what is known."""
+        """Use the given image settings, otherwise the known ones."""
         self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
         self.interpolation = check_choice("interpolation", interpolation, Interpolation)
@@ -170,9 +172,9 @@ class Classifier(nn.Module):
     def _set_classes(
         self, number: int | None, names: list[str] | None, known: Sequence[str] | None, *, by_name: bool
     ) -> None:
-        """Number and names of the classes; `by_name` says that the network is one of a known source."""
+        """Set number and names of the classes; `by_name` says that the network comes from a known source."""
         if self.new_head:
-            known = None  # the file's are of its own head
+            known = None  # the file's names belong to its own head
             warnings.warn(
                 f"{self.name} gets a new, random head for {number} classes: fine-tune it before explaining it.",
                 stacklevel=3,
@@ -188,10 +190,10 @@ class Classifier(nn.Module):
         self.class_names = None if chosen is None else tuple(chosen)
 
     def release(self) -> None:
-        """Give the network its flags back: each module's `training`, each parameter's `requires_grad`, as found.
+        """Restore the network's original flags: each module's `training` and each parameter's `requires_grad`.
 
-        Leaving ``with Classifier(network) as classifier:`` does it, too, also by an exception. Calling it twice does no
-        harm. To go on explaining with a network that has been trained meanwhile, make a new `Classifier`.
+        Leaving ``with Classifier(network) as classifier:`` also does this, even after an exception. Calling it twice is
+        harmless. To explain a network again after training it, make a new `Classifier`.
         """
         modules, parameters = self._found
         for module, training in modules:
@@ -219,13 +221,14 @@ class Classifier(nn.Module):
     def target_layers(self) -> tuple[str, ...]:
         """Full names of the layers to explain.
 
-        Where neither a layer is given nor the network's own class is in the table of families, it is looked for when it
-        is first asked for, by passes of two images of noise: what is known of a family inside, else the last module,
-        that is called once, puts out a grid of several cells for each image, and gets a gradient of the logits there.
+        If no layer is given and the network's own class is not in the table of families, the layer is searched for on
+        first use, with passes of two noise images. It is the usual layer of a known family inside the network.
+        Otherwise, it is the last module that is called once, returns a grid of several cells for each image, and is
+        reached by a gradient of the logits.
 
         Raises:
             ValueError: the module has no such layer.
-            RuntimeError: the module fails on that image.
+            RuntimeError: the module fails on these images.
         """
         found = self._find_layers()
         if not found:
@@ -236,22 +239,22 @@ class Classifier(nn.Module):
         return found
 
     def _find_layers(self) -> tuple[str, ...]:
-        found = self._layers  # what another thread does to the attribute meanwhile does not matter
+        found = self._layers  # another thread may change the attribute meanwhile
         if found is None:
             name = choosing.choose(self._probe())
             self._layers = found = () if name is None else (name,)
         return found
 
     def check_layer(self, name: str, *, gradient: bool = False) -> None:
-        """Make sure that a layer can be explained, by one pass or two; a call of an explainer does not ask this.
+        """Check with one or two passes that a layer can be explained; calling an explainer does not run this check.
 
         Args:
             name: dotted name.
-            gradient: whether the method needs a gradient of the logits there.
+            gradient: whether the method needs a gradient of the logits at this layer.
 
         Raises:
-            ValueError: there is no such layer, it is not called exactly once in a pass, its batch dimension is not the
-                images', it has no grid, or no gradient reaches it. The message names the nearest layer that would do.
+            ValueError: there is no such layer, it is not called exactly once per pass, its batch dimension is not that
+                of the images, it has no grid, or no gradient reaches it. The message names the nearest suitable layer.
             RuntimeError: the network fails on an image of its size.
         """
         choosing.check(self._probe(), layers.canonical_name(self.network, name), gradient=gradient)
@@ -260,14 +263,14 @@ class Classifier(nn.Module):
         probe = choosing.Probe(self, self.network, self.input_size, self.layout)
         try:
             _ = probe.traced
-        except Exception:  # whatever a network of somebody else's raises
-            self._explore()  # says in words that it fails on an image of this size, if it does
+        except Exception:  # any exception that the user's network raises
+            self._explore()  # if the network fails on an image of this size, this raises a clear error
             raise
         return probe
 
     @property
     def num_classes(self) -> int:
-        """Number of logits C; of a module that was handed in, counted once, on a black image of `input_size`."""
+        """Number of logits C; for a module that you passed in, counted once on a black image of `input_size`."""
         classes = self._classes
         if classes is None:
             self._classes = classes = self._explore().shape[1]
@@ -275,7 +278,7 @@ class Classifier(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """How many class, distillation and register tokens stand before the patches; 0 for a network without tokens."""
+        """The number of class, distillation and register tokens before the patches; 0 for a network without tokens."""
         explained = () if self._layers is None else self._layers
         known = layers.known_prefix(self.network, *explained[:1])
         if known is not None:
@@ -305,13 +308,13 @@ class Classifier(nn.Module):
             image: (B,3,H,W) floating-point pixels in [0,1], not normalized. The network gets them in its own dtype.
 
         Returns:
-            (B,C), in float32 or float64. Of a network that puts out more than a tensor: its `logits`, else the first of
-            its outputs.
+            (B,C), in float32 or float64. If the network returns more than a tensor: its `logits`, otherwise the first
+            of its outputs.
 
         Raises:
-            TypeError: the image is no floating-point tensor.
-            ValueError: the image or the network's output has another shape, or it is open which output is meant.
-            NetworkError: whatever the network itself raises.
+            TypeError: the image is not a floating-point tensor.
+            ValueError: the image or the network's output has the wrong shape, or it is unclear which output is meant.
+            NetworkError: the network itself raises an exception.
         """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -326,9 +329,9 @@ class Classifier(nn.Module):
         image = image.to(self.network_dtype or image.dtype)
         try:
             output = self._pass(image)
-        except torch.OutOfMemoryError:  # who cuts passes into chunks knows what to do
+        except torch.OutOfMemoryError:  # handled by the code that splits passes into chunks
             raise
-        except Exception as error:  # whatever a network of somebody else's raises
+        except Exception as error:  # any exception that the user's network raises
             if is_own(error):
                 raise
             raise forward_error(error, self.name, self.network, image) from error
@@ -336,7 +339,7 @@ class Classifier(nn.Module):
         if logits.ndim != 2:
             raise ValueError(misshapen(self.name, tuple(logits.shape), image.shape[0]))
         if logits.is_inference() and not torch.is_inference_mode_enabled():
-            logits = logits.clone()  # what autograd may go on with
+            logits = logits.clone()  # a tensor that autograd can use
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     @property
@@ -345,14 +348,14 @@ class Classifier(nn.Module):
         return next((value.dtype for value in self.network.parameters() if value.is_floating_point()), None)
 
     def _pass(self, image: Tensor) -> Any:
-        """What the network puts out; waits while another thread has it alone."""
+        """The network's output; waits while another thread has exclusive use of the network."""
         if torch.compiler.is_compiling():  # locks cannot be compiled
             return self.network(image)
         with passing(self.network):
             return self.network(image)
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Softmax of the logits, (B,C), in float32, or float64 where the logits are.
+        """Softmax of the logits, (B,C), in float32, or in float64 if the logits are.
 
         Raises:
             ValueError, NetworkError: as for `forward` and `check_outputs`.
@@ -362,30 +365,30 @@ class Classifier(nn.Module):
         return torch.softmax(logits, 1)
 
     def check_outputs(self, size: tuple[int, int] | None = None) -> None:
-        """Look once at what the network puts out for made-up images: whether it is logits.
+        """Check once, on made-up images, that the network returns logits.
 
-        Probabilities, log-probabilities, a single logit, values that are not finite, and constant ones are noticed.
-        The first probabilities ask; later calls cost nothing.
+        The check detects probabilities, log-probabilities, a single logit, non-finite values and constant values. The
+        first call of `probabilities` runs it; later calls cost nothing.
 
         Args:
-            size: (H,W) of the images; None is `input_size`.
+            size: (H,W) of the images; None means `input_size`.
 
         Raises:
-            ValueError: results would be wrong; the words say what to do.
+            ValueError: results would be wrong; the message says what to do.
         """
         self._check("outputs", suitability.output_faults, size)
 
     def check_function(self, size: tuple[int, int] | None = None) -> None:
-        """Make sure, once, that the network's answer to an image depends on the image alone.
+        """Check once that the network's output for an image depends only on the image.
 
-        Randomness, dependence on the batch, and state that each pass changes are noticed, besides `check_outputs`. A
-        run asks this before it begins, and so does the first explanation; later calls cost nothing.
+        In addition to `check_outputs`, the check detects randomness, dependence on the batch, and state that each pass
+        changes. A run makes this check before it begins, and so does the first explanation; later calls cost nothing.
 
         Args:
-            size: (H,W) of the images; None is `input_size`.
+            size: (H,W) of the images; None means `input_size`.
 
         Raises:
-            ValueError: it does not; the module is named where it can be known.
+            ValueError: the output depends on something else; the message names the module if it can be determined.
             NetworkError: the network fails on images of this size.
         """
         self.check_outputs(size)
@@ -409,25 +412,25 @@ class Classifier(nn.Module):
         """A layer by its dotted name; `layer4.-1` and `layer4[-1]` count from the end.
 
         Raises:
-            ValueError: there is none; the message lists the nearest names.
+            ValueError: there is no such layer; the message lists the nearest names.
         """
         return self.network.get_submodule(layers.canonical_name(self.network, name))
 
     def to_grid(self, activation: Tensor, image_size: tuple[int, int], layer: str = "the layer") -> Tensor:
-        """A layer's activations as feature maps (B,K,h,w); see `layers.to_grid`, with the own `layout`.
+        """A layer's activations as feature maps (B,K,h,w); see `layers.to_grid`, used with the classifier's `layout`.
 
         Args:
-            activation: (B,K,h,w), (B,h,w,K) or tokens (B,N,D), of which class and register tokens are dropped.
-            image_size: (H,W) of the images that it belongs to.
-            layer: its name, for the message.
+            activation: (B,K,h,w), (B,h,w,K) or tokens (B,N,D); class and register tokens are dropped.
+            image_size: (H,W) of the images that the activations belong to.
+            layer: the layer's name, for the message.
         """
         return layers.to_grid(activation, image_size, self.layout, self.network, layer)
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or its number where no names are known.
+        """The name of a class, or its number if no names are known.
 
         Raises:
-            ValueError: the index is none of 0 ... C-1.
+            ValueError: the index is not in 0 ... C-1.
         """
         if not 0 <= index < self.num_classes:
             raise ValueError(f"Expected a class from 0 to {self.num_classes - 1}, but got {index}.")
@@ -437,7 +440,7 @@ class Classifier(nn.Module):
         """The number of a class by its name.
 
         Raises:
-            ValueError: no class is called so, or several are, or no names are known.
+            ValueError: no class or several classes have this name, or no names are known.
         """
         if self.class_names is None:
             raise ValueError(
@@ -453,7 +456,7 @@ class Classifier(nn.Module):
     def weight_hash(self) -> str:
         """SHA-256 over name, type, shape and bytes of everything in the network's state dict, as 64 hex digits.
 
-        The same on every device; computed again only after a tensor has been replaced or written to.
+        It is the same on every device and is only computed again after a tensor has been replaced or written to.
         """
         state = {name: value.detach() for name, value in self.network.state_dict().items()}
         versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
@@ -479,7 +482,7 @@ class Classifier(nn.Module):
         }
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that make this classifier again with its weights, as plain numbers, strings and lists."""
+        """The arguments to recreate this classifier with its weights, as plain numbers, strings and lists."""
         return {
             "network": self.name,
             "target_layer": list(self._find_layers()) or None,
@@ -494,7 +497,7 @@ class Classifier(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Classifier:
-        """Stay in eval mode; warns when asked to train."""
+        """Stay in eval mode; warn if training mode is requested."""
         if mode:
             warnings.warn(f"{self.name} is frozen and stays in eval mode: explanations do not train it.", stacklevel=2)
         return super().train(False)
@@ -503,20 +506,20 @@ class Classifier(nn.Module):
         """Stay frozen.
 
         Raises:
-            RuntimeError: gradients were asked for.
+            RuntimeError: gradients were requested.
         """
         if requires_grad:
             raise RuntimeError(f"{self.name} is frozen: no gradient is ever computed for the classifier's parameters.")
         return super().requires_grad_(False)
 
     def check_frozen(self) -> None:
-        """Make sure that the network is still in eval mode: somebody may have called ``classifier.network.train()``.
+        """Check that the network is still in eval mode: the user may have called ``classifier.network.train()``.
 
-        In training mode dropout makes maps random, and batch norm makes a map depend on the other images of its batch
-        and moves the network's running means.
+        In training mode, dropout makes maps random. Batch norm makes a map depend on the other images of its batch and
+        changes the network's running means.
 
         Raises:
-            ValueError: a part of it is not; the first is named.
+            ValueError: a part of the network is not in eval mode; the message names the first one.
         """
         thawed = [name or "all of it" for name, module in self.network.named_modules() if module.training]
         if thawed:
@@ -526,7 +529,7 @@ class Classifier(nn.Module):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's tensors lie elsewhere: their hash is not the copied one's by address.
+        # A copy's tensors have other addresses, and the stored hash is valid only for the original's addresses.
         return {**self.__dict__, "_hash": None}
 
 
@@ -540,15 +543,15 @@ def _flags_of(network: nn.Module) -> Flags:
 
 
 def _from_words(network: Network | None, weights: str | Path | None) -> tuple[Network | None, str | Path | None]:
-    """Network and weights, with the words of the command line for nothing read, and the network uncompiled."""
-    # jsonargparse hands a nested `null` of the command line on as the text "None".
+    """Interpret the command line's words for "nothing" in network and weights, and uncompile the network."""
+    # jsonargparse passes on a nested `null` of the command line as the text "None".
     network = None if isinstance(network, str) and network == "None" else network
     weights = None if weights in ("random", "None") else weights
     return (uncompiled(network) if isinstance(network, nn.Module) else network), weights
 
 
 def _stated_classes(network: nn.Module, name: str) -> int:
-    """What timm's networks say of themselves; the width of the head, which torchvision's and transformers' end with."""
+    """The class count that timm's networks state; for torchvision and transformers, the width of the final head."""
     if name.startswith(("torchvision/", "transformers/")):
         weight: Tensor = layers.heads(network)[0].get_parameter("weight")
         return weight.shape[0]
@@ -559,12 +562,12 @@ def _stated_classes(network: nn.Module, name: str) -> int:
 
 
 def _check_network(network: Network | None, stored: Mapping[str, Any], weights: str | Path | None) -> Network:
-    """The network that is meant, which is the one that its checkpoint is of."""
+    """Check that the network is the one that the checkpoint was made from, and return it."""
     if network is None:
         if not stored:
             raise ValueError("Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.")
         network = stored.get("network")
-        if is_import_path(network):  # a file must not name code to be run
+        if is_import_path(network):  # a file must not name code to run
             raise ValueError(
                 f"The weights in {weights} are of your own network {network!r}: name it as `network`, too. What a file "
                 "names is never imported."
@@ -572,7 +575,7 @@ def _check_network(network: Network | None, stored: Mapping[str, Any], weights: 
     name = network if isinstance(network, str) else type(network).__name__
     if stored and stored.get("network") != name:
         raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
-    return network  # type: ignore[return-value]  # what a file may hold instead of a name is refused with a message
+    return network  # type: ignore[return-value]  # other values from a file are refused with a message
 
 
 def _check_color(name: str, values: float | Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Which part of what a network returns are its logits."""
+"""Finding the logits in a network's output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def logits_of(output: Any, name: str) -> Tensor:
-    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
+    """The logits in a network's output: a tensor, an object or mapping with `logits`, or a tuple that begins so."""
     if not isinstance(output, Tensor):
         if isinstance(output, Mapping):
             output = output["logits"] if "logits" in output else _first(list(output.values()), name)
@@ -26,7 +26,7 @@ def logits_of(output: Any, name: str) -> Tensor:
 
 
 def _first(outputs: Sequence[Any], name: str) -> Any:
-    """The first of several outputs, unless another one might be the logits just as well."""
+    """The first of several outputs, unless another output could equally be the logits."""
     shapes = [tuple(value.shape) for value in outputs if isinstance(value, Tensor) and value.ndim == 2]
     if len(set(shapes)) > 1:
         raise ValueError(
@@ -38,7 +38,7 @@ def _first(outputs: Sequence[Any], name: str) -> Any:
 
 
 def misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
-    """What is wrong with the shape of the logits of so many images."""
+    """A message about what is wrong with the shape of the logits for this number of images."""
     found = (
         f"Expected {name} to return logits (B, C), but got the shape {shape} for {images} image{'s' * (images != 1)}"
     )

@@ -1,7 +1,7 @@
-"""Networks with their weights: by name from torchvision and timm, from files, the demo's, and people's own.
+"""Networks with their weights: by name from torchvision and timm, from files, from the demo, and from users.
 
-Of files only tensors are ever read (`weights_only=True`, or safetensors), so one from anywhere can be tried without
-running code that it may carry. Every name and every shape has to fit; what does not is named in a `ValueError`.
+Only tensors are read from files (`weights_only=True`, or safetensors), so a file from any source can be tried without
+running code inside it. Every name and every shape has to fit; a `ValueError` names those that do not.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from optcam_pl.network.layers import heads, nearest
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
 else:
-    # What a configuration may give: a name. (Asked from another file, as jsonargparse reads the branch for type
-    # checkers where the annotation stands.)
+    # A configuration may only give a name. (The condition comes from another file, because jsonargparse reads the
+    # branch for type checkers in the file of the annotation.)
     Network = str
 Build: TypeAlias = Callable[["int | None", "Mapping[str, Tensor] | None"], nn.Module]
 
-# What training programs call the state dict inside a checkpoint (first match wins, so averaged weights come last), and
-# what wrappers put before each name: DataParallel, torch.compile, a LightningModule's attribute, our own tasks.
+# The names that training programs give the state dict inside a checkpoint (the first match wins, so averaged weights
+# come last), and the prefixes from wrappers: DataParallel, torch.compile, a LightningModule's attribute, our own tasks.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "classifier.")
 _NAMES_SHOWN = 4
 SETTINGS = "optcam_pl"
-"""Where a checkpoint of ClassificationTask holds `Classifier.settings`."""
+"""The key under which a checkpoint of ClassificationTask stores `Classifier.settings`."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file by name, onto the CPU.
 
     Args:
-        path: a `.safetensors` file, or anything that `torch.save` wrote (.pth, .pt, .ckpt, .bin): a state dict, or a
+        path: a `.safetensors` file, or a file that `torch.save` wrote (.pth, .pt, .ckpt, .bin): a state dict, or a
             checkpoint that holds one under a usual name (`state_dict`, `model`, `model_state`, ..., `state_dict_ema`).
 
     Returns:
-        Name -> tensor. Prefixes such as `module.` are still there: `fit_prefix` removes them.
+        Name -> tensor. The names keep prefixes such as `module.`; `fit_prefix` removes them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder; an empty or damaged file; a pickle with anything but tensors and plain containers in it
-            (none of its code is run); a file without a state dict.
+        ValueError: the path is a folder; the file is empty or damaged; it is a pickle that contains anything except
+            tensors and plain containers (none of its code is run); or it has no state dict.
     """
     path = expanded_path(path)
     if not path.exists():
@@ -69,15 +69,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint of ClassificationTask says of its classifier, see `Classifier.settings`.
+    """Read the settings of the classifier from a checkpoint of ClassificationTask; see `Classifier.settings`.
 
-    Only this part of the file is read. It is empty for a file of any other kind, or where there is none.
+    Only this part of the file is read. The result is empty if the file is of another kind or does not exist.
 
     Raises:
-        ValueError: the file is damaged, or not made of tensors and plain containers.
+        ValueError: the file is damaged, or contains something other than tensors and plain containers.
     """
     path = expanded_path(path)
-    if not zipfile.is_zipfile(path):  # what `torch.save` writes
+    if not zipfile.is_zipfile(path):  # `torch.save` writes zip files
         return {}
     content = _read_pickle(path, mmap=True)
     settings = content.get(SETTINGS) if isinstance(content, Mapping) else None
@@ -94,14 +94,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path, mmap: bool = False) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's guesses about odd files; what matters comes as an error
+            warnings.simplefilter("ignore")  # PyTorch's guesses about odd files; real problems raise an error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"
             " those would run code out of the file. Save the state dict alone: torch.save(network.state_dict(), path)."
         ) from error
-    except Exception as error:  # what a cut or random file raises depends on the byte where its reader gives up
+    except Exception as error:  # for a cut or random file, the exception depends on where reading fails
         raise ValueError(f"The weight file is damaged or no PyTorch file: {path} ({_first_line(error)})") from error
 
 
@@ -110,7 +110,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Go through the usual wrappers; three levels are plenty, and a dict that contains itself ends there."""
+    """Search the usual wrappers, up to three levels deep; this limit also stops at a dict that contains itself."""
     for _ in range(3):
         if not isinstance(content, Mapping) or not content:
             break
@@ -130,10 +130,11 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def fit_prefix(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Remove what wrappers put before *every* name (`module.`, `model.`, `classifier.network.`, ...).
+    """Remove the prefixes that wrappers put before *every* name (`module.`, `model.`, `classifier.network.`, ...).
 
-    As much is removed as makes most names fit the network's own, so a network whose own names begin with `model.` keeps
-    them. Nothing is dropped: a name that does not carry the prefix stays, and is then refused as unexpected.
+    The prefix that is removed is the one for which most names match the network's own. A network whose own names begin
+    with `model.` therefore keeps them. No name is dropped: a name without the prefix stays and is later refused as
+    unexpected.
 
     Example:
         >>> linear = nn.Linear(2, 1)
@@ -150,7 +151,7 @@ def fit_prefix(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Ten
 
 
 def rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the names in torchvision's DenseNet files (`norm.1`, `conv.2`) into its networks' (`norm1`, `conv2`).
+    """Turn the names in torchvision's DenseNet files (`norm.1`, `conv.2`) into those of its networks (`norm1`, `conv2`).
 
     Example:
         >>> list(rename_densenet({"features.denseblock1.denselayer2.norm.1.weight": torch.ones(1)}))
@@ -161,10 +162,10 @@ def rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def other_head(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
-    """The number of classes of a file that differs from the network in nothing but its number of classes.
+    """The number of classes of a file that differs from the network only in the number of classes.
 
     Returns:
-        That number; None where the shapes agree, or differ in more than the first dimension of the same few tensors.
+        That number; None if the shapes agree, or differ in more than the first dimension of the same few tensors.
 
     Example:
         >>> other_head({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, nn.Linear(2, 5))
@@ -182,16 +183,16 @@ def other_head(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], network_name: str, source: str | Path) -> None:
-    """Copy the tensors into the network, all of them or none.
+    """Copy the tensors into the network, either all of them or none.
 
-    A missing `num_batches_tracked` is let pass, as PyTorch itself does: files older than that counter lack it, and a
+    A missing `num_batches_tracked` is accepted, as in PyTorch itself: files older than that counter lack it, and a
     frozen network does not use it.
 
     Args:
         network: changed in place, only if everything fits.
         state: name -> tensor.
-        network_name: as in the error.
-        source: where the tensors come from, as in the error.
+        network_name: the name for the error message.
+        source: where the tensors come from, for the error message.
 
     Raises:
         ValueError: names are missing or unexpected, or shapes differ; the first few are listed.
@@ -215,7 +216,7 @@ def load_in_order(network: nn.Module, state: Mapping[str, Tensor], network_name:
     """Copy the tensors into the network by their position, for a file that names the same layers differently.
 
     Raises:
-        ValueError: another number of tensors, or another shape at any position.
+        ValueError: the number of tensors differs, or the shape at any position.
     """
     own = network.state_dict()
     if len(own) != len(state):
@@ -233,9 +234,9 @@ def _some(names: Iterable[str], shown: int = _NAMES_SHOWN) -> str:
 
 
 class Loaded(NamedTuple):
-    """A network, and the preprocessing that its source states for it or that it carries itself.
+    """A network, and the preprocessing that its source or the network itself states.
 
-    `says_normalization` is False where neither says what mean and standard deviation are right.
+    `says_normalization` is False if neither states the right mean and standard deviation.
     """
 
     network: nn.Module
@@ -250,17 +251,17 @@ class Loaded(NamedTuple):
 
 
 def load_network(network: Network, weights: str | Path | None, num_classes: int | None) -> Loaded:
-    """Build a network by name, or take the module, with the weights that are asked for.
+    """Build a network by name, or take the module, with the requested weights.
 
     Args:
-        network: as for `optcam_pl.network.classifier.Classifier`, like the others.
+        network: as for `optcam_pl.network.classifier.Classifier`, like the other arguments.
         weights: "default", None or a file.
-        num_classes: None for the network's or the file's.
+        num_classes: None for the number of the network or of the file.
 
     Returns:
-        The network, its source's preprocessing and whether its head is new, as the weights are of another number of
-        classes. A module's preprocessing is what it carries (`carried_settings`); what it does not say is: no
-        normalization, 224 x 224 pixels, bilinear, 87.5 % crop.
+        The network, its source's preprocessing, and whether its head is new because the weights have another number of
+        classes. For a module, the preprocessing is its own (`carried_settings`). The defaults for missing settings are
+        no normalization, 224 x 224 pixels, bilinear and an 87.5 % crop.
 
     Raises:
         TypeError, ValueError, FileNotFoundError, ImportError, RuntimeError: as for the classifier.
@@ -272,7 +273,7 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
     if not isinstance(network, str):
         raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
     if is_import_path(network):
-        own = "default" if weights is None else weights  # what a call makes has its random weights already
+        own = "default" if weights is None else weights  # the network that a call returns already has random weights
         return _load_module(_call(network), own, network, num_classes)
     if not is_source_name(network):
         raise ValueError(
@@ -284,13 +285,13 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
 
 
 def is_source_name(network: object) -> bool:
-    """Whether it names a network of a known source, "timm/resnet18"."""
+    """Whether this is the name of a network from a known source, such as "timm/resnet18"."""
     source, _, name = network.partition("/") if isinstance(network, str) else ("", "", "")
     return source in _SOURCES and bool(name)
 
 
 def is_import_path(network: object) -> bool:
-    """Whether it is the import path of something in a module: "my_module.Net" or "my_module:Net".
+    """Whether this is the import path of an object in a module: "my_module.Net" or "my_module:Net".
 
     Example:
         >>> is_import_path("my_module.Net"), is_import_path("timm/resnet18.a1_in1k"), is_import_path("resnet18")
@@ -300,18 +301,18 @@ def is_import_path(network: object) -> bool:
 
 
 def _call(path: str) -> nn.Module:
-    """What the class or function at an import path makes without arguments.
+    """Call the class or function at an import path without arguments and return the network.
 
     Raises:
-        ImportError: there is no such module, or nothing of this name in it.
-        TypeError: it cannot be called so, or what it makes is no module.
+        ImportError: there is no such module, or no object of this name in it.
+        TypeError: it cannot be called without arguments, or the result is not a module.
     """
     where, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
     try:
         make = getattr(importlib.import_module(where), name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # a package that the user's module needs
+            raise  # a package that the user's module needs is missing
         raise ImportError(
             f"Expected `network` {path!r} to be in a module that Python finds, but there is no module {error.name!r}. "
             "Run the command in its folder, or name that folder in PYTHONPATH."
@@ -332,7 +333,7 @@ def _call(path: str) -> nn.Module:
 
 
 def _load_module(network: nn.Module, weights: str | Path, name: str, num_classes: int | None) -> Loaded:
-    """A module with what it carries, and perhaps the weights of a file."""
+    """A module with its own settings, and optionally the weights of a file."""
     new = False
     if weights != "default":
         _, new = _load_file(lambda *_: network, weights, name, num_classes)
@@ -349,10 +350,10 @@ def _check_known(name: str, known: Sequence[str], source: str) -> None:
 def _load_file(
     build: Build, path: str | Path, name: str, num_classes: int | None, rename: Any = dict
 ) -> tuple[nn.Module, bool]:
-    """Build the network and read the file into it, with the file's number of classes if none is asked for.
+    """Build the network and read the file into it, with the file's number of classes unless another is requested.
 
     Returns:
-        The network, and whether its head is new, as the file is of another number of classes than was asked for.
+        The network, and whether its head is new because the file has another number of classes than requested.
     """
     state = rename(read_state_dict(path))
     network = build(num_classes, state)
@@ -367,10 +368,10 @@ def _load_file(
 
 
 def load_but_head(network: nn.Module, state: Mapping[str, Tensor], network_name: str, source: str | Path) -> bool:
-    """`load_strictly`, but where the number of classes is all that differs, the network keeps its own head.
+    """Like `load_strictly`, but if only the number of classes differs, the network keeps its own head.
 
     Returns:
-        Whether it does.
+        Whether the network kept its own head.
     """
     new = other_head(state, network) is not None
     if new:
@@ -385,7 +386,7 @@ def load_but_head(network: nn.Module, state: Mapping[str, Tensor], network_name:
 def _download(fetch: Callable[[], Any], name: str) -> Any:
     try:
         return fetch()
-    except Exception as error:  # the source's libraries raise whatever their HTTP client does
+    except Exception as error:  # the source's libraries pass on any error of their HTTP client
         raise RuntimeError(
             f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). Where no download is"
             " possible, give a weight file: weights=PATH (.pth or .safetensors); or weights=None for random ones."
@@ -401,7 +402,7 @@ def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | 
     def build(classes: int | None, state: Mapping[str, Tensor] | None) -> nn.Module:
         options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
         if name in ("googlenet", "inception_v3"):
-            # As the pretrained ones are built; of the auxiliary heads, those are there that the file has.
+            # Build as for the pretrained weights, with the auxiliary heads that the file has.
             aux = any(re.search(r"(^|\.)(aux1|AuxLogits)\.", key) for key in state or ())
             options |= {"transform_input": True, "aux_logits": aux, "init_weights": state is None}
         network: nn.Module = models.get_model(name, weights=None, **options)
@@ -452,7 +453,7 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         import transformers
     except ImportError as error:
         raise ImportError(f'transformers/{name} needs a package: pip install "optcam_pl[transformers]"') from error
-    name = str(expanded_path(name)) if name.startswith(("~", "$")) else name  # a folder; else perhaps the hub's
+    name = str(expanded_path(name)) if name.startswith(("~", "$")) else name  # a folder; otherwise perhaps a hub name
     full_name, hub = f"transformers/{name}", cast("Any", transformers)
     config: Any = _download(lambda: hub.AutoConfig.from_pretrained(name), full_name)
     processor = _download(lambda: hub.AutoImageProcessor.from_pretrained(name).to_dict(), full_name)
@@ -473,7 +474,7 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
         network = _download(lambda: hub.AutoModelForImageClassification.from_pretrained(name, **other), full_name)
         new = num_classes not in (None, own)
-    # A file may have another number of classes, too; transformers makes names up where nobody has given any.
+    # A file may also have another number of classes; transformers invents class names if none are given.
     classes = heads(network)[0].get_parameter("weight").shape[0]
     known = len(named) == classes and "LABEL_0" not in named.values()
     names = [named[index] for index in range(classes)] if known else None
@@ -492,7 +493,7 @@ def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -
 
 
 def _sides(size: Mapping[str, int]) -> tuple[int, int]:
-    """(H,W) of what transformers' processors say: height and width, or the shorter side."""
+    """(H,W) from the size in transformers' processors: height and width, or the shorter side."""
     edge = size.get("shortest_edge")
     return (edge, edge) if edge else (size["height"], size["width"])
 

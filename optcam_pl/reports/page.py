@@ -46,15 +46,15 @@ pre {{ overflow-x: auto; }}
 
 
 def gallery(run_dirs: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str], limit: int = 50) -> Path:
-    """Write a self-contained HTML page: for each image every run's overlay with its scores, and the runs' table.
+    """Write a self-contained HTML page with the runs' table and, for each image, every run's overlay and scores.
 
-    The overlays are those of `RUN/overlays`, found by its `index.json` (or one `index-<rank>.json` for each process):
-    image id -> file name. They are stored in the page as JPEG, so that it can be sent around.
+    The overlays are read from `RUN/overlays`. Its `index.json` (or one `index-<rank>.json` for each process) maps image
+    ids to file names. The page contains the overlays as JPEG, so that it can be shared as a single file.
 
     Args:
-        run_dirs: Run folders, or folders that have runs below them; runs without overlays are left out.
+        run_dirs: Run folders, or folders that contain runs; runs without overlays are left out.
         output: The page.
-        limit: At most so many images, evenly spread over the datasets' order.
+        limit: The maximum number of images; they are spread evenly over the order of the dataset.
 
     Returns:
         The page's path.
@@ -86,7 +86,7 @@ def _safe(text: str, keep: str = "") -> str:
 
 
 def _overlays(run: Path) -> dict[str, Path]:
-    """Image id -> file, of the files that lie in the run's own overlay folder and nowhere else."""
+    """Image id -> file, only for files inside the run's own overlay folder."""
     folder, found = run / "overlays", {}
     for index in sorted(folder.glob("index*.json")):
         try:

@@ -1,11 +1,12 @@
-"""The paper's numbers, to stand beside ours.
+"""The paper's numbers, for comparison with ours.
 
 `published.csv` holds every number of the tables of Zhang, Torres, Sicre, Avrithis and Ayache, "Opti-CAM: Optimizing
 saliency maps for interpretability", Computer Vision and Image Understanding 248 (2024) 104101,
-doi 10.1016/j.cviu.2024.104101: table, dataset, network, variant (the settings that are not the paper's usual ones),
-method, metric, which way is better, value. Values are in percent but for the maximum sensitivity, the saliency metric
-and the seconds. They were read from one text extraction of the article and checked against a second one, not against
-the publisher's PDF. Seconds are not compared: they are another machine's.
+doi 10.1016/j.cviu.2024.104101. Its columns are table, dataset, network, variant (the settings that differ from the
+paper's usual ones), method, metric, which direction is better, and value. Values are in percent, except for the maximum
+sensitivity, the saliency metric and the seconds. They were read from one text extraction of the article and checked
+against a second one, not against the publisher's PDF. Seconds are not compared, because they were measured on another
+machine.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ METHODS = {
     "ScoreCAM": "Score-CAM",
     "XGradCAM": "XGrad-CAM",
 }
-"""Our names of methods -> the paper's, where they are not the same (LIME, TIBAV)."""
+"""Our method names -> the paper's, where the two differ. LIME and TIBAV, for example, have the same name in both."""
 
-_MAPS_OF_BOXES = {"box": "box", "complement": "box_complement"}  # `region` of a run, whatever its explainer: table 5
+_MAPS_OF_BOXES = {"box": "box", "complement": "box_complement"}  # `region` of a run with any explainer: table 5
 
-# What the paper's runs have in common, or in common for a dataset or network: every value that means the same.
+# The settings that the paper's runs share, overall or for a dataset or network: all values with the same meaning.
 _IMAGENET = ("imagenetval", "imagenet", "imagenet1k", "ilsvrc2012", "ilsvrc2012val")
 _DATA = {
     "imagenet_val": (_IMAGENET, 50_000),
@@ -70,7 +71,7 @@ _NOT_PERCENT = ("max_sensitivity", "saliency_metric", "seconds_per_batch_of_8")
 
 @dataclass(frozen=True)
 class Published:
-    """A number of the paper; see the module."""
+    """A number from the paper; see the module docstring."""
 
     table: str
     dataset: str
@@ -84,7 +85,7 @@ class Published:
 
 @functools.cache
 def published() -> tuple[Published, ...]:
-    """Every number of the paper.
+    """Return every number in the paper's tables.
 
     Example:
         >>> [row.value for row in published() if row.table == "1" and row.network == "resnet50"
@@ -103,20 +104,20 @@ def _variant(row: Published) -> dict[str, str]:
 
 
 def _wanted(row: Published) -> dict[str, tuple[Any, ...]]:
-    """The settings behind a published number: name -> the values of ours that mean the same."""
+    """The settings behind a published number: name -> our values with the same meaning."""
     names, images = _DATA[row.dataset]
     usual = {**_COMMON, **(_OPTICAM if row.method == "Opti-CAM" else {})}
     wanted: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in usual.items()}
     wanted |= {"data": (row.dataset, *names), "images": (images,), "layer": _LAYERS[row.network]}
     if row.table == "5" and row.method == "Opti-CAM":
-        wanted["max_iter"] = (50,)  # its caption does not say so; its numbers are those of table 6
+        wanted["max_iter"] = (50,)  # the caption does not say so, but the numbers are those of table 6
     for key, value in _variant(row).items():
         wanted[key] = (int(value) if value.isdigit() else _TARGETS.get(value, value),)
     return wanted
 
 
 def _facts(summary: Summary) -> dict[str, Any]:
-    """A run's settings by the names of `_wanted`."""
+    """A run's settings, under the names that `_wanted` uses."""
     facts = {"region": "S", **summary.options, **summary.settings, "images": summary.images}
     plain = re.sub(r"[^a-z0-9]", "", summary.data.lower())
     if facts["region"] in ("map", *_MAPS_OF_BOXES):
@@ -135,7 +136,7 @@ def _facts(summary: Summary) -> dict[str, Any]:
 
 
 def _differences(row: Published, facts: dict[str, Any]) -> tuple[str, ...]:
-    """What is not as in the paper. A usual setting that the run does not have (another method's) is no difference."""
+    """The differences from the paper. A usual setting that the run lacks (another method's) is not a difference."""
     wanted = _wanted(row)
     metric = {key: (value,) for key, value in METRICS[row.metric]().settings().items()}
     required = _variant(row)
@@ -160,11 +161,12 @@ def _closest(rows: Iterable[Published], facts: dict[str, Any]) -> tuple[Publishe
 
 
 def beside_published(summary: Summary) -> Summary:
-    """Put the paper's values beside a run's.
+    """Add the paper's values to a run's summary.
 
     Returns:
-        The summary with `Estimate.published` wherever the paper has the method on the network: of several values the
-        one whose settings are closest, with what differs. A note says so where the paper has nothing.
+        The summary with `Estimate.published` set wherever the paper reports this method on this network. If the paper
+        has several values, the one with the closest settings is taken, and the differences are listed. If the paper has
+        no value, a note says so.
     """
     method = METHODS.get(summary.explainer, summary.explainer)
     method = _MAPS_OF_BOXES.get(str(summary.settings.get("region")), method)
@@ -180,7 +182,7 @@ def beside_published(summary: Summary) -> Summary:
     for key, estimate in summary.metrics.items():
         metrics[key] = estimate
         info = summary.info(key)
-        if not info.path.startswith("optcam_pl."):  # somebody's own metric with a key of the paper's
+        if not info.path.startswith("optcam_pl."):  # a user's own metric with the same key as one in the paper
             continue
         if found := _closest((row for row in rows if row.metric == key), facts):
             row, differences = found

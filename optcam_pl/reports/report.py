@@ -1,4 +1,4 @@
-"""Tables of run folders, made from their rows (see `summary`), beside the numbers of the paper or of another run."""
+"""Tables of run folders, made from their rows (see `summary`) and compared with the paper or with another run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def _natural(path: Path) -> list[tuple[str, int]]:
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The run folders at or below the given ones, in the order given, below one sorted by name, each once.
+    """Find the run folders at or below the given paths.
+
+    They are returned in the order of the paths and, below each path, sorted by name. Each folder appears once.
 
     Raises:
-        RunFolderError: If a folder is missing, or has no run in it or below it.
+        RunFolderError: If a folder is missing, or there is no run in it or below it.
     """
     runs: dict[Path, Path] = {}
     for path in map(expanded_path, paths):
@@ -46,7 +48,7 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _comparable(run: Run, other: Run) -> list[str]:
-    """The metrics that both have, measured alike; RunFolderError names what differs otherwise."""
+    """The metrics that both runs have, measured in the same way; otherwise a RunFolderError names the differences."""
     if run.manifest["data"] != other.manifest["data"]:
         data = f"{run.manifest['data']} and {other.manifest['data']}"
         raise RunFolderError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
@@ -65,7 +67,7 @@ def _comparable(run: Run, other: Run) -> list[str]:
 
 
 def _check_same_metric(run: Run, other: Run, key: str) -> None:
-    """One key may stand for two metrics of people's own; only runs that describe theirs can tell."""
+    """Users may have two different metrics with the same key; only runs that describe their metrics show this."""
     if not all(key in one.manifest.get("metric_info", {}) for one in (run, other)):
         return
     ours, theirs = run.metrics[key], other.metrics[key]
@@ -78,22 +80,22 @@ def _check_same_metric(run: Run, other: Run, key: str) -> None:
 
 
 def _conventions(run: Run) -> list[str]:
-    """Names of the settings that metrics brought along."""
+    """The names of the settings that belong to metrics."""
     return [name for name in settings_of(run) if any(name.startswith(f"{key}_") for key in run.metrics)]
 
 
 def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) -> list[Summary]:
-    """Put the paired differences to another run, on the images of both, into the runs' summaries.
+    """Add the paired differences from another run to the runs' summaries, computed on the images that both runs have.
 
-    The p values are adjusted after Holm for being as many as there are: all metrics of all runs.
+    The p values are adjusted with Holm's method for the number of comparisons: all metrics of all runs.
 
     Args:
-        runs: the runs; `other` itself, where it is among them, gets none.
-        summaries: theirs.
+        runs: the runs. If `other` is among them, it gets no differences.
+        summaries: the summaries of the runs.
         other: the run that they are compared with.
 
     Raises:
-        RunFolderError: a run is of other data or was measured otherwise, or has no image in common with the other.
+        RunFolderError: a run has other data, was measured differently, or has no image in common with the other run.
     """
     theirs = {row.id: row for row in other.usable}
     pairs: dict[tuple[int, str], Paired] = {}
@@ -134,17 +136,17 @@ def report(
     intervals: Method | None = None,
     against: str | os.PathLike[str] | None = None,
 ) -> str:
-    """The table of several runs, made from their rows.
+    """Make the table of several runs from their rows.
 
     Args:
-        run_dirs: Run folders, or folders that have runs below them (`logs/`).
+        run_dirs: Run folders, or folders that contain runs (`logs/`).
         format: "text", "markdown", "csv", "latex" or "json".
-        beside_paper: Put the published values beside ours, or say which settings differ.
-        intervals: "bca" or "percentile": with the 95 % bootstrap interval of each mean.
-        against: A run folder that the others are compared with image by image, see `compare_runs`.
+        beside_paper: Show the published values next to ours, or say which settings differ.
+        intervals: "bca" or "percentile" adds the 95 % bootstrap interval of each mean.
+        against: A run folder that the others are compared with, image by image; see `compare_runs`.
 
     Raises:
-        RunFolderError: If a folder has no run, or a run contradicts itself or cannot be compared with the other.
+        RunFolderError: If a folder has no run, or if a run contradicts itself or cannot be compared with the other.
     """
     runs = [load_run(path) for path in find_runs(run_dirs)]
     summaries = [summarize(run, intervals) for run in runs]

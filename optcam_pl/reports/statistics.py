@@ -1,7 +1,7 @@
 """How certain a mean over images is, and whether two runs on the same images differ.
 
-Everything is made of the scores that a run stores, one row per image: (n,), or (n,k) for metrics that are a function of
-several means. Seeded, so that the same rows give the same digits.
+Everything is computed from the scores that a run stores, one row per image: (n,), or (n,k) for metrics that are a
+function of several means. Random draws are seeded, so that the same rows give the same digits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 Method = Literal["bca", "percentile"]
 OfMeans = Callable[[Array], Array]
 
-_CHUNK = 2**22  # numbers that a chunk of resamples may hold: 32 MB
+_CHUNK = 2**22  # the maximum number of values in a chunk of resamples: 32 MB
 
 
 class Interval(NamedTuple):
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """How much larger the first of two runs' values is, and how easily chance does that."""
+    """How much larger the first of two runs' values is, and how likely such a difference is by chance."""
 
     difference: float
     low: float
@@ -50,19 +50,20 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of the scores and its bootstrap interval: how it moves if the images are drawn anew from themselves.
+    """Compute the mean of the scores and its bootstrap interval, by drawing the images again with replacement.
 
     Args:
-        scores: n scores, or n rows of k; None, or NaN anywhere in a row, means undefined and is left out.
-        of_means: makes the value of means, (m,k) -> (m,); None for the mean of single scores.
+        scores: n scores, or n rows of k. None, or NaN anywhere in a row, means undefined; such a row is left out.
+        of_means: computes the value from the means, (m,k) -> (m,); None for the mean of single scores.
         level: how often the interval should cover the true value.
         method: "bca", corrected for bias and skewness (Efron, "Better bootstrap confidence intervals", JASA 1987), or
             "percentile".
         resamples: how many times the images are drawn.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
-        Value, low and high end. Of a single image the interval is NaN, of none the value, too.
+        The value and the low and high ends. With a single image the interval is NaN; with no image the value is NaN,
+        too.
 
     Example:
         >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, None], method="percentile")
@@ -99,24 +100,27 @@ def paired_difference(
     permutations: int = 4999,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two runs' values on the same images, its bootstrap interval and a p value.
+    """Compute the difference between two runs' values on the same images, its bootstrap interval and a p value.
 
-    The p value is that of a two-sided permutation test: were the two runs interchangeable, swapping their scores on any
-    images would change nothing; p is the share of such swaps with a difference at least as large. All swaps are counted
-    if there are no more than `permutations`, else that many random ones and the one that was observed.
+    The p value comes from a two-sided permutation test. If the two runs were interchangeable, swapping their scores on
+    any images would change nothing. The p value is the share of such swaps with a difference at least as large as the
+    observed one. If there are no more than `permutations` swaps, all of them are counted; otherwise that many random
+    swaps and the observed arrangement are counted.
 
     Args:
         ours: scores of the first run, as for `bootstrap_interval`.
-        theirs: of the second one, in the same order of images. Images without a score in either are left out.
-        of_means: makes the value of means; None for the mean of single scores.
-        level: of the interval.
-        method: of the interval.
-        resamples: of the interval.
-        permutations: of the test.
-        seed: of both.
+        theirs: scores of the second run, in the same order of images. Images that lack a score in either run are left
+            out.
+        of_means: computes the value from the means; None for the mean of single scores.
+        level: the level of the interval.
+        method: the method of the interval.
+        resamples: the number of resamples for the interval.
+        permutations: the number of permutations for the test.
+        seed: the seed of both the interval and the test.
 
     Returns:
-        Difference (ours - theirs), interval, p value, number of images compared; NaN where images are too few.
+        The difference (ours - theirs), its interval, the p value and the number of images compared; NaN where there are
+        too few images.
 
     Example:
         >>> paired_difference([3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 3.0, 5.5]).p_value
@@ -137,12 +141,12 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for being several: the chance that any of them is a false finding stays at the level.
+    """Adjust p values for multiple comparisons: the chance that any of them is a false finding stays at the level.
 
     Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
 
     Args:
-        p_values: in [0, 1]; NaN, a comparison that could not be made, stays NaN and does not count.
+        p_values: in [0, 1]. NaN marks a comparison that could not be made; it stays NaN and does not count.
 
     Returns:
         The adjusted values, in the order given.
@@ -167,7 +171,7 @@ def _table(scores: Sequence[Any] | npt.NDArray[Any]) -> Array:
 
 
 def _rows(scores: Sequence[Any] | npt.NDArray[Any]) -> Array:
-    """The rows of which everything is defined."""
+    """The rows in which every value is defined."""
     table = _table(scores)
     return table[~np.isnan(table).any(1)]
 
@@ -179,12 +183,12 @@ def _mean(means: Array) -> Array:
 
 
 def _exact_mean(rows: Array) -> Array:
-    """(1,k), to the digits of the metrics' own `reduce`."""
+    """(1,k), with the same digits as the metrics' own `reduce`."""
     return np.array([[math.fsum(column) / len(rows) for column in rows.T.tolist()]])
 
 
 def _counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[Array]:
-    """Chunks (m,n) of how often each of n images is drawn in a resample of n."""
+    """Yield chunks (m,n): how often each of the n images is drawn in a resample of n."""
     size = max(1, _CHUNK // n)
     for start in range(0, resamples, size):
         m = min(size, resamples - start)
@@ -194,8 +198,8 @@ def _counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[Array]
 
 
 def _bca(ends: Array, drawn: Array, value: float, left_out: Array) -> Array:
-    """Where in the drawn distribution the corrected interval ends; `left_out` (n,): the value without each image."""
-    below = ((drawn < value).sum() + (drawn <= value).sum()) / (2 * len(drawn))  # of equal ones, half
+    """The ends of the corrected interval in the drawn distribution; `left_out` (n,): the value without each image."""
+    below = ((drawn < value).sum() + (drawn <= value).sum()) / (2 * len(drawn))  # equal values count half
     half = 0.5 / len(drawn)
     bias = ndtri(np.clip(below, half, 1 - half))
     pull = left_out.mean() - left_out
@@ -206,7 +210,7 @@ def _bca(ends: Array, drawn: Array, value: float, left_out: Array) -> Array:
 
 
 def _swap_test(both: Array, difference: OfMeans, permutations: int, seed: int) -> float:
-    """Share of swaps of `ours` and `theirs`, the halves of `both`, that make a difference at least as large."""
+    """The share of swaps between `ours` and `theirs` (the halves of `both`) with a difference at least as large."""
     n, k = len(both), both.shape[1] // 2
     means = both.mean(0, keepdims=True)
     gain = np.hstack([both[:, k:] - both[:, :k], both[:, :k] - both[:, k:]]) / n  # what a swap adds to the means

@@ -1,8 +1,8 @@
-"""A run's rows to its numbers.
+"""From a run's rows to its numbers.
 
-A summary is a pure function of the rows and the manifest: the rows are taken in the order of the dataset's index and
-added with math.fsum, so it has the same digits for any number of processes and restarts, on any machine. No network is
-loaded, no tensor of the run is read, and no metric's class is needed: the manifest describes the metrics.
+A summary is a pure function of the rows and the manifest. The rows are taken in the order of the dataset's index and
+added with math.fsum, so the digits are the same for any number of processes and restarts, on any machine. No network is
+loaded and no tensor of the run is read. The manifest describes the metrics, so their classes are not needed.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ OfMeans: TypeAlias = Callable[[Tensor], Tensor]
 
 SUMMARY = "summary.json"
 NO_BOX = "the image has no box"
-"""The reason in the row of an image whose scores are undefined, though its map may say something."""
+"""The reason given in the row of an image whose scores are undefined although its map may be informative."""
 
 
 class DegenerateWarning(UserWarning):
-    """A run's maps say nothing for most of its images."""
+    """A run's maps carry no information for most of its images."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder has it.
+    """A run as stored in its folder.
 
     Attributes:
         path: the folder.
         manifest: what the run is.
-        rows: what it found out.
-        measured_by: the metrics themselves by key, where they are at hand: in the process that measured.
+        rows: its results.
+        measured_by: the metric objects by key, where they are available, as in the process that measured.
     """
 
     path: Path
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def usable(self) -> list[Row]:
-        """The rows of the dataset's images that have a result, in the dataset's order."""
+        """The rows of the dataset's images that have a result, in the order of the dataset."""
         return [row for row in self.rows if row.status != "error" and row.index < self.manifest["images"]]
 
     @cached_property
     def metrics(self) -> dict[str, MetricInfo]:
-        """The run's metrics by key, in its order; a run of old describes none, then the package's are known by key."""
+        """The run's metrics by key, in its order; for old runs, which describe none, the package's metrics by key."""
         stored = self.manifest.get("metric_info", {})
         found: dict[str, MetricInfo] = {}
         for key in self.manifest["metrics"]:
@@ -80,9 +80,9 @@ class Run:
         return found
 
     def of_means(self, key: str) -> OfMeans | None:
-        """The function that makes a metric's value of the means of its scores.
+        """The function that computes a metric's value from the means of its scores.
 
-        None where only the metric's own class has it, which is not of this package and was not imported by anybody.
+        None where only the metric's class has this function, and that class is outside this package and not imported.
         """
         info = self.metrics[key]
         if info.aggregate == "mean":
@@ -91,14 +91,14 @@ class Run:
             return self.measured_by[key].of_means
         if key in METRICS and info.path.startswith("optcam_pl."):
             return METRICS[key].of_means
-        # Looked up, never imported: a folder that came from elsewhere must not decide what code is run.
+        # Looked up, never imported: a folder from another source must not decide which code runs.
         module, _, name = info.path.rpartition(".")
         kind = getattr(sys.modules.get(module), name, None)
         return kind.of_means if isinstance(kind, type) and issubclass(kind, ImageMetric) else None
 
 
 def _info(path: Path, key: str, stored: Any) -> MetricInfo:
-    """A metric as a manifest describes it; the file may come from anywhere."""
+    """A metric as described in a manifest; the file may come from an untrusted source."""
     try:
         info = MetricInfo(**stored)
     except TypeError as error:
@@ -118,17 +118,17 @@ def load_run(run_dir: str | os.PathLike[str], measured_by: Iterable[ImageMetric]
 
     Args:
         run_dir: the folder.
-        measured_by: the run's metrics, where they are at hand; reports do without.
+        measured_by: the run's metrics, where they are available; reports do not need them.
 
     Raises:
-        RunFolderError: If it is none, or its rows contradict each other.
+        RunFolderError: If it is not a run folder, or its rows contradict each other.
     """
     metrics, path = {metric.key: metric for metric in measured_by}, expanded_path(run_dir)
     return Run(path, read_manifest(path), read_rows(path), metrics)
 
 
 def in_numpy(of_means: OfMeans) -> Callable[[_Array], _Array]:
-    """A metric's `of_means` for arrays, (m,k) -> (m,)."""
+    """Adapt a metric's `of_means` to NumPy arrays, (m,k) -> (m,)."""
 
     def value(means: _Array) -> _Array:
         given = torch.from_numpy(np.ascontiguousarray(means))
@@ -142,7 +142,7 @@ def _examples(texts: Sequence[str], most: int = 3) -> str:
 
 
 def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
-    """What a reader of the run's numbers has to know: whatever was not counted, in words."""
+    """Notes for the reader of the run's numbers: everything that was not counted, in words."""
     n, notes = run.manifest["images"], []
     if absent := missing(run.rows, n):
         ranges = format_ranges(absent).split(", ")
@@ -175,7 +175,7 @@ def _notes(run: Run, metrics: dict[str, Estimate]) -> list[str]:
 
 
 def mostly_degenerate(run: Run) -> str:
-    """What is to be said of a run whose maps say nothing for more than half of its images; "" of the others."""
+    """The warning for a run whose maps carry no information for more than half of its images; otherwise ""."""
     silent = [row.reason for row in run.usable if row.status == "degenerate" and row.reason != NO_BOX]
     if 2 * len(silent) <= len(run.usable):
         return ""
@@ -205,17 +205,17 @@ def _estimate(run: Run, key: str, rows: Sequence[Row], intervals: Method | None)
 
 
 def _stored(run: Run, key: str, *, with_interval: bool) -> Estimate:
-    """What the run wrote down itself for a metric whose class is not at hand."""
+    """The value that the run itself stored for a metric whose class is not available."""
     try:
         stored = json.loads((run.path / SUMMARY).read_bytes())["metrics"][key]
         ends = [stored.get(end) if with_interval else None for end in ("low", "high")]
         return Estimate(stored["value"], 0, *ends)
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of before the metric
+    except (OSError, ValueError, KeyError, TypeError):  # no stored summary, or one from before the metric
         return Estimate(None)
 
 
 def settings_of(run: Run, entry: str = "settings") -> dict[str, Any]:
-    """The settings of a run, or another of its manifest's entries, by dotted name."""
+    """The settings of a run, or another entry of its manifest, by dotted name."""
     nested = run.manifest.get(entry)
     return dict(flatten(nested)) if nested else {}
 
@@ -223,11 +223,11 @@ def settings_of(run: Run, entry: str = "settings") -> dict[str, Any]:
 def summarize(run: Run, intervals: Method | None = None) -> Summary:
     """Make a run's numbers from its rows.
 
-    Rows with an error count in the notes alone; seconds per image is the mean over the others.
+    Rows with an error count only in the notes. Seconds per image is the mean over the other rows.
 
     Args:
         run: the run.
-        intervals: how the 95 % bootstrap intervals of the means are made, see `bootstrap_interval`; None makes none.
+        intervals: the method for the 95 % bootstrap intervals of the means, see `bootstrap_interval`; None makes none.
     """
     rows, manifest = run.usable, run.manifest
     metrics = {key: _estimate(run, key, rows, intervals) for key in run.metrics}
@@ -249,7 +249,7 @@ def summarize(run: Run, intervals: Method | None = None) -> Summary:
 
 
 def summary_to_store(run: Run, summary: Summary) -> Summary:
-    """The summary with intervals for those metrics of which a later report, without their classes, can make none."""
+    """Add intervals for those metrics for which a later report, without their classes, cannot make them."""
     own = [
         key for key, info in run.metrics.items() if info.aggregate != "mean" and not info.path.startswith("optcam_pl.")
     ]

@@ -1,4 +1,4 @@
-"""Tables of summaries as text, Markdown, CSV, LaTeX and JSON; names from outside are escaped for each."""
+"""Tables of summaries as text, Markdown, CSV, LaTeX and JSON. External names are escaped for each format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rich.cells import cell_len
 from optcam_pl.checks import check_choice
 from optcam_pl.metrics import METRICS, MetricInfo
 
-_WIDEST = 160  # characters of a table that has its runs below each other
+_WIDEST = 160  # the maximum width, in characters, of a table with one row per run
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
 
 
 @dataclass(frozen=True)
 class PaperValue:
-    """A published value: the number in our unit, its table, and which settings differ from the run beside it."""
+    """A published value: the number in our unit, its table, and the settings that differ from the run's."""
 
     value: float
     table: str
@@ -34,7 +34,7 @@ class PaperValue:
 
 @dataclass(frozen=True)
 class Paired:
-    """A run's mean difference to another run on the images that both have, its interval and its p value."""
+    """A run's mean difference from another run on the images that both have, with its interval and p value."""
 
     run: str
     images: int
@@ -50,11 +50,11 @@ class Estimate:
 
     Attributes:
         value: The mean; None where no image has the score.
-        undefined: Number of images without the score, which the mean leaves out.
-        low: Lower end of its interval, where one was asked for.
-        high: Upper end.
-        published: The paper's value, where one was asked for and exists.
-        against: The difference to another run, where one was asked for.
+        undefined: Number of images without the score; the mean leaves them out.
+        low: Lower end of the interval, if one was requested.
+        high: Upper end of the interval, if one was requested.
+        published: The paper's value, if it was requested and exists.
+        against: The difference from another run, if it was requested.
     """
 
     value: float | None
@@ -66,7 +66,7 @@ class Estimate:
 
     @property
     def beyond_published(self) -> float | None:
-        """Ours minus the paper's, where all settings are the paper's."""
+        """Our value minus the paper's, where all settings match the paper's."""
         comparable = self.value is not None and self.published is not None and not self.published.differences
         return self.value - self.published.value if comparable else None  # type: ignore[union-attr, operator]
 
@@ -81,11 +81,11 @@ class Summary:
         data: Name of the dataset.
         classifier: Name of the network.
         explainer: Name of the method.
-        settings: What the numbers depend on, by dotted name.
+        settings: The settings that the numbers depend on, by dotted name.
         options: The method's own settings.
-        images: Number of images in the dataset of the run.
+        images: Number of images in the run's dataset.
         statuses: How many of them are "ok", "degenerate", "error" and "missing".
-        seconds_per_image: Mean over the images without an error; None where there is none.
+        seconds_per_image: Mean over the images without an error; None if there are none.
         metrics: The means by metric, in the run's order.
         notes: What was left out, in words.
         metric_info: What the metrics are, by metric; see `info`.
@@ -106,18 +106,18 @@ class Summary:
     metric_info: Mapping[str, MetricInfo] = field(default_factory=dict)
 
     def info(self, key: str) -> MetricInfo:
-        """What one of the metrics is; where the summary does not say so, the package's metric of this key."""
+        """The description of a metric; if the summary has none, that of the package's metric with this key."""
         return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
 
     def values(self) -> dict[str, float]:
-        """Its numbers by name, to be logged: the metrics and the seconds per image; NaN where there is none."""
+        """The numbers to log, by name: the metrics and the seconds per image; NaN where a number is missing."""
         numbers = {key: estimate.value for key, estimate in self.metrics.items()}
         numbers["seconds_per_image"] = self.seconds_per_image
         return {key: math.nan if value is None else value for key, value in numbers.items()}
 
     @property
     def conditions(self) -> dict[str, str]:
-        """All that the numbers depend on but the method, as text."""
+        """Everything except the method that the numbers depend on, as text."""
         shown = {**self.settings, "classifier": self.classifier, "data": self.data}
         if self.stage != "test":
             shown["stage"] = self.stage
@@ -132,11 +132,11 @@ def _words(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Grid:
-    """A table for people: plain cells, and below it what holds for all runs, and the notes."""
+    """A table for human readers: plain cells and, below them, the settings that all runs share and the notes."""
 
     header: list[str]
     body: list[list[str]]
-    left: int  # this many columns are words, the others numbers
+    left: int  # the number of leading columns that hold words; the others hold numbers
     common: list[str]
     notes: list[str]
     title: str = ""
@@ -175,14 +175,14 @@ def _cell(summary: Summary, key: str) -> str:
 
 
 def _head(key: str, info: MetricInfo) -> str:
-    """Label, unit and which way is better; the package's own percentages are headed as in the papers, without unit."""
+    """Label, unit and better direction; the package's own percentages have no unit in the heading, as in papers."""
     usual = key in METRICS and info.unit == "%"
     arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
     return " ".join(filter(None, (info.label, f"({info.unit})" if info.unit and not usual else "", arrow)))
 
 
 def _columns(summaries: Sequence[Summary]) -> dict[tuple[str, str], None]:
-    """(key, head) of the summaries' metrics: where two runs call different metrics the same, each has its column."""
+    """(key, head) of the summaries' metrics; different metrics with the same key get a column each."""
     return dict.fromkeys((key, _head(key, s.info(key))) for s in summaries for key in s.metrics)
 
 
@@ -191,7 +191,7 @@ def _union(keys: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-    """The settings that have several values among those of one owner."""
+    """The settings that have several values for one owner."""
     values: dict[tuple[str, str], set[str]] = {}
     for owner, settings in of:
         for key, value in settings.items():
@@ -200,14 +200,14 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _grid(summaries: Sequence[Summary]) -> _Grid:
-    """One row a run; a setting in which runs differ is a column, what holds for all stands below, once."""
+    """One row per run. Settings in which the runs differ are columns; shared settings appear once, below."""
     columns = _differing(("", s.conditions) for s in summaries)
     own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
     words = [
         [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(_words(s.options.get(k, "-")) for k in own)]
         for s in summaries
     ]
-    named = len({tuple(row) for row in words}) < len(words)  # then only the runs' own names tell them apart
+    named = len({tuple(row) for row in words}) < len(words)  # then only the runs' names distinguish them
     metrics = _columns(summaries)
     body = [
         [
@@ -232,7 +232,7 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
 
 
 def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
-    """The paper's values beside ours, a row for each of them."""
+    """The paper's values next to ours, one row for each."""
     body, reasons = [], []
     for summary in summaries:
         for key, estimate in summary.metrics.items():
@@ -252,7 +252,7 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
 
 
 def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
-    """The paired differences, a row for each of them."""
+    """The paired differences, one row for each."""
     pairs = [(s, k, s.info(k), e.against) for s in summaries for k, e in s.metrics.items() if e.against is not None]
     twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
@@ -274,7 +274,7 @@ def _grids(summaries: Sequence[Summary]) -> list[_Grid]:
 
 
 def _narrow(grid: _Grid) -> _Grid:
-    """The grid, or, where that is too wide to read and this is not as wide, its metrics below each other."""
+    """The grid; if it is too wide to read, the transposed grid (one row per metric) where that is narrower."""
     turned = replace(
         grid,
         header=["metric", *(", ".join(row[: grid.left]) for row in grid.body)],
@@ -294,7 +294,7 @@ def _images(summary: Summary) -> str:
 
 
 def _setting(key: str, summaries: Sequence[Summary]) -> str:
-    """`key: value`, with the methods that have the setting where not all runs have it."""
+    """`key: value`; if not all runs have the setting, the methods that do are named."""
     having = [summary for summary in summaries if key in summary.conditions]
     some = f" ({', '.join(_union([[s.explainer for s in having]]))})" if len(having) < len(summaries) else ""
     return f"{key}{some}: {having[0].conditions[key]}"
@@ -317,7 +317,7 @@ def _text(grid: _Grid) -> str:
 
     lines = [printable(grid.title)] if grid.title else []
     lines += [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
-    whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # a setting is not broken over lines
+    whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # no line break within a setting
     lines += [part.replace("\0", " ") for part in _wrap("; ".join(whole))]
     lines += [part for note in grid.notes for part in _wrap(printable(note))]
     return "\n".join(lines) + "\n"
@@ -357,7 +357,7 @@ def _plain(text: str) -> str:
 
 
 def _csv(summaries: Sequence[Summary]) -> str:
-    """Everything at full precision, one row a run; a text that a spreadsheet would take for a formula gets a quote."""
+    """Everything at full precision, one row per run; text that a spreadsheet would read as a formula gets a quote."""
     settings = _union([[*summary.settings, *summary.options] for summary in summaries])
     metrics = _union([list(summary.metrics) for summary in summaries])
     statuses = ["ok", "degenerate", "error", "missing"]
@@ -379,7 +379,7 @@ def _csv(summaries: Sequence[Summary]) -> str:
 
 
 def _numbers(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate's numbers by the ends of their CSV columns' names; those that no run has get no column."""
+    """An estimate's numbers by the suffix of their CSV column; numbers that no run has get no column."""
     found: dict[str, float | None] = {"": estimate.value}
     if estimate.low is not None:
         found |= {"low": estimate.low, "high": estimate.high}
@@ -391,7 +391,7 @@ def _numbers(estimate: Estimate) -> dict[str, float | None]:
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
-    """A summary as the JSON report has it: numbers at full precision, metrics by key with what they are."""
+    """A summary as in the JSON report: numbers at full precision, and metrics by key with their descriptions."""
     keys = ("run", "stage", "data", "classifier", "explainer", "settings", "options", "images", "statuses")
     metrics: dict[str, dict[str, Any]] = {}
     for key, estimate in summary.metrics.items():
@@ -428,17 +428,18 @@ _FORMATS: dict[Format, Callable[[Sequence[Summary]], str]] = {
 
 
 def table(summaries: Sequence[Summary], format: Format = "text") -> str:
-    """Show summaries as a table, one row a run.
+    """Show summaries as a table with one row per run.
 
-    For people (text, markdown, latex) the settings on which all runs agree stand below, once, and those in which they
-    differ are columns; notes about what was left out follow. For programs (csv, json) every number has all its digits.
+    In the formats for people (text, markdown, latex), settings that all runs share appear once below the table, and
+    settings that differ are columns. Notes about what was left out follow. In the formats for programs (csv, json),
+    every number has all its digits.
 
     Args:
         summaries: The runs, in the order of the rows.
         format: "text", "markdown", "csv", "latex" or "json".
 
     Raises:
-        ValueError: If the format is another.
+        ValueError: If the format is not one of these.
     """
     check_choice("format", format, Format)
     return _FORMATS[format](summaries)

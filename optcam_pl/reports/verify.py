@@ -17,16 +17,16 @@ from optcam_pl.runs.tensors import load_tensors
 
 
 def verify(run_dir: str | os.PathLike[str]) -> list[str]:
-    """Check a run folder against itself.
+    """Check that a run folder is consistent.
 
-    Checked are: the manifest and whether its parts agree; every row's checksum and that no two rows contradict each
-    other; that each image of the dataset has a row and each row an image; that rows have what the manifest promises;
-    the checksums of stored tensors; and, where there is a `summary.json`, that the rows still give it. A damaged line
-    whose image has a sound row as well (its block was done again) is no problem.
+    The checks are: the manifest's parts agree; every row's checksum is right, and no two rows contradict each other;
+    each image of the dataset has a row, and each row has an image; the rows contain what the manifest promises; the
+    checksums of stored tensors are right; and, if there is a `summary.json`, the rows still give the same numbers. A
+    damaged line is not a problem if its image also has a sound row (its block was done again).
 
     Returns:
-        The problems, a sentence each; none for a complete and sound run. Images with an error are no problem: their
-        rows say so.
+        The problems, one sentence each; an empty list for a complete and sound run. Images with an error are not a
+        problem, because their rows say so.
     """
     try:
         run = load_run(run_dir)
@@ -38,7 +38,7 @@ def verify(run_dir: str | os.PathLike[str]) -> list[str]:
 
 
 def _manifest_problems(run: Run) -> Iterator[str]:
-    """Where the manifest says one thing twice, differently."""
+    """Places where the manifest states the same thing twice with different values."""
     manifest = run.manifest
     prints = dict(flatten(manifest["fingerprint"]))
     same = {"data.images": manifest["images"], "data.name": manifest["data"], **manifest["settings"]}
@@ -97,7 +97,7 @@ def _file_problems(run: Run) -> Iterator[str]:
 
 
 def _numbers(summary: Any) -> dict[str, Any]:
-    """What a summary measures, without the intervals and comparisons that a report may have added."""
+    """The measured numbers of a summary, without intervals and comparisons that a report may have added."""
     kept = {key: summary.get(key) for key in ("images", "statuses", "seconds_per_image")}
     kept["metrics"] = {key: estimate.get("value") for key, estimate in summary.get("metrics", {}).items()}
     return dict(flatten(kept))

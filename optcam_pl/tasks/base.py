@@ -1,4 +1,4 @@
-"""What the two tasks share: the data module of a run and the run's folder."""
+"""What the two tasks share: a run's data module and its folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from optcam_pl.runs.folders import choose_run_dir
 
 
 class RunTask(L.LightningModule):
-    """A LightningModule whose run has a folder, and whose data comes from an `ImageDataModule`.
+    """A LightningModule whose run has a folder and whose data comes from an `ImageDataModule`.
 
     Attributes:
-        run_dir: the run's folder. Set it to choose one; otherwise it is the logger's, and without a logger the
+        run_dir: the run's folder. Set it to choose one. Otherwise it is the logger's folder or, without a logger, the
             trainer's ``default_root_dir``.
-        cut_short: after a run that a limit of the trainer ended early, a sentence that says so; "" after any other.
+        cut_short: a sentence that says so if a limit of the trainer ended the run early; otherwise "".
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RunTask(L.LightningModule):
 
     @property
     def run_dir(self) -> Path:
-        """The folder of this run; known from `setup` on, or once it is set."""
+        """The folder of this run; known from `setup` on, or as soon as it is set."""
         return self._run_dir
 
     @run_dir.setter
@@ -47,5 +47,5 @@ class RunTask(L.LightningModule):
             self._run_dir = self._given_dir
 
     def find_folder(self, trainer: L.Trainer) -> Path:
-        """The run's folder before `setup`; all processes have to call this together."""
+        """Find the run's folder before `setup`; all processes have to call this together."""
         return choose_run_dir(trainer, self._given_dir)

@@ -44,7 +44,7 @@ from optcam_pl.tasks.base import RunTask
 
 
 class _CloseOnError(Callback):
-    """Gives a run's folder back when the run fails; after a success `SaliencyTask.teardown` does."""
+    """Releases a run's folder when the run fails; after a success, `SaliencyTask.teardown` does this."""
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, SaliencyTask):
@@ -54,42 +54,44 @@ class _CloseOnError(Callback):
 class SaliencyTask(RunTask):
     """One explainer on one dataset.
 
-    ``test`` (and ``validate``) explains every image, measures the maps, writes one row an image and logs the metrics,
-    which are a pure function of the rows. ``predict`` explains without measuring more than p and o. ``fit`` runs the
-    inner fit loop of an optimizing explainer (`OptiCAM`) through Lightning's own optimizer, one global step an
-    iteration, and stores each image's weights and objective curve; a ``test`` takes them by `weights_from`.
+    ``test`` (and ``validate``) explains every image, measures the maps, writes one row per image and logs the metrics,
+    which are a pure function of the rows. ``predict`` explains and measures only p and o. ``fit`` runs the inner fit
+    loop of an optimizing explainer (`OptiCAM`) through Lightning's own optimizer, with one global step per iteration.
+    It stores each image's weights and objective curve; a ``test`` can use them with `weights_from`.
 
-    The data must come from an `ImageDataModule`: its blocks make sure that each image is seen exactly once, for any
-    number of processes and of starts: a run whose folder holds a part of its results does the rest (see `RunFolder`).
+    The data must come from an `ImageDataModule`. Its blocks ensure that each image is seen exactly once, for any number
+    of processes and restarts. If the run's folder already holds part of the results, the run does the rest (see
+    `RunFolder`).
 
     Args:
         classifier: the network that is explained.
         explainer: the saliency method.
-        target: the class that is explained and measured: the image's ``label`` (the paper's metrics), the
-            ``predicted`` class, the ``second`` or the ``least`` probable one, or a class index.
-        baseline: what stands where a map is 0, for the metrics and for explainers that mask; None leaves the
-            explainer's own ("black" where it has none).
-        selectivity: exponent of every map; None leaves the explainer's own (1).
-        augment: whether every map is the mean over views of its image; None leaves the explainer's own (False). See
-            `Explainer` for both.
-        metrics: what is measured by ``test``: any `ImageMetric`, also of your own. None is Average Drop, Average Gain
-            and Average Increase, "all" is every metric of the package that the dataset has the annotations for.
-        region: what of the map is measured, for the bounding-box study: the "map", its part "inside_box" or
-            "outside_box", or, in the map's place, the "box" itself or its "complement"; all but the first need a
-            dataset with boxes, and an image without one has no scores.
-        chunk_size: images in one pass of the network, for metrics that need many passes an image.
-        weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimizing anew.
+        target: the class that is explained and measured: the image's ``label`` (as in the paper's metrics), the
+            ``predicted`` class, the ``second`` most probable or the ``least`` probable class, or a class index.
+        baseline: what replaces the image where a map is 0, for the metrics and for explainers that mask; None keeps the
+            explainer's own ("black" if it has none).
+        selectivity: exponent of every map; None keeps the explainer's own (1).
+        augment: whether every map is the mean over views of its image; None keeps the explainer's own (False). See
+            `Explainer` for `selectivity` and `augment`.
+        metrics: the metrics that ``test`` measures: any `ImageMetric`, including your own. None means Average Drop,
+            Average Gain and Average Increase; "all" means every metric of the package for which the dataset has the
+            annotations.
+        region: the part of the map that is measured, for the bounding-box study: the "map"; its part "inside_box" or
+            "outside_box"; or, instead of the map, the "box" itself or its "complement". All except "map" need a dataset
+            with boxes, and an image without a box has no scores.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
+        weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimizing again.
 
     Attributes:
-        run_dir: the run's folder. Set it to choose one; else it is the logger's, and without a logger the trainer's
-            ``default_root_dir``. What was chosen holds for every stage and trainer, until None is set.
-        resume: what to do about a run that is in the folder: see `RunFolder`.
-        shard: which part of the blocks to do: see `RunFolder`; None for all.
-        cut_short: after a run that ended before all of its images were done, as a limit of the trainer was reached, a
-            sentence that says so; "" after any other.
+        run_dir: the run's folder. Set it to choose one. Otherwise it is the logger's folder or, without a logger, the
+            trainer's ``default_root_dir``. Your choice holds for every stage and trainer until you set None.
+        resume: what to do with a run that is already in the folder; see `RunFolder`.
+        shard: which part of the blocks to do; see `RunFolder`. None means all.
+        cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
+            otherwise "".
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class SaliencyTask(RunTask):
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
         self.region, self.chunk_size = region, check_positive("chunk_size", chunk_size)
-        self._every_metric = metrics == "all"  # which these are depends on the dataset
+        self._every_metric = metrics == "all"  # the dataset determines which metrics these are
         if isinstance(metrics, str):
             check_choice("metrics", metrics, Literal["all"])
         else:
@@ -139,18 +141,18 @@ class SaliencyTask(RunTask):
 
     @property
     def baseline(self) -> Baseline:
-        """What stands where a map is 0: one for the explainer and the metrics."""
+        """What replaces the image where a map is 0: the same for the explainer and the metrics."""
         return self.explainer.baseline
 
     @property
     def folder(self) -> RunFolder:
-        """What of the run is done and what is to do; known from `setup` on."""
+        """The state of the run, what is done and what remains; known from `setup` on."""
         assert self._folder is not None
         return self._folder
 
     @property
     def run(self) -> Run:
-        """What the run's folder holds, when it has ended; read once, for all who show it. Asked for on rank 0 alone."""
+        """The content of the run's folder after the run has ended; it is read once and only on rank 0."""
         if self._run is None:
             self._run = load_run(self.run_dir, self._measured())
         return self._run
@@ -158,10 +160,10 @@ class SaliencyTask(RunTask):
     # What Lightning calls ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Match data and network, find the run's folder (its name comes from rank 0) and what there is to do.
+        """Match data and network, and find the run's folder (its name comes from rank 0) and the remaining work.
 
         Raises:
-            ValueError: the network's head is new; it lacks the explainer's layer; or the data do not fit.
+            ValueError: the network's head is new; the network lacks the explainer's layer; or the data do not fit.
         """
         self._run = None
         match(self.classifier, self.explainer, self.data, self.target)
@@ -174,7 +176,7 @@ class SaliencyTask(RunTask):
         self._prepare(cast(Stage, stage))
 
     def teardown(self, stage: str) -> None:
-        """Give the run's folder back; warn if a limit of the trainer has kept images from being done."""
+        """Release the run's folder; warn if a limit of the trainer left images undone."""
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
@@ -186,12 +188,12 @@ class SaliencyTask(RunTask):
             warnings.warn(self.cut_short, stacklevel=2)
 
     def close(self, failed: bool = False) -> None:
-        """Give the run's folder back, whatever has happened; the other processes are told where this one failed."""
+        """Release the run's folder in any case; if this process failed, tell the other processes."""
         if self._folder is not None:
             self._folder.fail() if failed else self._folder.close()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run of this task needs."""
+        """The callbacks that every run of this task needs."""
         return [_CloseOnError()]
 
     def _set_metrics(self, metrics: Sequence[ImageMetric]) -> None:
@@ -208,26 +210,26 @@ class SaliencyTask(RunTask):
                 f"use `test` or `predict`."
             )
         self.explainer.check_one_view()
-        # The images of `fit` and of validation are the same ones: no second pass over them.
+        # `fit` and validation use the same images: no second pass over them.
         self.trainer.limit_val_batches = 0
         channels = self.explainer.channels(self.classifier, self.data.preprocessing.size)
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(channels)) for _ in range(self.data.batch_size))
-        # Nothing here is to be averaged or broadcast over ranks: each has images of its own.
+        # Nothing here must be averaged or broadcast across ranks: each rank has its own images.
         ignored = [name for name, _ in [*self.named_parameters(), *self.named_buffers()] if name != "weights.0"]
         keep_out_of_ddp(self, ignored)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The explainer's optimizer, over one parameter an image of the block."""
+        """The explainer's optimizer, with one parameter per image of the block."""
         assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
         return self.explainer.make_optimizer(self.weights)
 
     def train(self, mode: bool = True) -> SaliencyTask:
-        """Nothing here has a training mode: the network that is explained stays as it is."""
+        """Do nothing: there is no training mode here, and the explained network stays as it is."""
         self.training = mode
         return self
 
     def _start(self) -> None:
-        """Open the rows; the loader is made and no process waits for another any more."""
+        """Open the rows; by now the loader exists, and no process waits for another anymore."""
         self.metrics.reset()
         if self.folder.plan.todo:
             self.folder.open()
@@ -256,8 +258,8 @@ class SaliencyTask(RunTask):
         """Explain one block.
 
         Returns:
-            ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), of the block's n images that
-            could be read.
+            ``id`` (list), ``saliency`` (n,1,H,W), ``target`` (n,) and ``predicted`` (n,), for the n images of the block
+            that could be read.
         """
         self._block(batch, self._explain_or_recall, measure=False)
         if self.result is None:
@@ -272,7 +274,7 @@ class SaliencyTask(RunTask):
         }
 
     def _write(self, *_: Any, **__: Any) -> None:
-        """Write the block's rows, after all callbacks: whatever they stored is there when the rows say so."""
+        """Write the block's rows after all callbacks, so that everything the callbacks store exists before the rows."""
         if self.result is not None:
             self.folder.write(self.result.rows, self.data.max_errors)
         self.folder.heed()
@@ -298,7 +300,7 @@ class SaliencyTask(RunTask):
     # One block -----------------------------------------------------------------------------------------------------
 
     def _block(self, block: Batch, explain: Explain, *, measure: bool) -> None:
-        """Evaluate a block; write its curves and add up its scores."""
+        """Evaluate a block, write its curves and add up its scores."""
         self.result = None
         if not bool((block["index"] >= 0).any()):  # this process has no block left
             return
@@ -328,8 +330,8 @@ class SaliencyTask(RunTask):
         assert isinstance(self.explainer, OptiCAM)  # see _setup_fit
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
-        optimizer.optimizer.state.clear()  # the moments of the block before have nothing to say here
-        weights = list(self.weights)[: len(target)]  # the others have no gradient, so that no step moves them
+        optimizer.optimizer.state.clear()  # the moments of the previous block do not apply here
+        weights = list(self.weights)[: len(target)]  # the others have no gradient, so no step changes them
         return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
 
     def _number(self, batch: Batch) -> int:
@@ -339,7 +341,7 @@ class SaliencyTask(RunTask):
     # The run -------------------------------------------------------------------------------------------------------
 
     def _prepare(self, stage: Stage) -> None:
-        """Lock the run's folder, check that it is this run's, and see which blocks are still to do."""
+        """Lock the run's folder, check that it belongs to this run, and find the blocks that are still to do."""
         trainer, data = self.trainer, self.data
         manifest = self.manifest(stage)
         if self.stored_weights is not None:
@@ -362,7 +364,7 @@ class SaliencyTask(RunTask):
             )
 
     def _finish(self) -> Run | None:
-        """Wait until every process has written its rows; on rank 0 the run, which warns where most maps say nothing."""
+        """Wait until every process has written its rows; on rank 0, return the run; warn if most maps say nothing."""
         self.folder.finish()
         if not self.trainer.is_global_zero:
             return None
@@ -372,30 +374,30 @@ class SaliencyTask(RunTask):
         return run
 
     def _end(self, stage: Stage) -> None:
-        """Log and store the metrics, a function of all rows."""
+        """Log and store the metrics, which are a function of all rows."""
         run = self._finish()
         values: dict[str, float] = {}
         if run is not None:
             summary = summarize(run)
-            if not summary.statuses["missing"]:  # another shard's images
+            if not summary.statuses["missing"]:  # missing images belong to another shard
                 values = summary.values()
                 text = json.dumps(as_dict(summary_to_store(run, summary)), indent=2, allow_nan=False) + "\n"
                 write_file(self.run_dir / SUMMARY, text)
         values = self.trainer.strategy.broadcast(values)
-        # Every rank has the same values already: nothing to reduce.
+        # Every rank already has the same values, so there is nothing to reduce.
         self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
-        """What the run is: its names, the settings printed with its numbers, and its fingerprint."""
+        """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
         parts = (self.classifier, self.explainer, self.data, self._measured(), self.target, self.region)
         subject = Subject(*parts, precision=str(self.trainer.precision), device=self.device.type)
         return subject.manifest(stage, str(self.run_dir))
 
     def running(self) -> list[ImageMetric]:
-        """The metrics that have seen an image on this rank, with this rank's sums: for a progress bar."""
+        """The metrics that have seen an image on this rank, with this rank's sums, for a progress bar."""
         return [metric for metric in self._measured() if int(metric.count)]
 
     def _measured(self) -> list[ImageMetric]:
-        """In the order in which they were given; the collection has its own."""
+        """The metrics in the order in which they were given; the collection has its own order."""
         found = dict(self.metrics.items(keep_base=True))
         return [metric for key in self._keys if isinstance(metric := found[key], ImageMetric)]
