@@ -151,7 +151,7 @@ def fit_prefix(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Ten
 
 
 def rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the names in torchvision's DenseNet files (`norm.1`, `conv.2`) into those of its networks (`norm1`, `conv2`).
+    """Rename what torchvision's DenseNet files call `norm.1`, `conv.2` as its networks do: `norm1`, `conv2`.
 
     Example:
         >>> list(rename_densenet({"features.denseblock1.denselayer2.norm.1.weight": torch.ones(1)}))
