@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from optcam_pl.cli.lightning_cli import OptcamCLI, main
+from optcam_pl.cli import main
+from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.metrics import METRICS
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.reports.tables import Summary
