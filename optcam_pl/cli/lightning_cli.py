@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
-from optcam_pl.checks import check_positive, expanded_path
+from optcam_pl.checks import ToldError, check_positive, expanded_path
 from optcam_pl.cli.errors import plain
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
@@ -313,9 +313,12 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
         except ConnectionError as error:
-            # The other way in which torch notices, beside "killed by signal".
-            reason = error.strerror or error
-            raise RuntimeError(f"A loader process was killed, perhaps for lack of memory ({reason}).") from error
+            # One of the ways in which torch notices, beside "killed by signal" and the next one.
+            raise _loader_killed(error.strerror or error) from error
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+                raise _loader_killed(error) from error
+            raise
         except OSError as error:
             if error.filename is not None or error.errno is None:  # the system's with its file, or words of our own
                 raise
@@ -388,6 +391,12 @@ def _expanded(setting: Any) -> Any:
         for key, item in vars(setting).items():
             setattr(setting, key, _expanded(item))
     return setting
+
+
+def _loader_killed(reason: object) -> ToldError:
+    return ToldError(
+        f"A loader process was killed, perhaps for lack of memory ({reason}). The run can be started again."
+    )
 
 
 def parse_shard(text: str | None) -> Shard | None:
