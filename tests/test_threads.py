@@ -375,17 +375,21 @@ def test_who_wants_the_network_alone_waits_for_passes_that_have_begun() -> None:
 
 def test_two_threads_that_want_the_network_alone_in_the_middle_of_a_pass_both_get_it() -> None:
     network, meet = nn.Identity(), threading.Barrier(2, timeout=LONG)
+    events: list[str] = []
 
     def explain_in_a_pass() -> None:
         with passing(network):
             meet.wait()
             with alone(network):
-                pass
+                events.append("in")
+                time.sleep(0.02)
+                events.append("out")
 
     with ThreadPoolExecutor(THREADS) as pool:
         calls: list[Future[None]] = [pool.submit(explain_in_a_pass) for _ in range(2)]
         for call in calls:
             call.result(LONG)
+    assert events == ["in", "out"] * 2
 
 
 def test_explainers_inside_of_own_functions_do_not_lock_each_other_out() -> None:

@@ -22,7 +22,7 @@ from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.image_advice import conversion, reshaping
 from optcam_pl.network.layers import Layers, Layout, nearest
-from optcam_pl.network.outputs import logits_of, misshapen
+from optcam_pl.network.outputs import logits_of, misshapen, stated_classes
 from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
 from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
@@ -179,7 +179,7 @@ class Classifier(nn.Module):
                 f"{self.name} gets a new, random head for {number} classes: fine-tune it before explaining it.",
                 stacklevel=3,
             )
-        self._classes = _stated_classes(self.network, self.name) if by_name else None
+        self._classes = stated_classes(self.network, self.name) if by_name else None
         if number is not None and number != self.num_classes:
             raise ValueError(f"Expected {number} classes, but {self.name} has {self.num_classes}.")
         chosen = known if names is None else names
@@ -548,17 +548,6 @@ def _from_words(network: Network | None, weights: str | Path | None) -> tuple[Ne
     network = None if isinstance(network, str) and network == "None" else network
     weights = None if weights in ("random", "None") else weights
     return (uncompiled(network) if isinstance(network, nn.Module) else network), weights
-
-
-def _stated_classes(network: nn.Module, name: str) -> int:
-    """The class count that timm's networks state; for torchvision and transformers, the width of the final head."""
-    if name.startswith(("torchvision/", "transformers/")):
-        weight: Tensor = layers.heads(network)[0].get_parameter("weight")
-        return weight.shape[0]
-    classes = int(getattr(network, "num_classes", 0))
-    if classes < 1:
-        raise ValueError(f"{name} puts out features, not classes. Give `num_classes` to get a new head.")
-    return classes
 
 
 def _check_network(network: Network | None, stored: Mapping[str, Any], weights: str | Path | None) -> Network:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from optcam_pl.network.layers import heads
 
 
 def logits_of(output: Any, name: str) -> Tensor:
@@ -50,3 +52,14 @@ def misshapen(name: str, shape: tuple[int, ...], images: int) -> str:
     if shape == (images,):
         return f"{found}. If that is one logit z an image, let it return two, (B, 2): [0, z]."
     return f"{found}."
+
+
+def stated_classes(network: nn.Module, name: str) -> int:
+    """The class count that timm's networks state; for torchvision and transformers, the width of the final head."""
+    if name.startswith(("torchvision/", "transformers/")):
+        weight: Tensor = heads(network)[0].get_parameter("weight")
+        return weight.shape[0]
+    classes = int(getattr(network, "num_classes", 0))
+    if classes < 1:
+        raise ValueError(f"{name} puts out features, not classes. Give `num_classes` to get a new head.")
+    return classes
