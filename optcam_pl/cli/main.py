@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.cli.errors import plain
+from optcam_pl.cli.words import unknown_command, with_files, with_paths
 from optcam_pl.network.allocator import keep_freed_memory
 from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
 
@@ -110,10 +112,13 @@ def run(argv: Sequence[str]) -> int:
         print(help_text(), end="")
         return 0 if argv else 2
     command = COMMANDS.get(argv[0])
+    if command is None and argv[0] not in TRAINER_COMMANDS:
+        raise ValueError(unknown_command(argv[0], [*TRAINER_COMMANDS, *COMMANDS]))
     if command is not None and not command.several:
         function = _function(argv[0], command)
         with _quiet():
             return function(argv[1:])
+    argv = with_paths(with_files(argv))
     follows = follow_launcher()
     # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
     function = _trainer_command if command is None else _function(argv[0], command)
@@ -186,8 +191,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:
-            print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
+            print(f"optcam: error: {_sentence(error)}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    """The words of an error, without the class in whose constructor jsonargparse met it."""
+    return re.sub(r"\AProblem with given class_path '[^']+':\n\s*", "", plain(str(error)))
 
 
 def _find_own_modules() -> None:

@@ -15,15 +15,16 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.checks import check_choice, check_positive, nearest
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.image_advice import conversion, reshaping
-from optcam_pl.network.layers import Layers, Layout, nearest
+from optcam_pl.network.layers import Layers, Layout
 from optcam_pl.network.outputs import logits_of, misshapen, stated_classes
-from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
+from optcam_pl.network.own import is_import_path
+from optcam_pl.network.weights import Network, is_source_name, load_network, read_settings
 from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
@@ -66,6 +67,40 @@ def _foreign(folder: Path) -> Iterator[str]:
 def missing_folders(folder: Path) -> list[Path]:
     """The folders to make so that a folder exists, the deepest first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_start(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what a start that failed has written, so that it leaves no run behind; then the folders that it made.
+
+    Only files that every start writes are removed, by name. Nothing is removed if the folder was there before, or if it
+    holds a row or any other file.
+
+    Args:
+        folder: the run's folder.
+        made: the folders that the start has made, the deepest first.
+    """
+    if folder not in made:
+        remove_empty(made)
+        return
+    inside = sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else []
+    files = [path for path in inside if not path.is_dir()]
+    if all(
+        _is_of_start(path.relative_to(folder)) or (path.parent.name == "rows" and _is_empty(path)) for path in files
+    ):
+        for path in files:
+            with suppress(OSError):  # a system that does not remove open files
+                path.unlink()
+        remove_empty(path for path in inside if path.is_dir())
+    remove_empty(made)
+
+
+def _is_of_start(path: Path) -> bool:
+    names = {MANIFEST, "config.yaml", "hparams.yaml", ".lock", ".manifest.lock"}
+    return path.parent == Path() and (path.name in names or path.name.startswith(_EVENTS))
+
+
+def _is_without_rows(path: Path) -> bool:
+    return path.parent.name == "rows" and path.stat().st_size == 0
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
