@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optcam_pl.data import Batch
+from optcam_pl.data.labels import check_labels
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.metrics import CurveMetric, ImageMetric
@@ -158,15 +159,9 @@ def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batc
         return torch.full_like(label, target)
     if not isinstance(target, str):
         label = torch.as_tensor(target, device=logits.device).long()
-    wrong = (label < 0) | (label >= logits.shape[1])
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        what, has = ("label", "it has") if isinstance(target, str) else ("class", "`target` has")
-        unlabeled = isinstance(target, str) and label[first] < 0
-        raise ValueError(
-            f"Expected a {what} in 0..{logits.shape[1] - 1} for image {batch['id'][first]!r}, but {has} "
-            f"{int(label[first])}" + (": the dataset has no labels; set `target` to predicted." if unlabeled else ".")
-        )
+    what = "" if isinstance(target, str) else "target"
+    advice = "if the dataset has no labels, set `target` to predicted"
+    check_labels(label, logits.shape[1], batch["id"], what, advice)
     return label
 
 
