@@ -28,7 +28,7 @@ from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.checks import ToldError, check_positive, expanded_path
-from optcam_pl.cli.mistakes import told
+from optcam_pl.cli.mistakes import DroppedSettings, told
 from optcam_pl.data import ImageDataModule
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
@@ -112,6 +112,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
         self._words, self._name, self._dry = list(args), name, dry
         self._parsers: dict[str, Any] = {}
+        self._dropped = DroppedSettings()
         self._made: list[Path] = []
         self._started: Path | None = None
         try:
@@ -143,6 +144,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             parser_kwargs={
                 "prog": "optcam",
                 "formatter_class": argparse.RawDescriptionHelpFormatter,
+                "logger": self._dropped.logger(),
             },
             args=self._words,
         )
@@ -192,6 +194,9 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words without Lightning's warning about `sys.argv`, which is wrong in `compare` and from Python."""
         self.config = parser.parse_args(args)
+        if self._name is None and not self._dry:  # `compare` names an explainer after the config's
+            for note in self._dropped.notes:
+                print(f"optcam: note: {note}", file=sys.stderr)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the model and the data before the trainer, so that configs and the help show them first."""

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.cli.errors import plain
@@ -183,6 +183,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return run(args)
     keep_freed_memory()
     _find_own_modules()
+    warnings.showwarning = _show_warning
     try:
         return run(sys.argv[1:])
     except Exception as error:
@@ -193,6 +194,20 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             print(f"optcam: error: {_sentence(error)}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A warning that we give is a sentence for the user; its place in the code says nothing to him."""
+    ours = str(message).strip() if issubclass(category, UserWarning) else ""
+    text = f"optcam: note: {ours}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (sys.stderr if file is None else file).write(text)
 
 
 def _sentence(error: Exception) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -21,6 +24,7 @@ from optcam_pl.checks import nearest
 from optcam_pl.cli.errors import plain
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.metrics import METRICS
+from optcam_pl.tasks.base import RunTask
 
 _KEY = re.compile(r'Parser key "(.+)":$')
 _CLASS = re.compile(r"(?:- )?Problem with given class_path '(.+)':$")
@@ -107,8 +111,8 @@ def told(message: str, words: Sequence[str], options: Callable[[], Iterable[str]
     if unknown:
         return _unknown_word(unknown[1], options())
     if without := re.match(r"argument (--.+): expected one argument", message):
-        place = next((n for n, word in enumerate(words) if word.startswith(without[1])), 0)
-        return f"Expected a value after `{words[place] if place else without[1]}`, but got none."
+        bare = [word for word in words if word.startswith(without[1]) and "=" not in word]
+        return f"Expected a value after `{bare[-1] if bare else without[1]}`, but got none."
     if message.startswith(("Problems parsing config", "Unexpected config")):
         return _bad_file(message, words)
     fault = fault_of(message)
@@ -288,6 +292,36 @@ def _advice(fault: Fault, choices: Sequence[str]) -> str:
     return f" The nearest are: {nearest(given, choices)}." if choices else ""
 
 
+class DroppedSettings(logging.Handler):
+    """Collects which settings jsonargparse drops where a later config, or word, names another class.
+
+    Attributes:
+        notes: one sentence for each such change, in their order.
+    """
+
+    _CHANGE = re.compile(r"Due to class_path change from '(.+)' to '(.+)', discarding init_args: (\{.+\})\.$")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: dict[str, None] = {}
+
+    def logger(self) -> logging.Logger:
+        """A logger for a parser that tells only this handler."""
+        logger = logging.Logger("optcam", logging.DEBUG)
+        logger.addHandler(self)
+        return logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message of the parser."""
+        if change := self._CHANGE.match(record.getMessage()):
+            old, new, settings = change.groups()
+            note = (
+                f"{_short(old)} of an earlier config is replaced by {_short(new)}, and its settings are dropped: "
+                f"{settings}. Of several configs the later one counts: give the one with the class that you want last."
+            )
+            self.notes[note] = None
+
+
 def settings_of(path: str) -> list[str]:
     """The settings that a class takes from a config.
 
@@ -301,32 +335,25 @@ def settings_of(path: str) -> list[str]:
 
 
 def known_classes(fault: Fault, kind: str = "") -> list[str]:
-    """The names of the classes that a key may have, from the words of a message or the class's signature."""
-    texts = re.findall(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*", fault.types)
-    if not texts and len(fault.classes) and fault.keys:
-        signature = inspect.signature(_imported(fault.classes[0])).parameters
-        annotation = signature[fault.keys[-1]].annotation if fault.keys[-1] in signature else ""
-        texts = re.findall(r"[A-Za-z_]\w*", str(annotation))
-    bases = [
-        base
-        for base in _every_class()
-        if kind == base.__name__ or any(t.split(".")[-1] == base.__name__ for t in texts)
-    ]
-    found = {sub for base in bases for sub in (base, *_below(base))}
+    """The names of the classes that a key may have, from the types in a message or in the class's signature.
+
+    Args:
+        fault: has the types, or the class whose setting it is.
+        kind: the name of the base class, if the message says it.
+    """
+    words = re.findall(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*", fault.types)
+    scope: dict[str, Any] = {}
+    if not words and fault.classes:
+        owner = _imported(fault.classes[-1])
+        scope = vars(sys.modules[owner.__module__])
+        setting = inspect.signature(owner).parameters.get(fault.keys[-1])
+        words = [kind, *re.findall(r"[A-Za-z_]\w*", str(setting.annotation) if setting else "")]
+    bases = [scope[word] if word in scope else _imported(word) for word in words if word in scope or "." in word]
+    if L.LightningModule in bases:
+        bases = [RunTask]
+    ours = [base for base in bases if isinstance(base, type) and base.__module__.startswith(("optcam_pl", "lightning"))]
+    found = {sub for base in ours for sub in (base, *_below(base))}
     return sorted({sub.__name__ for sub in found if not inspect.isabstract(sub) and not sub.__name__.startswith("_")})
-
-
-def _every_class() -> list[type[Any]]:
-    from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.loggers import Logger
-
-    from optcam_pl.data import ImageDataModule
-    from optcam_pl.explainers import Explainer
-    from optcam_pl.metrics import ImageMetric
-    from optcam_pl.network.classifier import Classifier
-    from optcam_pl.tasks.base import RunTask
-
-    return [Callback, Logger, ImageDataModule, Explainer, ImageMetric, Classifier, RunTask]
 
 
 def _below(base: type[Any]) -> list[type[Any]]:

@@ -281,8 +281,8 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
         return _load_module(make_network(network), own, network, num_classes)
     if not is_source_name(network):
         raise ValueError(
-            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or a class or function of "
-            f"your own by its import path (my_module.Net) or file (my_net.py:Net), but got {network!r}."
+            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or a class or function "
+            f"of your own by its import path (my_module.Net) or file (my_net.py:Net), but got {network!r}."
         )
     source, _, name = network.partition("/")
     return _SOURCES[source](name, weights, num_classes)

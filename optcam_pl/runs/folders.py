@@ -84,9 +84,7 @@ def remove_start(folder: Path, made: Sequence[Path]) -> None:
         return
     inside = sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else []
     files = [path for path in inside if not path.is_dir()]
-    if all(
-        _is_of_start(path.relative_to(folder)) or (path.parent.name == "rows" and _is_empty(path)) for path in files
-    ):
+    if all(_is_of_start(path.relative_to(folder)) or _is_without_rows(path) for path in files):
         for path in files:
             with suppress(OSError):  # a system that does not remove open files
                 path.unlink()
