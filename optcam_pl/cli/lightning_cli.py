@@ -29,12 +29,19 @@ from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.checks import ToldError, check_positive, expanded_path
 from optcam_pl.cli.mistakes import DroppedSettings, told
-from optcam_pl.data import ImageDataModule
+from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
-from optcam_pl.runs.folders import check_no_others, choose_run_dir, missing_folders, remove_empty, remove_start
+from optcam_pl.runs.folders import (
+    check_no_others,
+    choose_run_dir,
+    missing_folders,
+    paths_of_start,
+    remove_empty,
+    remove_start,
+)
 from optcam_pl.runs.manifest import MANIFEST, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
 from optcam_pl.runs.signals import Stopped
@@ -112,9 +119,10 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
         self._words, self._name, self._dry = list(args), name, dry
         self._parsers: dict[str, Any] = {}
-        self._dropped = DroppedSettings()
+        self._dropped = DroppedSettings(args)
         self._made: list[Path] = []
         self._started: Path | None = None
+        self._before: set[Path] = set()
         try:
             self._start()
         except Exception:
@@ -153,7 +161,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         """Leave no run folder after an error before the first result; other shards may be at work in the same one."""
         alone = self._started is not None and self.trainer.is_global_zero and self.setting("shard") is None
         if alone and self._started is not None:
-            remove_start(self._started, self._made)
+            remove_start(self._started, self._before, self._made)
         else:
             remove_empty(self._made)
 
@@ -260,6 +268,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         folder = self._given_dir or Path("logs" if self._dry else logger.log_dir)
         if not self._dry:
             self._made = [*(path for path in missing_folders(folder) if path not in self._made), *self._made]
+            self._before = paths_of_start(folder)
         if isinstance(self.model, RunTask):
             self.model.run_dir = folder
         if isinstance(self.model, SaliencyTask):
@@ -350,6 +359,12 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
+        except ImageReadError as error:
+            # The last line is the sentence where a loader process passes on its whole traceback.
+            sentence = str(error).strip().splitlines()[-1].removeprefix(f"{_name_of(ImageReadError)}: ")
+            raise ImageReadError(
+                f"{sentence} `--data.on_error record` goes on without such images.", error.reason
+            ) from error
         except ConnectionResetError as error:
             # One of the ways in which torch notices, beside "killed by signal" and the next one.
             raise _loader_killed(error.strerror or error) from error
@@ -415,6 +430,10 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
+
+
+def _name_of(kind: type[Exception]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _without_gpu(accelerator: Any) -> str:

@@ -295,31 +295,36 @@ def _advice(fault: Fault, choices: Sequence[str]) -> str:
 class DroppedSettings(logging.Handler):
     """Collects which settings jsonargparse drops where a later config, or word, names another class.
 
+    Args:
+        words: of the command line. Where they name the new class, the change is meant, and nothing is said.
+
     Attributes:
         notes: one sentence for each such change, in their order.
     """
 
     _CHANGE = re.compile(r"Due to class_path change from '(.+)' to '(.+)', discarding init_args: (\{.+\})\.$")
 
-    def __init__(self) -> None:
+    def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
+        self._named = {word.rpartition("=")[2].rpartition(".")[2] for word in words}
         self.notes: dict[str, None] = {}
 
     def logger(self) -> logging.Logger:
         """A logger for a parser that tells only this handler."""
-        logger = logging.Logger("optcam", logging.DEBUG)
-        logger.addHandler(self)
+        logger = logging.getLogger(f"{__name__}.parser")  # a parser is copied, and only known loggers can be
+        logger.setLevel(logging.DEBUG)
+        logger.propagate, logger.handlers = False, [self]
         return logger
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message of the parser."""
         if change := self._CHANGE.match(record.getMessage()):
-            old, new, settings = change.groups()
+            old, new, settings = _short(change[1]), _short(change[2]), change[3]
             note = (
-                f"{_short(old)} of an earlier config is replaced by {_short(new)}, and its settings are dropped: "
-                f"{settings}. Of several configs the later one counts: give the one with the class that you want last."
+                f"{old} of an earlier config is replaced by {new}, and its settings are dropped: {settings}. Of "
+                "several configs the later one counts: give the one with the class that you want last."
             )
-            self.notes[note] = None
+            self.notes |= {} if new in self._named else {note: None}
 
 
 def settings_of(path: str) -> list[str]:
