@@ -53,6 +53,8 @@ COMMANDS = {
     "sanity": Command(
         "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
     ),
+    "init": Command("optcam_pl.cli.init", "FOLDER", "write a commented config for your own network and images"),
+    "completion": Command("optcam_pl.cli.completion", "bash|zsh", "print completions for your shell"),
     "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
 }
 TRAINER_COMMANDS = {
@@ -87,12 +89,13 @@ Explain an image classifier's decisions by saliency maps, and measure the explan
 Commands (each has its own --help):
 {commands}
 
-Several --config are merged in their order; single settings come after them.
+Several --config are merged in their order; single settings come after them. A config is a file, or one of the package's
+by name: demo, predict, data/coco, paper/table1_resnet50 ...
 
 For example:
-  optcam compare --config configs/demo.yaml --explainers OptiCAM GradCAM FakeCAM
-  optcam predict --config configs/predict.yaml --data.paths photo.jpg
-  optcam test --config configs/demo.yaml --model.explainer.max_iter 50 --print_config
+  optcam compare --config demo --explainers OptiCAM GradCAM FakeCAM
+  optcam predict --config predict --data.paths photo.jpg
+  optcam test --config demo --model.explainer.max_iter 50 --print_config
 """
 
 

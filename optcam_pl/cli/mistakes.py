@@ -332,7 +332,7 @@ def settings_of(path: str) -> list[str]:
 
     Example:
         >>> settings_of("optcam_pl.explainers.GradCAM")[:2]
-        ['layer', 'baseline']
+        ['layer', 'selectivity']
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_imported(path), fail_untyped=False)

@@ -110,7 +110,7 @@ def unknown_command(name: str, known: Iterable[str]) -> str:
     """Says that there is no such command.
 
     Example:
-        >>> unknown_command("tset", ["test", "fit", "report"])
-        "There is no command 'tset'. The nearest are: 'test', 'report', 'fit'. `optcam --help` lists all of them."
+        >>> unknown_command("tset", ["test", "report"])
+        "There is no command 'tset'. The nearest are: 'test', 'report'. `optcam --help` lists all of them."
     """
     return f"There is no command {name!r}. The nearest are: {nearest(name, known)}. `optcam --help` lists all of them."
