@@ -15,6 +15,7 @@ from torch import Tensor
 Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
 _FONT = 13
 _LINE = _FONT + 4
+_CARD_FONT = 20
 
 
 def picture(image: Tensor) -> Picture:
@@ -73,6 +74,35 @@ def column(pictures: Sequence[Picture], gap: int = 4) -> Picture:
     return sheet
 
 
+def card(pictures: Sequence[Picture], captions: Sequence[str], head: Sequence[str] = (), side: int = 240) -> Picture:
+    """Pictures two in a row, each under its caption, below lines of text: legible where it is shown small.
+
+    Args:
+        pictures: (H,W,3) each; they are resized to the same width.
+        captions: one for each picture.
+        head: lines above all.
+        side: the width of a picture in pixels. TensorBoard shows the card at about three fifths of its size.
+    """
+    font, line, gap = ImageFont.load_default(_CARD_FONT), _CARD_FONT + 6, 4
+    tiles = [Image.fromarray(p).resize((side, max(1, round(side * p.shape[0] / p.shape[1])))) for p in pictures]
+    tall, top = max(tile.height for tile in tiles) + line, line * len(head)
+    rows = -(-len(tiles) // 2)
+    sheet = Image.new("RGB", (2 * side + gap, top + rows * tall + gap * (rows - 1)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(head):
+        draw.text((2, number * line), _fitting(text, sheet.width - 2, font), "black", font)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, above = (side + gap) * (i % 2), top + (tall + gap) * (i // 2)
+        draw.text((left + 2, above), _fitting(caption, side - 2, font), "black", font)
+        sheet.paste(tile, (left, above + line))
+    return np.asarray(sheet)
+
+
+def small_figure(width: float = 3.6, height: float = 2.7) -> Figure:
+    """An empty figure whose text is legible where it is shown as small as a thumbnail; sizes in inches of 200 dots."""
+    return Figure(figsize=(width, height), dpi=200, layout="constrained")
+
+
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     text = "".join(c if c.isprintable() else "?" for c in text)
@@ -109,7 +139,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
 
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
     """A figure of the objective against the iteration: the mean in black, single images in gray."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = small_figure()
     axes = figure.add_subplot()
     for curve in curves:
         axes.plot(curve, color="0.75", linewidth=0.8)

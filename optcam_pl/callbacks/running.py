@@ -1,0 +1,145 @@
+"""Means that are shown while a run measures, and the images that it shows."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from optcam_pl.figures import Picture
+from optcam_pl.metrics import ImageMetric
+from optcam_pl.metrics.base import value_of
+from optcam_pl.runs.rows import Row
+
+_POINTS = 100  # of a curve, whatever the number of images
+_NORMAL = 1.959964
+
+
+class RunningMeans:
+    """The metrics' values over the images so far, at about a hundred numbers of images.
+
+    Args:
+        metrics: the metrics.
+        images: number of images of the dataset.
+        rows: rows of images that were done before.
+
+    Example:
+        >>> from optcam_pl.metrics import AverageDrop
+        >>> means = RunningMeans([AverageDrop()], images=3)
+        >>> list(means.add({"average_drop": [20.0, 40.0]}, 2))
+        [(1, {'average_drop': 20.0}), (2, {'average_drop': 30.0, 'average_drop_low': 10.4..., ...})]
+    """
+
+    def __init__(self, metrics: Iterable[ImageMetric], images: int, rows: Iterable[Row] = ()) -> None:
+        self.metrics = {metric.key: metric for metric in metrics}
+        self.images, self.seen = images, 0
+        self._sums: dict[str, list[_Sum]] = {key: [] for key in self.metrics}
+        for row in rows:
+            if row.status != "error":
+                self._add_image(row.scores)
+
+    def add(self, scores: Mapping[str, Sequence[float | Sequence[float]]], count: int) -> Iterator[_Point]:
+        """Add `count` images; yields the number of images so far and the values, for each point to show."""
+        every = max(1, self.images // _POINTS)
+        for i in range(count):
+            self._add_image({key: score[i] for key, score in scores.items()})
+            if self.seen % every == 0:
+                yield self.seen, dict(self._values())
+
+    def _add_image(self, scores: Mapping[str, float | Sequence[float] | None]) -> None:
+        self.seen += 1
+        for key, sums in self._sums.items():
+            score = scores.get(key)
+            parts = [score] if score is None or isinstance(score, (int, float)) else score
+            if any(part is None or math.isnan(part) for part in parts):
+                continue
+            if not sums:
+                sums += [_Sum() for _ in parts]
+            for one, part in zip(sums, parts, strict=True):
+                one.add(part)
+
+    def _values(self) -> Iterator[tuple[str, float]]:
+        for key, sums in self._sums.items():
+            if not sums:
+                continue
+            metric = self.metrics[key]
+            value = value_of([[one.mean for one in sums]], metric.of_means)
+            yield key, value
+            if metric.describe().aggregate == "mean" and sums[0].count > 1:
+                half = _NORMAL * sums[0].deviation / math.sqrt(sums[0].count)
+                yield f"{key}_low", value - half
+                yield f"{key}_high", value + half
+
+
+_Point = tuple[int, dict[str, float]]
+
+
+class _Sum:
+    """Count, mean and standard deviation of the numbers so far (Welford)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        before = value - self.mean
+        self.mean += before / self.count
+        self._squares += before * (value - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self._squares / (self.count - 1))
+
+
+class Shown(NamedTuple):
+    """An image that is shown.
+
+    Attributes:
+        value: what it was chosen by; the largest are shown.
+        index: number of the image in the dataset.
+        panel: what is shown.
+    """
+
+    value: float
+    index: int
+    panel: Picture
+
+
+class Chosen:
+    """The images with the largest values, at most `most`; a panel is drawn only where its image is among them.
+
+    Example:
+        >>> chosen = Chosen(2)
+        >>> for index, value in enumerate([0.1, 0.5, 0.3]):
+        ...     chosen.offer(value, index, lambda: None)
+        >>> [shown.index for shown in chosen.best()]
+        [1, 2]
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._heap: list[Shown] = []
+
+    def offer(self, value: float, index: int, draw: Callable[[], Picture]) -> None:
+        """Take the image if its value is among the largest."""
+        if len(self._heap) < self.most:
+            heapq.heappush(self._heap, Shown(value, index, draw()))
+        elif self._heap and (value, index) > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, Shown(value, index, draw()))
+
+    def best(self, others: Iterable[Sequence[Shown]] = ()) -> list[Shown]:
+        """The images with the largest values, the largest first; `others` are those of other processes."""
+        every = [*self._heap, *(shown for some in others for shown in some)]
+        return sorted(every, key=lambda shown: shown[:2], reverse=True)[: self.most]
+
+
+def lot(image_id: str) -> float:
+    """A number in [0,1) that looks random and is the same for an image in every run.
+
+    >>> lot("a.png") == lot("a.png") != lot("b.png")
+    True
+    """
+    digest = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
