@@ -98,6 +98,15 @@ def card(pictures: Sequence[Picture], captions: Sequence[str], head: Sequence[st
     return np.asarray(sheet)
 
 
+def titled(picture: Picture, title: str) -> Picture:
+    """A card with one more line above it."""
+    font, line = ImageFont.load_default(_CARD_FONT), _CARD_FONT + 6
+    sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + line), "white")
+    sheet.paste(Image.fromarray(picture), (0, line))
+    ImageDraw.Draw(sheet).text((2, 0), _fitting(title, sheet.width - 2, font), "black", font)
+    return np.asarray(sheet)
+
+
 def small_figure(width: float = 3.6, height: float = 2.7) -> Figure:
     """An empty figure whose text is legible where it is shown as small as a thumbnail; sizes in inches of 200 dots."""
     return Figure(figsize=(width, height), dpi=200, layout="constrained")

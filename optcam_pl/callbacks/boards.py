@@ -51,8 +51,9 @@ class Board:
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         """Show a figure as a picture."""
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self.picture(tag, np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]), step)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+        self.picture(tag, np.ascontiguousarray(pixels[..., :3]), step)
 
     def histogram(self, tag: str, values: Sequence[float], step: int = 0) -> None:
         """Show how values are distributed."""
@@ -77,15 +78,18 @@ class TensorBoardBoard(Board):
         self.writer: SummaryWriter = logger.experiment if isinstance(logger, TensorBoardLogger) else logger
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """See `Board`."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
 
     def settings(self, values: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
+        """See `Board`."""
         # Lightning's `log_hyperparams` would log the metrics a second time.
-        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call]
             self._add(summary)
 
     def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
+        """See `Board`."""
         height, width = picture.shape[:2]
         data = io.BytesIO()
         Image.fromarray(picture).save(data, "jpeg", quality=_QUALITY)
@@ -93,17 +97,19 @@ class TensorBoardBoard(Board):
         self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def histogram(self, tag: str, values: Sequence[float], step: int = 0) -> None:
+        """See `Board`."""
         self.writer.add_histogram(tag, np.asarray(values), step)
 
     def text(self, tag: str, text: str) -> None:
+        """See `Board`."""
         self.writer.add_text(tag, text)
 
     def layout(self, charts: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+        """See `Board`."""
         self.writer.add_custom_scalars(charts)
 
     def _add(self, summary: Any, step: int | None = None) -> None:
-        writer = self.writer.file_writer
-        assert writer is not None  # until the writer is closed
+        writer: Any = self.writer.file_writer  # None only after the writer was closed
         writer.add_summary(summary, step)
 
 
@@ -113,14 +119,17 @@ class WandbBoard(Board):
     logger: WandbLogger
 
     def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
+        """See `Board`."""
         self.logger.log_image(tag, [picture], step)
 
     def histogram(self, tag: str, values: Sequence[float], step: int = 0) -> None:
+        """See `Board`."""
         import wandb
 
         self.logger.log_metrics({tag: wandb.Histogram(list(values))}, step)  # type: ignore[dict-item]
 
     def text(self, tag: str, text: str) -> None:
+        """See `Board`."""
         self.logger.log_text(tag, columns=["text"], data=[[text]])
 
 
@@ -130,18 +139,22 @@ class MLflowBoard(Board):
     logger: MLFlowLogger
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """See `Board`."""
         super().scalars({_tag(tag): value for tag, value in values.items()}, step)
 
     def settings(self, values: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
+        """See `Board`."""
         # MLflow refuses another value for a name, as when one trainer tests two explainers.
         known = self.logger.experiment.get_run(self.logger.run_id).data.params
         super().settings({key: value for key, value in values.items() if key not in known})
 
     def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
+        """See `Board`."""
         client, run = self.logger.experiment, self.logger.run_id
         client.log_image(run, picture, key=_tag(tag), step=step, synchronous=True)
 
     def text(self, tag: str, text: str) -> None:
+        """See `Board`."""
         self.logger.experiment.log_text(self.logger.run_id, text, f"{_tag(tag)}.md")
 
 
@@ -151,6 +164,7 @@ class CSVBoard(Board):
     logger: CSVLogger
 
     def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
+        """See `Board`."""
         path = Path(self.logger.log_dir) / "pictures" / f"{_tag(tag)}-{step}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)

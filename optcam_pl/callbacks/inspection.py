@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,19 +13,19 @@ from torch import Tensor
 from optcam_pl.callbacks.base import BlockCallback
 from optcam_pl.callbacks.boards import Board, boards_of
 from optcam_pl.callbacks.evolution import Evolution
-from optcam_pl.callbacks.running import Chosen, RunningMeans, Shown, lot
+from optcam_pl.callbacks.running import Chosen, RunningMeans, lot
 from optcam_pl.checks import check_count
-from optcam_pl.data import ImageDataModule
-from optcam_pl.figures import Picture, card, heatmap, objective_curves, overlay, picture, small_figure
+from optcam_pl.evaluate.subject import Stage
+from optcam_pl.figures import Picture, card, heatmap, objective_curves, overlay, picture, small_figure, titled
 from optcam_pl.metrics import CurveMetric, ImageMetric
-from optcam_pl.reports.summary import Run, settings_of, summarize
+from optcam_pl.reports.summary import Run, summarize
 from optcam_pl.reports.tables import Summary, table
+from optcam_pl.runs.manifest import flatten
 from optcam_pl.runs.rows import Row, read_rows
 from optcam_pl.runs.tensors import mean_curves
 from optcam_pl.tasks import BlockResult, SaliencyTask
 
 _CURVES = 8  # single objective curves beside their mean
-_STAGES = {"fit": "fit", "validate": "validate", "test": "test", "predict": "predict"}
 
 
 class TensorBoardPanels(BlockCallback):
@@ -73,12 +72,12 @@ class TensorBoardPanels(BlockCallback):
         if isinstance(pl_module, SaliencyTask):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):  # its file of hyperparameters is written before the run
-                    logger.hparams.update(_settings(pl_module.manifest(_stage(trainer))))
+                    logger.hparams.update(_settings(pl_module.manifest(cast(Stage, _stage(trainer)))))
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SaliencyTask) or not boards_of(trainer):
             return
-        if pl_module.measures:
+        if _measures(trainer):
             rows = read_rows(pl_module.run_dir) if pl_module.folder.plan.done else ()
             self._means = RunningMeans(pl_module.measured, len(pl_module.data.table), rows)
         if trainer.training:
@@ -140,7 +139,7 @@ class TensorBoardPanels(BlockCallback):
             for step, one in enumerate(reversed(shown), 1):
                 note = f"{kind} {len(shown) - step + 1} of {len(shown)}"
                 for board in boards:
-                    board.picture(f"{stage}_panels/{kind}", _noted(one, note), step)
+                    board.picture(f"{stage}_panels/{kind}", titled(one.panel, note), step)
         if self._evolution is not None:
             self._evolution.finish(boards)
         self._show_numbers(boards, stage, pl_module, run)
@@ -172,7 +171,7 @@ class TensorBoardPanels(BlockCallback):
         for tag, values in _distributions(run):
             for board in boards:
                 board.histogram(f"{stage}_histograms/{tag}", values, images)
-        summary = summarize(run, "bca" if task.measures else None)
+        summary = summarize(run, "bca")
         for board in boards:
             board.text("table", table([summary], format="markdown"))
         if summary.metrics and not summary.statuses["missing"]:
@@ -189,11 +188,83 @@ def panel(task: SaliencyTask, result: BlockResult, i: int) -> Picture:
     """Image, overlay, map and masked image of the block's i-th image, with its classes and probabilities."""
     probes, explanation = result.probes, result.explanation
     image, saliency = result.batch["image"][i], explanation.saliency[i]
-    name = task.classifier.class_name
+    name = task.classifier.target_name
     predicted, target = name(int(result.logits[i].argmax())), name(int(explanation.target[i]))
     p, o = float(probes.original[i]), float(probes.masked[i])
-    head = ["", result.batch["id"][i], f"map of {target}", f"p = {p:.3f}, masked: {o:.3f}"]
+    head = [result.batch["id"][i], f"map of {target}", f"p = {p:.3f}, masked: {o:.3f}"]
     if predicted != target:
-        head.insert(3, f"predicted: {predicted}")
+        head.insert(2, f"predicted: {predicted}")
     tiles = [picture(image), overlay(image, saliency), heatmap(saliency), picture(probes.masked_image[i])]
     return card(tiles, ["image", "overlay", "map", "masked by the map"], head)
+
+
+def _stage(trainer: L.Trainer) -> str:
+    """The command: fit, validate, test or predict."""
+    return str(trainer.state.fn.value) if trainer.state.fn is not None else ""
+
+
+def _measures(trainer: L.Trainer) -> bool:
+    return bool(trainer.testing or trainer.validating)
+
+
+def _gathered(trainer: L.Trainer, own: Any) -> list[Any]:
+    """This process's part, and on the first process those of the others after it. Every process has to call this."""
+    if trainer.world_size == 1:
+        return [own]
+    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    torch.distributed.gather_object(own, parts)
+    return [own] if parts is None else parts
+
+
+def _show(boards: Sequence[Board], values: Mapping[str, float], step: int) -> None:
+    for board in boards:
+        board.scalars(values, step)
+
+
+def _tagged(stage: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Values by tag: intervals in a group of their own."""
+    ends = ("_low", "_high")
+    return {f"{stage}{'_intervals' if key.endswith(ends) else ''}/{key}": value for key, value in values.items()}
+
+
+def _intervals(summary: Summary) -> dict[str, float]:
+    """The ends of the table's intervals."""
+    found = {}
+    for key, estimate in summary.metrics.items():
+        for end, value in (("low", estimate.low), ("high", estimate.high)):
+            if value is not None:
+                found[f"{key}_{end}"] = value
+    return found
+
+
+def _distributions(run: Run) -> Iterator[tuple[str, list[float]]]:
+    pairs = [(row.p, row.o) for row in run.usable if row.p is not None and row.o is not None]
+    if pairs:
+        yield "p", [p for p, _ in pairs]
+        yield "o", [o for _, o in pairs]
+        yield "o - p", [o - p for p, o in pairs]
+
+
+def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are told apart by: method, data and network, the method's own settings, and the others as text."""
+    own = dict(flatten(manifest.get("explainer_settings") or {}))
+    options = {f"explainer.{key}": _plain(value) for key, value in own.items() if key != "class"}
+    shared = {key: _plain(value) for key, value in flatten(manifest.get("settings") or {})}
+    return {**{key: manifest[key] for key in ("explainer", "data", "classifier")}, **options, **shared}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _charts(stage: str, metrics: Sequence[ImageMetric]) -> dict[str, dict[str, list[Any]]]:
+    """One page on which runs compare: each metric with its interval, and the objective."""
+    charts: dict[str, list[Any]] = {}
+    for metric in metrics:
+        about = metric.describe()
+        better = {True: "higher is better", False: "lower is better", None: "neither is better"}
+        unit = f" ({about.unit})" if about.unit else ""
+        tags = [f"{stage}/{metric.key}", *(f"{stage}_intervals/{metric.key}_{end}" for end in ("low", "high"))]
+        charts[f"{about.label}{unit}, {better[about.higher_is_better]}, over images"] = ["Margin", tags]
+    charts["objective over iterations"] = ["Multiline", [f"{stage}_objective/mean"]]
+    return {f"methods compared ({stage})": charts}

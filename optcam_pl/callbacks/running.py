@@ -6,7 +6,8 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from optcam_pl.figures import Picture
 from optcam_pl.metrics import ImageMetric
@@ -15,6 +16,9 @@ from optcam_pl.runs.rows import Row
 
 _POINTS = 100  # of a curve, whatever the number of images
 _NORMAL = 1.959964
+
+Point: TypeAlias = tuple[int, dict[str, float]]
+"""A number of images, and values over them."""
 
 
 class RunningMeans:
@@ -40,7 +44,9 @@ class RunningMeans:
             if row.status != "error":
                 self._add_image(row.scores)
 
-    def add(self, scores: Mapping[str, Sequence[float | Sequence[float]]], count: int) -> Iterator[_Point]:
+    def add(
+        self, scores: Mapping[str, Sequence[float | Sequence[float]]], count: int
+    ) -> Iterator[tuple[int, dict[str, float]]]:
         """Add `count` images; yields the number of images so far and the values, for each point to show."""
         every = max(1, self.images // _POINTS)
         for i in range(count):
@@ -52,8 +58,8 @@ class RunningMeans:
         self.seen += 1
         for key, sums in self._sums.items():
             score = scores.get(key)
-            parts = [score] if score is None or isinstance(score, (int, float)) else score
-            if any(part is None or math.isnan(part) for part in parts):
+            parts = [score] if isinstance(score, (int, float)) else score
+            if parts is None or any(math.isnan(part) for part in parts):
                 continue
             if not sums:
                 sums += [_Sum() for _ in parts]
@@ -73,9 +79,6 @@ class RunningMeans:
                 yield f"{key}_high", value + half
 
 
-_Point = tuple[int, dict[str, float]]
-
-
 class _Sum:
     """Count, mean and standard deviation of the numbers so far (Welford)."""
 
@@ -93,17 +96,16 @@ class _Sum:
         return math.sqrt(self._squares / (self.count - 1))
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True)
+class Shown:
     """An image that is shown.
 
     Attributes:
-        value: what it was chosen by; the largest are shown.
-        index: number of the image in the dataset.
+        rank: what it was chosen by, and its number in the dataset; the largest are shown.
         panel: what is shown.
     """
 
-    value: float
-    index: int
+    rank: tuple[float, int]
     panel: Picture
 
 
@@ -114,25 +116,26 @@ class Chosen:
         >>> chosen = Chosen(2)
         >>> for index, value in enumerate([0.1, 0.5, 0.3]):
         ...     chosen.offer(value, index, lambda: None)
-        >>> [shown.index for shown in chosen.best()]
+        >>> [shown.rank[1] for shown in chosen.best()]
         [1, 2]
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._heap: list[Shown] = []
+        self._heap: list[tuple[tuple[float, int], Picture]] = []
 
     def offer(self, value: float, index: int, draw: Callable[[], Picture]) -> None:
         """Take the image if its value is among the largest."""
+        rank = (value, index)  # no two images have the same, so that panels are never compared
         if len(self._heap) < self.most:
-            heapq.heappush(self._heap, Shown(value, index, draw()))
-        elif self._heap and (value, index) > self._heap[0][:2]:
-            heapq.heapreplace(self._heap, Shown(value, index, draw()))
+            heapq.heappush(self._heap, (rank, draw()))
+        elif self._heap and rank > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (rank, draw()))
 
     def best(self, others: Iterable[Sequence[Shown]] = ()) -> list[Shown]:
         """The images with the largest values, the largest first; `others` are those of other processes."""
-        every = [*self._heap, *(shown for some in others for shown in some)]
-        return sorted(every, key=lambda shown: shown[:2], reverse=True)[: self.most]
+        every = [Shown(*held) for held in self._heap] + [shown for some in others for shown in some]
+        return sorted(every, key=lambda shown: shown.rank, reverse=True)[: self.most]
 
 
 def lot(image_id: str) -> float:

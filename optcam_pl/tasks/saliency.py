@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -19,6 +19,7 @@ from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target,
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import Stage, Subject, all_metrics, check_annotations, default_metrics, match
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
+from optcam_pl.explainers.opticam import Stepper
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
@@ -49,6 +50,23 @@ class _CloseOnError(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, SaliencyTask):
             pl_module.close(failed=isinstance(exception, Exception))
+
+
+class _Watched:
+    """An optimizer whose steps are watched; see `SaliencyTask.watch`."""
+
+    def __init__(self, optimizer: Stepper, u: Sequence[nn.Parameter], watch: Callable[[int, Tensor], None]) -> None:
+        self._optimizer, self._u, self._watch, self._done = optimizer, u, watch, 0
+
+    def step(self) -> None:
+        if not self._done:  # only now the parameters have their first values
+            self._tell()
+        self._optimizer.step()
+        self._done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self._watch(self._done, torch.softmax(torch.stack([u.detach() for u in self._u]), dim=1))
 
 
 class SaliencyTask(RunTask):
@@ -89,6 +107,9 @@ class SaliencyTask(RunTask):
         shard: which part of the blocks to do; see `RunFolder`. None means all.
         cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
             otherwise "".
+        result: what the last block gave; None before the first.
+        watch: a function that `fit` calls before the first and after every iteration of a block, with the number of
+            iterations done and the images' weights (B,K); None watches nothing.
 
     Raises:
         ValueError: a setting is out of range.
@@ -134,6 +155,7 @@ class SaliencyTask(RunTask):
         self.stored_weights = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
+        self.watch: Callable[[int, Tensor], None] | None = None
         self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
@@ -154,7 +176,7 @@ class SaliencyTask(RunTask):
     def run(self) -> Run:
         """The content of the run's folder after the run has ended; it is read once and only on rank 0."""
         if self._run is None:
-            self._run = load_run(self.run_dir, self._measured())
+            self._run = load_run(self.run_dir, self.measured)
         return self._run
 
     # What Lightning calls ------------------------------------------------------------------------------------------
@@ -169,7 +191,7 @@ class SaliencyTask(RunTask):
         match(self.classifier, self.explainer, self.data, self.target)
         if self._every_metric:
             self._set_metrics(all_metrics(self.data))
-        check_annotations(self.data, self._measured(), self.region)
+        check_annotations(self.data, self.measured, self.region)
         self._run_dir = self.find_folder(self.trainer)
         if stage == "fit":
             self._setup_fit()
@@ -304,7 +326,7 @@ class SaliencyTask(RunTask):
         self.result = None
         if not bool((block["index"] >= 0).any()):  # this process has no block left
             return
-        metrics = self._measured() if measure else []
+        metrics = self.measured if measure else []
         what = (self.classifier, self.explainer, block, self.target, metrics)
         result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
         for metric in metrics:
@@ -332,7 +354,8 @@ class SaliencyTask(RunTask):
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.optimizer.state.clear()  # the moments of the previous block do not apply here
         weights = list(self.weights)[: len(target)]  # the others have no gradient, so no step changes them
-        return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
+        stepper = optimizer if self.watch is None else _Watched(optimizer, weights, self.watch)
+        return self.explainer.fit(self.classifier, batch["image"], target, weights, stepper)
 
     def _number(self, batch: Batch) -> int:
         """The block's number in the dataset, from any of its images."""
@@ -384,20 +407,25 @@ class SaliencyTask(RunTask):
                 text = json.dumps(as_dict(summary_to_store(run, summary)), indent=2, allow_nan=False) + "\n"
                 write_file(self.run_dir / SUMMARY, text)
         values = self.trainer.strategy.broadcast(values)
+        shown = {f"{stage}/{key}": value for key, value in values.items()}
+        if shown:
+            # Lightning takes "step" as the step of the others; without it, it would add the epoch as a number.
+            shown["step"] = float(len(self.data.table))
         # Every rank already has the same values, so there is nothing to reduce.
-        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+        self.log_dict(shown, rank_zero_only=True)
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
-        parts = (self.classifier, self.explainer, self.data, self._measured(), self.target, self.region)
+        parts = (self.classifier, self.explainer, self.data, self.measured, self.target, self.region)
         subject = Subject(*parts, precision=str(self.trainer.precision), device=self.device.type)
         return subject.manifest(stage, str(self.run_dir))
 
     def running(self) -> list[ImageMetric]:
         """The metrics that have seen an image on this rank, with this rank's sums, for a progress bar."""
-        return [metric for metric in self._measured() if int(metric.count)]
+        return [metric for metric in self.measured if int(metric.count)]
 
-    def _measured(self) -> list[ImageMetric]:
+    @property
+    def measured(self) -> list[ImageMetric]:
         """The metrics in the order in which they were given; the collection has its own order."""
         found = dict(self.metrics.items(keep_base=True))
         return [metric for key in self._keys if isinstance(metric := found[key], ImageMetric)]
