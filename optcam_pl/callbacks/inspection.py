@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -38,10 +40,10 @@ class TensorBoardPanels(BlockCallback):
       distribution while the run goes on and in the end the table's. ``STAGE_objective/mean`` is the objective of the
       inner fit loop against its iteration; ``fit/entropy`` that of an image's weights in bits, and
       ``fit/largest_weight`` the largest of them, as means over the images.
-    * pictures: ``STAGE_panels/best``, ``worst`` and ``random``, the images with the largest gain and the largest drop
-      of the probability, and images that are the same in every run; the slider runs over them, and the best and the
-      worst stand at its end. ``fit_maps/<image>``, an image's map at several iterations. ``STAGE_curves/<metric>``, the
-      mean curve of all images with its 95 % band.
+    * pictures: ``STAGE_examples/best``, ``worst`` and ``random``, the images with the largest gain and the largest
+      drop of the probability, and images that are the same in every run; the slider runs over them, and the best and
+      the worst stand at its end. ``fit_evolution/<image>``, an image's map at several iterations.
+      ``STAGE_plots/<metric>``, the mean curve of all images with its 95 % band.
     * histograms: ``STAGE_histograms/p``, ``o`` and ``o - p``.
     * texts: ``table``, with the settings, and ``largest weights`` after a fit.
     * hyperparameters to compare runs by, the explainer's own among them, and a page of custom scalars.
@@ -69,14 +71,14 @@ class TensorBoardPanels(BlockCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start anew for a new run."""
         self._begin()
-        if isinstance(pl_module, SaliencyTask):
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):  # its file of hyperparameters is written before the run
-                    logger.hparams.update(_settings(pl_module.manifest(cast(Stage, _stage(trainer)))))
 
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SaliencyTask) or not boards_of(trainer):
             return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):  # it has written its file before the settings were known
+                logger.hparams.update(_settings(pl_module.manifest(cast(Stage, _stage(trainer)))))
+                save_hparams_to_yaml(Path(logger.log_dir, logger.NAME_HPARAMS_FILE), logger.hparams)
         if _measures(trainer):
             rows = read_rows(pl_module.run_dir) if pl_module.folder.plan.done else ()
             self._means = RunningMeans(pl_module.measured, len(pl_module.data.table), rows)
@@ -94,14 +96,13 @@ class TensorBoardPanels(BlockCallback):
         for row, i in usable:
             self._offer(task, result, row, i)
         if self._means is not None:
-            scores = {key: score.tolist() for key, score in result.scores.items()}
-            for images, values in self._means.add(scores, len(usable)):
+            for images, values in self._means.add([row for row, _ in usable]):
                 if images < self._means.images:  # the last value is the task's
                     _show(boards, _tagged(stage, values), images)
         if self._evolution is not None:
             for tag, panel, iteration in self._evolution.pictures(result):
                 for board in boards:
-                    board.picture(f"fit_maps/{tag}", panel, iteration)
+                    board.picture(f"fit_evolution/{tag}", panel, iteration)
 
     def _add_objective(self, result: BlockResult, images: Sequence[int]) -> None:
         if result.explanation.objective is None or not images:
@@ -139,7 +140,7 @@ class TensorBoardPanels(BlockCallback):
             for step, one in enumerate(reversed(shown), 1):
                 note = f"{kind} {len(shown) - step + 1} of {len(shown)}"
                 for board in boards:
-                    board.picture(f"{stage}_panels/{kind}", titled(one.panel, note), step)
+                    board.picture(f"{stage}_examples/{kind}", titled(one.panel, note), step)
         if self._evolution is not None:
             self._evolution.finish(boards)
         self._show_numbers(boards, stage, pl_module, run)
@@ -156,7 +157,7 @@ class TensorBoardPanels(BlockCallback):
         for t, value in enumerate(mean):
             _show(boards, {f"{stage}_objective/{name}": value}, t)
         for board in boards:
-            board.figure(f"{stage}_curves/objective", objective_curves(mean, self._curves))
+            board.figure(f"{stage}_plots/objective", objective_curves(mean, self._curves))
 
     @staticmethod
     def _show_numbers(boards: Sequence[Board], stage: str, task: SaliencyTask, run: Run) -> None:
@@ -167,7 +168,7 @@ class TensorBoardPanels(BlockCallback):
                 axes = small_figure().add_subplot()
                 figure, _ = metric.plot_curve(axes, task.explainer.title, (curve, half))
                 for board in boards:
-                    board.figure(f"{stage}_curves/{key}", figure)
+                    board.figure(f"{stage}_plots/{key}", figure)
         for tag, values in _distributions(run):
             for board in boards:
                 board.histogram(f"{stage}_histograms/{tag}", values, images)
@@ -231,9 +232,9 @@ def _intervals(summary: Summary) -> dict[str, float]:
     """The ends of the table's intervals."""
     found = {}
     for key, estimate in summary.metrics.items():
-        for end, value in (("low", estimate.low), ("high", estimate.high)):
-            if value is not None:
-                found[f"{key}_{end}"] = value
+        for end, bound in (("low", estimate.low), ("high", estimate.high)):
+            if estimate.value is not None:  # a chart wants both ends wherever there is a value
+                found[f"{key}_{end}"] = estimate.value if bound is None else bound
     return found
 
 

@@ -31,14 +31,18 @@ class RunningMeans:
 
     Example:
         >>> from optcam_pl.metrics import AverageDrop
-        >>> means = RunningMeans([AverageDrop()], images=3)
-        >>> list(means.add({"average_drop": [20.0, 40.0]}, 2))
-        [(1, {'average_drop': 20.0}), (2, {'average_drop': 30.0, 'average_drop_low': 10.4..., ...})]
+        >>> from optcam_pl.runs.rows import Row
+        >>> known = dict(status="ok", target=0, predicted=0, p=0.5, o=0.4, seconds=1.0)
+        >>> rows = [Row(index=i, id=str(i), scores={"average_drop": d}, **known) for i, d in enumerate((20.0, 40.0))]
+        >>> (_, first), (images, values) = RunningMeans([AverageDrop()], images=3).add(rows)
+        >>> images, values["average_drop"], round(values["average_drop_low"], 2), values["seconds_per_image"]
+        (2, 30.0, 10.4, 1.0)
     """
 
     def __init__(self, metrics: Iterable[ImageMetric], images: int, rows: Iterable[Row] = ()) -> None:
         self.metrics = {metric.key: metric for metric in metrics}
         self.images, self.seen = images, 0
+        self._seconds = _Sum()
         self._sums: dict[str, list[_Sum]] = {key: [] for key in self.metrics}
         for row in rows:
             if row.status != "error":
@@ -72,11 +76,10 @@ class RunningMeans:
                 continue
             metric = self.metrics[key]
             value = value_of([[one.mean for one in sums]], metric.of_means)
-            yield key, value
+            half = 0.0  # a chart wants both ends wherever there is a value
             if metric.describe().aggregate == "mean" and sums[0].count > 1:
                 half = _NORMAL * sums[0].deviation / math.sqrt(sums[0].count)
-                yield f"{key}_low", value - half
-                yield f"{key}_high", value + half
+            yield from ((key, value), (f"{key}_low", value - half), (f"{key}_high", value + half))
 
 
 class _Sum:
