@@ -84,9 +84,11 @@ class TensorBoardBoard(Board):
 
     def settings(self, values: Mapping[str, Any], metrics: Sequence[str] = ()) -> None:
         """See `Board`."""
-        # Lightning's `log_hyperparams` would log the metrics a second time.
-        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):  # type: ignore[no-untyped-call]
-            self._add(summary)
+        # Lightning's `log_hyperparams` would log the metrics a second time. The experiment is left out, because with it
+        # TensorBoard shows only the settings that one of the runs has.
+        _, begun, ended = hparams(dict(values), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+        self._add(begun)
+        self._add(ended)
 
     def picture(self, tag: str, picture: Picture, step: int = 0) -> None:
         """See `Board`."""

@@ -21,7 +21,7 @@ class Evolution:
     """Watches the inner fit loop of a task's `fit`: maps of the first images, entropy and largest weights of all.
 
     Args:
-        task: the task; it is watched until `close`.
+        task: the task; its explainer is watched until `close`.
         images: number of images whose maps are shown.
     """
 
@@ -35,14 +35,16 @@ class Evolution:
         self._sums: Tensor | None = None  # (2,T+1)
         self._count = 0
         self._rows: list[str] = []
-        task.watch = self._watch
+        self._before, task.explainer.watch = task.explainer.watch, self._watch
 
     def close(self) -> None:
         """Watch no longer."""
-        self._task.watch = None
+        self._explainer.watch = self._before
 
-    def _watch(self, iteration: int, weights: Tensor) -> None:
-        """Note what is needed of the weights (B,K) after an iteration, without waiting for the device."""
+    def _watch(self, iteration: int, objective: Tensor, weights: Tensor) -> None:
+        """Note what is needed of the weights (B,K) of an iteration, without waiting for the device."""
+        if self._before is not None:
+            self._before(iteration, objective, weights)
         self._entropy.append(-(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log2()).sum(1))
         self._largest.append(weights.max(1).values)
         if self._left and iteration in self._at:

@@ -18,7 +18,7 @@ from optcam_pl.callbacks.evolution import Evolution
 from optcam_pl.callbacks.running import Chosen, RunningMeans, lot
 from optcam_pl.checks import check_count
 from optcam_pl.evaluate.subject import Stage
-from optcam_pl.figures import Picture, card, heatmap, objective_curves, overlay, picture, small_figure, titled
+from optcam_pl.figures import Picture, card, objective_curves, overlay, picture, small_figure, titled
 from optcam_pl.metrics import CurveMetric, ImageMetric
 from optcam_pl.reports.summary import Run, summarize
 from optcam_pl.reports.tables import Summary, table
@@ -135,10 +135,11 @@ class TensorBoardPanels(BlockCallback):
             return
         stage, run = _stage(trainer), pl_module.run
         self._show_objective(boards, stage, run, gathered)
+        names = {row.index: row.id for row in run.usable}
         for kind, chosen in self._chosen.items():
             shown = chosen.best([others[kind] for _, _, others in gathered[1:]])
             for step, one in enumerate(reversed(shown), 1):
-                note = f"{kind} {len(shown) - step + 1} of {len(shown)}"
+                note = f"{kind} {len(shown) - step + 1} of {len(shown)}: {names.get(one.rank[1], '')}"
                 for board in boards:
                     board.picture(f"{stage}_examples/{kind}", titled(one.panel, note), step)
         if self._evolution is not None:
@@ -186,17 +187,14 @@ class TensorBoardPanels(BlockCallback):
 
 
 def panel(task: SaliencyTask, result: BlockResult, i: int) -> Picture:
-    """Image, overlay, map and masked image of the block's i-th image, with its classes and probabilities."""
+    """Image, overlay and masked image of the block's i-th image, with its classes and probabilities."""
     probes, explanation = result.probes, result.explanation
-    image, saliency = result.batch["image"][i], explanation.saliency[i]
-    name = task.classifier.target_name
+    image, name = result.batch["image"][i], task.classifier.target_name
     predicted, target = name(int(result.logits[i].argmax())), name(int(explanation.target[i]))
+    head = f"map of {target}" + (f", predicted: {predicted}" if predicted != target else "")
     p, o = float(probes.original[i]), float(probes.masked[i])
-    head = [result.batch["id"][i], f"map of {target}", f"p = {p:.3f}, masked: {o:.3f}"]
-    if predicted != target:
-        head.insert(2, f"predicted: {predicted}")
-    tiles = [picture(image), overlay(image, saliency), heatmap(saliency), picture(probes.masked_image[i])]
-    return card(tiles, ["image", "overlay", "map", "masked by the map"], head)
+    tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(probes.masked_image[i])]
+    return card(tiles, [f"p = {p:.3f}", "", f"masked: {o:.3f}"], [head])
 
 
 def _stage(trainer: L.Trainer) -> str:

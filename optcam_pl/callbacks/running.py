@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -46,22 +46,21 @@ class RunningMeans:
         self._sums: dict[str, list[_Sum]] = {key: [] for key in self.metrics}
         for row in rows:
             if row.status != "error":
-                self._add_image(row.scores)
+                self._add_image(row)
 
-    def add(
-        self, scores: Mapping[str, Sequence[float | Sequence[float]]], count: int
-    ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Add `count` images; yields the number of images so far and the values, for each point to show."""
+    def add(self, rows: Iterable[Row]) -> Iterator[Point]:
+        """Add images; yields the number of images so far and the values, for each point to show."""
         every = max(1, self.images // _POINTS)
-        for i in range(count):
-            self._add_image({key: score[i] for key, score in scores.items()})
+        for row in rows:
+            self._add_image(row)
             if self.seen % every == 0:
-                yield self.seen, dict(self._values())
+                yield self.seen, {**dict(self._values()), "seconds_per_image": self._seconds.mean}
 
-    def _add_image(self, scores: Mapping[str, float | Sequence[float] | None]) -> None:
+    def _add_image(self, row: Row) -> None:
         self.seen += 1
+        self._seconds.add(row.seconds)
         for key, sums in self._sums.items():
-            score = scores.get(key)
+            score = row.scores.get(key)
             parts = [score] if isinstance(score, (int, float)) else score
             if parts is None or any(math.isnan(part) for part in parts):
                 continue

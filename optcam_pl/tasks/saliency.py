@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -19,7 +19,6 @@ from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target,
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import Stage, Subject, all_metrics, check_annotations, default_metrics, match
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
-from optcam_pl.explainers.opticam import Stepper
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
@@ -50,23 +49,6 @@ class _CloseOnError(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(pl_module, SaliencyTask):
             pl_module.close(failed=isinstance(exception, Exception))
-
-
-class _Watched:
-    """An optimizer whose steps are watched; see `SaliencyTask.watch`."""
-
-    def __init__(self, optimizer: Stepper, u: Sequence[nn.Parameter], watch: Callable[[int, Tensor], None]) -> None:
-        self._optimizer, self._u, self._watch, self._done = optimizer, u, watch, 0
-
-    def step(self) -> None:
-        if not self._done:  # only now the parameters have their first values
-            self._tell()
-        self._optimizer.step()
-        self._done += 1
-        self._tell()
-
-    def _tell(self) -> None:
-        self._watch(self._done, torch.softmax(torch.stack([u.detach() for u in self._u]), dim=1))
 
 
 class SaliencyTask(RunTask):
@@ -108,8 +90,6 @@ class SaliencyTask(RunTask):
         cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
             otherwise "".
         result: what the last block gave; None before the first.
-        watch: a function that `fit` calls before the first and after every iteration of a block, with the number of
-            iterations done and the images' weights (B,K); None watches nothing.
 
     Raises:
         ValueError: a setting is out of range.
@@ -155,7 +135,6 @@ class SaliencyTask(RunTask):
         self.stored_weights = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
-        self.watch: Callable[[int, Tensor], None] | None = None
         self._run: Run | None = None
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
@@ -354,8 +333,7 @@ class SaliencyTask(RunTask):
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.optimizer.state.clear()  # the moments of the previous block do not apply here
         weights = list(self.weights)[: len(target)]  # the others have no gradient, so no step changes them
-        stepper = optimizer if self.watch is None else _Watched(optimizer, weights, self.watch)
-        return self.explainer.fit(self.classifier, batch["image"], target, weights, stepper)
+        return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
 
     def _number(self, batch: Batch) -> int:
         """The block's number in the dataset, from any of its images."""
