@@ -162,7 +162,7 @@ def test_a_run_of_other_settings_is_refused_by_name_and_leaves_the_folder_as_it_
 
 @pytest.mark.usefixtures("photos")
 def test_what_another_process_holds_and_what_resume_forbids_is_refused() -> None:
-    with pytest.raises(RunFolderError, match="Expected a run in run to go on with, but there is no"):
+    with pytest.raises(RunFolderError, match="Expected a run in run to continue, but there is no"):
         run("test", "run", "--resume=require")
     run("test", "run")
     with RunLock("run"), pytest.raises(RunFolderError, match="run folder run is in use by process"):

@@ -206,7 +206,7 @@ def test_a_folder_with_configs_locks_or_a_run_is_one(tmp_path: Path) -> None:
 def test_a_start_that_fails_leaves_no_folder_behind() -> None:
     with pytest.raises(ValueError, match="resnet50"):
         main(["test", *words("--run_dir=a/b", "--model.classifier.network=torchvision/resnet5")])
-    with pytest.raises(RunFolderError, match="Expected a run in c to go on with, but there is no such folder"):
+    with pytest.raises(RunFolderError, match="Expected a run in c to continue, but there is no such folder"):
         main(["test", *words("--run_dir=c", "--resume=require")])
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 
