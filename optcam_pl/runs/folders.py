@@ -46,8 +46,8 @@ def check_no_others(folder: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise RunFolderError(
-            f"Expected `run_dir` to be a new folder or a run's, but {folder} contains other files: {shown}. A run would "
-            f"write its own among them: give a folder that does not exist, such as {folder / 'run'}."
+            f"Expected `run_dir` to be a new folder or a run's, but {folder} contains other files: {shown}. A run "
+            f"would write its own among them: give a folder that does not exist, such as {folder / 'run'}."
         )
 
 

@@ -170,8 +170,8 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     """Read all rows of a run; a folder without row files has none.
 
     A crash may have cut the last line of a file short; such a line is ignored. An index may occur in several files
-    (after a block was repeated) if the rows differ only in their seconds and the wording of their reason; the oldest row is
-    kept. Other unreadable lines are collected in `Rows.damaged`; with `strict`, the first one raises an error.
+    (after a block was repeated) if the rows differ only in their seconds and the wording of their reason; the oldest
+    row is kept. Other unreadable lines are collected in `Rows.damaged`; with `strict`, the first one raises an error.
 
     Raises:
         RunFolderError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.

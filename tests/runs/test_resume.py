@@ -244,7 +244,8 @@ def test_more_errors_than_allowed_end_the_run_and_more_may_be_allowed_later(phot
         (photos / "n01440764" / f"photo {i}.png").write_text("this is no image")
     words = ["--data.on_error=record"]
     with pytest.raises(
-        RunFolderError, match=r"more images than `max_errors` allows .* 2 in run, .*'n01440764/photo 3.png'"
+        RunFolderError,
+        match=r"more images could not be read than `max_errors` allows: 2 in run, .*'n01440764/photo 3.png'",
     ):
         run("test", "run", *words, "--data.max_errors=1")
     assert len(read_rows("run")) < 7

@@ -322,7 +322,7 @@ def test_weights_of_padded_blocks_are_still_taken(photos: Path) -> None:
     found = [[(row.p, row.o, row.scores) for row in read_rows(folder)] for folder in ("alone", "new", "old")]
     assert found[0] == found[1] == found[2]
     path.unlink()
-    with pytest.raises(ValueError, match="Expected weights of block 1"):
+    with pytest.raises(ValueError, match="Expected the weights of block 1"):
         run("test", "lacking", weights_from="fit")
 
 
