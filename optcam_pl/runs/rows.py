@@ -64,7 +64,8 @@ class Row:
         reason: Why the status is not "ok".
         target: The explained class.
         predicted: The class that the network predicts for the unmasked image; -1 if unknown.
-        p: Probability of the target for the image, in [0, 1]; None if there is none.
+        p: Probability of the target for the image, in [0, 1], or its score if the network's `link` is identity; None
+            if there is none.
         o: The same for the masked image.
         scores: Values by metric; None if the metric is undefined for this image.
         seconds: Time spent on this image.
