@@ -105,6 +105,10 @@ class Summary:
     notes: tuple[str, ...] = ()
     metric_info: Mapping[str, MetricInfo] = field(default_factory=dict)
 
+    def named(self, method: str) -> Summary:
+        """The summary with another name of the method, such as that of its settings."""
+        return replace(self, explainer=method)
+
     def info(self, key: str) -> MetricInfo:
         """The description of a metric; if the summary has none, that of the package's metric with this key."""
         return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
