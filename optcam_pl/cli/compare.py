@@ -39,9 +39,9 @@ _DESCRIPTION = """Test several explainers on the same data and print one table. 
 
 --explainers takes classes (GradCAM, my.module.MyExplainer), blocks of configs/explainer/ by name (rise) and YAML files
 of such blocks; a table's row and a run's folder are named so. Without it, the config's own list is run: its key
-`explainers` has such names, and classes with settings ({class_path: OptiCAM, init_args: {lr: 0.1}, name: slow}). `all` is every block but is_cam and ss_cam (10 and 35
-times the passes of score_cam); those of its methods that cannot work on the network are listed below the table, with
-the reason."""
+`explainers` has such names, and classes with settings ({class_path: OptiCAM, init_args: {lr: 0.1}, name: slow}). `all`
+is every block but is_cam and ss_cam (10 and 35 times the passes of score_cam); those of its methods that cannot work on
+the network are listed below the table, with the reason."""
 
 
 class Method(NamedTuple):
@@ -209,8 +209,8 @@ def listed_methods(configs: Sequence[str]) -> list[Method]:
     """The explainers that configs list under `explainers`, in that order; those of the last config that has the key.
 
     Raises:
-        ValueError: no config has such a list, or an entry is none of an explainer.
-        TypeError: the list is no list.
+        ValueError: no config has such a list, or an entry names no explainer.
+        TypeError: the list is none, or an entry is neither a name nor a class with settings.
     """
     listed = config_key(configs, "explainers")
     if listed is None:
@@ -229,10 +229,10 @@ def _listed(entry: Any) -> Method:
     if isinstance(entry, str):
         return _method(entry)._replace(listed=True)
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
-        raise ValueError(f"Expected an entry of `explainers` to be a name or to have a `class_path`, but got {entry!r}.")
+        raise TypeError(f"Expected an entry of `explainers` to be a name or to have a `class_path`, but got {entry!r}.")
     if unknown := [key for key in entry if key not in ("class_path", "init_args", "name")]:
         raise ValueError(
-            f"Expected an entry of `explainers` to have the keys class_path, init_args and name, but got {unknown[0]!r}."
+            f"Expected the keys class_path, init_args and name in an entry of `explainers`, but got {unknown[0]!r}."
         )
     known = _method(entry["class_path"])
     given = json.dumps({key: entry[key] for key in ("class_path", "init_args") if entry.get(key)})

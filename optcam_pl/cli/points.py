@@ -179,9 +179,10 @@ def jobs(words: Sequence[str], of: Sequence[Point], methods: Sequence[Method], f
         methods: the explainers; none stands for the config's own.
         folder: the folder above the runs.
     """
-    found = []
+    found: list[Job] = []
+    each: list[Method | None] = [*methods] or [None]
     for point in of:
-        for method in methods or [None]:
+        for method in each:
             own = (*(method.words if method else ()), *point.words)
             place = folder / point.folder / (method.name if method else "")
             found.append(Job(point, method, ("test", *words, *own, f"--run_dir={place}"), place))
@@ -201,9 +202,11 @@ def run_all(todo: Sequence[Job], command: str) -> Outcome:
             print(f"\n{command}: run {number} of {len(todo)}: {printable(job.name)}", flush=True)
         try:
             cli = OptcamCLI(job.words, job.method.name if job.method else None)
-        except Exception as error:
+        except (Exception, SystemExit) as raised:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever
+            # The parser has printed what is wrong, and would end the command.
+            error = ValueError("a setting is wrong, as told above") if isinstance(raised, SystemExit) else raised
             print(f"{command}: {job.name} broke off: {in_words(error)}", file=sys.stderr)
             outcome.failed[job.name] = error
             if len(outcome.failed) == number == min(2, len(todo)) and _alike(outcome.failed.values()):

@@ -416,7 +416,16 @@ def _csv(summaries: Sequence[Summary]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [f"{key}{'_' + kind if kind else ''}" for key, kind in columns]
-    writer.writerow([*fixed, *map(spreadsheet_cell, settings), "images", *statuses, "seconds_per_image", *map(spreadsheet_cell, names)])
+    writer.writerow(
+        [
+            *fixed,
+            *map(spreadsheet_cell, settings),
+            "images",
+            *statuses,
+            "seconds_per_image",
+            *map(spreadsheet_cell, names),
+        ]
+    )
     for s, found in zip(summaries, numbers, strict=True):
         words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
         values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
