@@ -139,7 +139,7 @@ def test_every_config_of_the_paper_runs_on_two_images(path: Path, capsys: pytest
     config = read(path)
     point = points(read_axes([], config.get("grid")))[-1]  # the settings that are farthest from the usual ones
     words = [word.replace("features.6", "layer1") for word in point.words]
-    words += ["--data.size=32"]
+    words += ["--data.size=64"]
     words = ["test", "--config", str(path), *tiny(config, False), *made_up(config["data"]), *QUIET, *SMALL, *words]
     assert main([*words, "--data.limit=2", "--model.explainer.max_iter=2", "--run_dir=run"]) == 0
     assert len(read_rows("run")) == 2
