@@ -1,9 +1,8 @@
 """What all benchmarks share: contestants that take turns in one process, and the page that their times become.
 
-A script makes `Contestant`s, of which one is the limit (the bare passes of the network that no program can avoid), lets
-them take turns (`race`), and hands the `Table`s to `finish`, which prints and stores them in results/<machine>/, as JSON
-and as Markdown. A ratio is the median of the ratios of the same round, so that a change of the machine's pace meets both
-sides.
+A script makes `Contestant`s, of which one is the limit (the bare passes of the network that no program can avoid). It
+lets them take turns (`race`) and hands the `Table`s to `finish`, which prints and stores them in results/<machine>/. A
+ratio is the median of the ratios of the same round, so that a change of the machine's pace meets both sides.
 """
 
 from __future__ import annotations
