@@ -6,11 +6,10 @@ Shape letters: B images, C classes, K channels, h x w feature grid, H x W image,
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,14 @@ from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
-from optcam_pl.network.image_advice import conversion, reshaping
+from optcam_pl.network.image_checks import check_color, check_fraction, check_size
 from optcam_pl.network.layers import Layers, Layout, nearest
 from optcam_pl.network.outputs import logits_of, misshapen, stated_classes
 from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
+from optcam_pl.photos import AnyPhoto, Interpolation, Preprocessing, Resize, prepare
+from optcam_pl.photos.advice import conversion, reshaping
 from optcam_pl.private import uncompiled, written_to
 from optcam_pl.threads import passing
-
-Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 
 class Classifier(nn.Module):
@@ -152,7 +151,7 @@ class Classifier(nn.Module):
         """Use the given values, otherwise the known ones."""
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given in (("mean", mean), ("std", std)):
-            values = _check_color(key, known[key] if given is None else given)
+            values = check_color(key, known[key] if given is None else given)
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalizes = bool((self.mean != 0).any() or (self.std != 1).any())
 
@@ -164,10 +163,10 @@ class Classifier(nn.Module):
         known: Mapping[str, Any],
     ) -> None:
         """Use the given image settings, otherwise the known ones."""
-        self.input_size = _check_size(known["input_size"] if input_size is None else input_size)
+        self.input_size = check_size(known["input_size"] if input_size is None else input_size)
         interpolation = known["interpolation"] if interpolation is None else interpolation
         self.interpolation = check_choice("interpolation", interpolation, Interpolation)
-        self.crop_fraction = _check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
+        self.crop_fraction = check_fraction(known["crop_fraction"] if crop_fraction is None else crop_fraction)
 
     def _set_classes(
         self, number: int | None, names: list[str] | None, known: Sequence[str] | None, *, by_name: bool
@@ -353,6 +352,32 @@ class Classifier(nn.Module):
             return self.network(image)
         with passing(self.network):
             return self.network(image)
+
+    def preprocessing(self, resize: Resize = "stretch") -> Preprocessing:
+        """How photographs of any size become images of `input_size`, by the classifier's own settings.
+
+        Args:
+            resize: "stretch" to this size, as the datasets do by default, or "crop": the middle `crop_fraction` of the
+                resized image, as most networks are evaluated.
+        """
+        return Preprocessing(self.input_size, resize, self.crop_fraction, self.interpolation)
+
+    def preprocess(self, photo: AnyPhoto, resize: Resize = "stretch") -> Tensor:
+        """Turn photographs of any size into images to call the classifier or an explainer with.
+
+        Args:
+            photo: a PIL image, the path or the bytes of an image file, an array (H,W,3) of uint8 or of floats in
+                [0,1], or a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
+            resize: see `preprocessing`.
+
+        Returns:
+            (B,3,H,W) float32 in [0,1] of `input_size`, not normalized, on the classifier's device.
+
+        Raises:
+            TypeError: it is nothing that a photograph can be read from.
+            ValueError: shape or pixels are not those of a photograph, or a file cannot be read.
+        """
+        return prepare(photo, self.preprocessing(resize))[0].to(self.mean.device)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Softmax of the logits, (B,C), in float32, or in float64 if the logits are.
@@ -565,28 +590,3 @@ def _check_network(network: Network | None, stored: Mapping[str, Any], weights: 
     if stored and stored.get("network") != name:
         raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
     return network  # type: ignore[return-value]  # other values from a file are refused with a message
-
-
-def _check_color(name: str, values: float | Sequence[float]) -> list[float]:
-    if isinstance(values, (int, float)) and not isinstance(values, bool):
-        values = (values,) * 3
-    if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != 3:
-        raise ValueError(f"Expected `{name}` to be three numbers, one a channel, or one for all, but got {values!r}.")
-    if name == "mean" and not all(0 <= number <= 1 for number in numbers):
-        raise ValueError(f"Expected `mean` to be three numbers in [0, 1], like the pixels, but got {numbers}.")
-    if name == "std" and not all(0 < number < math.inf for number in numbers):
-        raise ValueError(f"Expected `std` to be three positive numbers, but got {numbers}.")
-    return numbers
-
-
-def _check_size(size: int | Sequence[int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"Expected `input_size` to be one or two positive integers, but got {size!r}.")
-    return sides
-
-
-def _check_fraction(fraction: float) -> float:
-    if not 0 < fraction <= 1:
-        raise ValueError(f"Expected `crop_fraction` to be in (0, 1], but got {fraction!r}.")
-    return float(fraction)
