@@ -1,9 +1,11 @@
-"""Finds out which class a label of a table means."""
+"""Finds out which class a label of a table means, and checks that the network has it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from optcam_pl.data.names import ClassIndex
 from optcam_pl.data.text import class_number
@@ -50,3 +52,32 @@ class LabelReader:
             known = "one of the names" if self.by_number else f"in 0..{count - 1}"
             raise ValueError(f"Expected a label of {count} classes, {known} (-1 or empty: none), but got {label!r}.")
         return found
+
+
+def check_labels(label: Tensor, classes: int, ids: Sequence[str], what: str = "", advice: str = "") -> None:
+    """Check that the network has the class of each image.
+
+    Args:
+        label: (B,) int64; a negative number means no label.
+        classes: the number of the network's classes.
+        ids: the images' ids, for the message.
+        what: the argument that gave the classes; "": the dataset's labels.
+        advice: what to do about an image without a label, for the message.
+
+    Raises:
+        ValueError: an image has no label, or one that the network does not have.
+
+    Example:
+        >>> import torch
+        >>> check_labels(torch.tensor([0, 7]), 2, ["a.png", "b.png"])
+        Traceback (most recent call last):
+        ValueError: Expected a label in 0..1 for image 'b.png', but it has 7.
+    """
+    wrong = ((label < 0) | (label >= classes)).nonzero().flatten().tolist()
+    if not wrong:
+        return
+    first, value = ids[wrong[0]], int(label[wrong[0]])
+    if what:
+        raise ValueError(f"Expected a class in 0..{classes - 1} for image {first!r}, but `{what}` has {value}.")
+    found = f"none{': ' * bool(advice)}{advice}" if value < 0 else str(value)
+    raise ValueError(f"Expected a label in 0..{classes - 1} for image {first!r}, but it has {found}.")

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from optcam_pl.data import Batch
+from optcam_pl.data.labels import check_labels
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.metrics import CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.scores import References
 from optcam_pl.reports.summary import NO_BOX
 from optcam_pl.runs.rows import Row
 
@@ -35,15 +37,16 @@ class BlockResult:
 
     Attributes:
         batch: the B images.
-        logits: (B,C) the network's output for them.
+        logits: (B,C) the network's scores for them.
         explanation: the maps.
         probes: the measurements.
         rows: one for each image of the dataset in the block, in the block's order, including images that could not be
             read. To find a row's image in `batch`, use its ``index``.
         scores: (B,) or (B,k) by metric; NaN where an image has no defined score.
         curves: (B,T) for each `CurveMetric`.
-        measurable: (B,) on the CPU; false for an image without a box if `region` needs one. Such an image has no
-            scores, and its curves are meaningless.
+        measurable: (B,) on the CPU; false for an image without a box if `region` needs one, and without a reference if
+            the network's scores need one. Such an image has no scores, and its curves are meaningless.
+        references: what each image's score refers to, if the network's scores are `per_image`.
     """
 
     batch: Batch
@@ -54,6 +57,7 @@ class BlockResult:
     scores: dict[str, Tensor] = field(default_factory=dict)
     curves: dict[str, Tensor] = field(default_factory=dict)
     measurable: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    references: References | None = None
 
 
 def evaluate_block(
@@ -106,13 +110,14 @@ def evaluate_block(
         return measure.nothing(block, batch)
     if not isinstance(target, (str, int)):
         target = _chosen(target, block, chosen)
-    with torch.no_grad():
+    with torch.no_grad(), classifier.references(batch) as references:
         logits = classifier(batch["image"])
-        classes = explained_classes(target, batch, logits)
+        own = references is not None  # image i is scored by its own reference, in column i
+        classes = torch.arange(len(logits), device=logits.device) if own else explained_classes(target, batch, logits)
         start = _now(batch["image"])
         explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
         seconds = (_now(batch["image"]) - start) / len(chosen)
-        return measure(block, batch, logits, explanation, seconds)
+        return measure(block, batch, logits, explanation, seconds, references)
 
 
 def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batch, logits: Tensor) -> Tensor:
@@ -141,6 +146,10 @@ def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batc
     """
     if target == "predicted":
         return logits.argmax(1)
+    if target in ("second", "least") and logits.shape[1] == 1:
+        raise ValueError(
+            f"Expected `target` to be predicted or 0, as the network has one score for an image, but got {target!r}."
+        )
     if target == "second":
         return logits.topk(2, dim=1).indices[:, 1]
     if target == "least":
@@ -150,15 +159,9 @@ def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batc
         return torch.full_like(label, target)
     if not isinstance(target, str):
         label = torch.as_tensor(target, device=logits.device).long()
-    wrong = (label < 0) | (label >= logits.shape[1])
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        what, has = ("label", "it has") if isinstance(target, str) else ("class", "`target` has")
-        unlabeled = isinstance(target, str) and label[first] < 0
-        raise ValueError(
-            f"Expected a {what} in 0..{logits.shape[1] - 1} for image {batch['id'][first]!r}, but {has} "
-            f"{int(label[first])}" + (": the dataset has no labels; set `target` to predicted." if unlabeled else ".")
-        )
+    what = "" if isinstance(target, str) else "target"
+    advice = "if the dataset has no labels, set `target` to predicted"
+    check_labels(label, logits.shape[1], batch["id"], what, advice)
     return label
 
 
@@ -203,17 +206,30 @@ class _Measure:
     seed: int
 
     def __call__(
-        self, block: Batch, batch: Batch, logits: Tensor, explanation: Explanation, seconds: float
+        self,
+        block: Batch,
+        batch: Batch,
+        logits: Tensor,
+        explanation: Explanation,
+        seconds: float,
+        references: References | None = None,
     ) -> BlockResult:
         if self.region != "map":
             saliency = region_map(explanation.saliency, batch["boxes"], self.region)
             explanation = replace(explanation, saliency=saliency)
         probes = self._probes(batch, logits, explanation)
         images = range(len(batch["id"]))
-        measurable = torch.tensor([self.region == "map" or len(batch["boxes"][i]) > 0 for i in images])
+        missing = references.missing if references is not None and references.missing else ("",) * len(images)
+        no_box = [self.region != "map" and not len(batch["boxes"][i]) for i in images]
+        reasons = [missing[i] or NO_BOX * no_box[i] for i in images]
+        measurable = torch.tensor([not reason for reason in reasons])
         scores, curves = self._scores(probes, measurable)
-        rows = in_order(block, self._rows(probes, scores, measurable, seconds))
-        return BlockResult(batch, logits, explanation, probes, rows, scores, curves, measurable)
+        rows = self._rows(probes, scores, reasons, seconds)
+        if references is not None:  # its columns are numbered by the block: a row names the reference's own class
+            classes = references.classes or (0,) * len(rows)
+            rows = [replace(row, target=c, predicted=c) for row, c in zip(rows, classes, strict=True)]
+        all_rows = in_order(block, rows)
+        return BlockResult(batch, logits, explanation, probes, all_rows, scores, curves, measurable, references)
 
     def nothing(self, block: Batch, batch: Batch) -> BlockResult:
         """The result of a block in which no image could be read: B = 0."""
@@ -240,8 +256,11 @@ class _Measure:
         return scores, curves
 
     @staticmethod
-    def _rows(probes: Probes, scores: dict[str, Tensor], measurable: Tensor, seconds: float) -> list[Row]:
-        """One row for each image that could be read; `seconds` were spent on each."""
+    def _rows(probes: Probes, scores: dict[str, Tensor], unmeasurable: Sequence[str], seconds: float) -> list[Row]:
+        """One row for each image that could be read; `seconds` were spent on each.
+
+        `unmeasurable` says why an image has no scores, and "" where it has some.
+        """
         batch, explanation = probes.batch, probes.explanation
         predicted, target = probes.logits.argmax(1).tolist(), explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
@@ -252,8 +271,7 @@ class _Measure:
             reason = ""
             if degenerate[i]:
                 reason = (reasons[i] if reasons else "") or "the map is constant or not finite"
-            if not measurable[i]:
-                reason = NO_BOX
+            reason = unmeasurable[i] or reason
             rows.append(
                 Row(
                     index=index, id=batch["id"][i], status="degenerate" if reason else "ok", reason=reason,

@@ -25,6 +25,7 @@ from optcam_pl.metrics.functional import (
 )
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
+from optcam_pl.network.scores import probabilities_of
 
 Evidence: TypeAlias = "Tensor | list[Tensor]"
 Probe: TypeAlias = Callable[..., Evidence]
@@ -190,6 +191,11 @@ class Probes:
         return self._tensor("masked")
 
     @property
+    def predicted(self) -> Tensor:
+        """(B,) the column with the highest score; the image's own one where each image has its own reference."""
+        return self.explanation.target if self.classifier.scores.per_image else self.logits.argmax(1)
+
+    @property
     def masked_image(self) -> Tensor:
         """(B,3,H,W) ``x . s``."""
         return self._tensor("masked_image")
@@ -222,7 +228,8 @@ class Probes:
         Returns:
             (B,).
         """
-        values = wide(logits).softmax(1) if output == "probability" else wide(logits)
+        scores = wide(logits)
+        values = probabilities_of(scores, self.classifier.link) if output == "probability" else scores
         return of_class(values, self.explanation.target if target is None else target)
 
     def _reference(self) -> Tensor:
@@ -257,7 +264,7 @@ class Probes:
         saliency = self.explanation.saliency
         rank = pixel_rank(saliency) if patch == 1 else patch_rank(saliency, patch)
         counts = step_counts(int(rank[0].max()) + 1, steps)
-        of = self.logits.argmax(1) if target == "predicted" else self.explanation.target
+        of = self.predicted if target == "predicted" else self.explanation.target
         if kind == "in":
             return self._curve(
                 rank, counts, baseline_image(self.image, "blur", self.classifier.mean), self.image, output, of
@@ -366,7 +373,7 @@ _PROBES: dict[str, Probe] = {
     "masked_image": Probes._masked_image,
     "deleted": Probes._deleted,
     "saliency": lambda probes: probes.explanation.saliency,
-    "predicted": lambda probes: probes.logits.argmax(1),
+    "predicted": lambda probes: probes.predicted,
     "target": lambda probes: probes.batch["target"],
     "insertion_curve": lambda probes, **options: probes._area_curve("in", **options),
     "deletion_curve": lambda probes, **options: probes._area_curve("out", **options),

@@ -27,6 +27,7 @@ from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
+from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
 
@@ -193,16 +194,13 @@ class SanityResult:
 
     def text(self) -> str:
         """A table with one row per stage."""
-        width = max(len("up to stage"), *map(len, self.stages))
         heads = [name.replace("rank_correlation_absolute", "|rank corr.|").replace("rank_correlation", "rank corr.")
                  for name in self.similarity]  # fmt: skip
-        lines = [
-            f"{self.run}: {self.images} images",
-            "  ".join([f"{'up to stage':<{width}}", *(f"{h:>12}" for h in heads)]),
+        body = [
+            [stage, *("-" if values[n] is None else f"{values[n]:.3f}" for values in self.similarity.values())]
+            for n, stage in enumerate(self.stages)
         ]
-        for n, stage in enumerate(self.stages):
-            cells = ["-" if v[n] is None else f"{v[n]:.3f}" for v in self.similarity.values()]
-            lines.append("  ".join([f"{stage:<{width}}", *(f"{cell:>12}" for cell in cells)]))
+        lines = [f"{self.run}: {self.images} images", *aligned(["up to stage", *heads], body, 1)]
         left_out = sum(map(sum, self.undefined.values()))
         return "\n".join([*lines, *([f"left out of a mean, as a map was constant: {left_out}"] if left_out else [])])
 

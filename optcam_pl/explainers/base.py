@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import check_number
 from optcam_pl.explainers.explanation import Explanation
-from optcam_pl.explainers.settings import Remembers, check_plain, plain
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import Layers, layer_list, layer_name
+from optcam_pl.network.plain import Remembers, check_plain, plain
+from optcam_pl.network.scores import check_references
 from optcam_pl.photos.advice import conversion, out_of_range, reshaping
 
 __all__ = ["Causes", "Explainer", "Explanation", "Target", "check_classifier", "seen", "why"]
@@ -71,6 +72,7 @@ class Explainer(Remembers, nn.Module, ABC):
     """
 
     needs_gradient: ClassVar[bool] = False
+    _unstored: ClassVar[tuple[str, ...]] = ("selectivity", "augment")  # see `changes`
 
     def __init__(
         self,
@@ -145,6 +147,8 @@ class Explainer(Remembers, nn.Module, ABC):
             ValueError: a shape, pixel or class is invalid, or the network is in training mode or returns no logits.
             NetworkError: the network itself raises an exception.
         """
+        check_classifier(classifier)
+        check_references(classifier.scores)
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
             return self.select(self._of_views(classifier, image, target))
@@ -227,7 +231,7 @@ class Explainer(Remembers, nn.Module, ABC):
         """The current values of the constructor's arguments: a result depends on them and is printed with them.
 
         An argument is read from the attribute of the same name; if there is none, the value passed to the constructor
-        is used. `selectivity` and `augment` are included if they have an effect. `explainers.settings.plain` says which
+        is used. `selectivity` and `augment` are included if they have an effect. `network.plain.plain` says which
         values are allowed and how they are shown. If your own explainer has other arguments, override this to return
         what its result depends on.
         """

@@ -5,9 +5,9 @@ Shape letters: B images, C classes, K channels, h x w feature grid, H x W image,
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,19 +17,39 @@ from torch import Tensor, nn
 from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
+from optcam_pl.network.arguments import (
+    check_color,
+    check_fraction,
+    check_network,
+    check_size,
+    flags_of,
+    from_words,
+)
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
-from optcam_pl.network.image_checks import check_color, check_fraction, check_size
 from optcam_pl.network.layers import Layers, Layout, nearest
-from optcam_pl.network.outputs import logits_of, misshapen, stated_classes
-from optcam_pl.network.weights import Network, is_import_path, is_source_name, load_network, read_settings
-from optcam_pl.photos import AnyPhoto, Interpolation, Preprocessing, Resize, prepare
+from optcam_pl.network.outputs import misshapen, stated_classes
+from optcam_pl.network.photographs import TakesPhotos
+from optcam_pl.network.plain import state_digest
+from optcam_pl.network.scores import (
+    Link,
+    References,
+    Scores,
+    as_scores,
+    check_link,
+    probabilities_of,
+    scores_settings,
+)
+from optcam_pl.network.weights import Network, is_source_name, load_network, read_settings
+from optcam_pl.photos import Interpolation
 from optcam_pl.photos.advice import conversion, reshaping
-from optcam_pl.private import uncompiled, written_to
+from optcam_pl.private import written_to
 from optcam_pl.threads import passing
 
+ScoresLike: TypeAlias = Scores | Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]] | None
 
-class Classifier(nn.Module):
+
+class Classifier(TakesPhotos, nn.Module):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays frozen, except while a
@@ -69,6 +89,12 @@ class Classifier(nn.Module):
         class_names: one name per class. None: the source's names; ImageNet's, if the source has none and the network
             has 1000 classes.
         layout: how a layer's activations are laid out in memory; see `to_grid`. None: "auto".
+        scores: what number of the network's output is explained: see `optcam_pl.network.scores`. None: the class
+            logits. Your own function of the output that returns (B,C), or a list of functions of one image's output,
+            one for each column.
+        link: from scores to the probabilities p and o that metrics compare: "softmax", "sigmoid" (each column for
+            itself), "identity" (the scores have no probability) or your own increasing function onto [0,1]. None: the
+            scores' own, "softmax" for class logits.
         trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
             error. This setting is printed with the results.
 
@@ -111,22 +137,26 @@ class Classifier(nn.Module):
         class_names: list[str] | None = None,
         layout: Layout | None = None,
         trust_network: bool = False,
+        scores: ScoresLike = None,
+        link: Link | None = None,
     ) -> None:
         super().__init__()
         if num_classes is not None:
             check_positive("num_classes", num_classes)
         self.trust_network = trust_network
+        self.scores = as_scores(scores)
+        self.link: Link = check_link(link, self.scores)
         self._checked: frozenset[str] = frozenset()
         self._hash: tuple[object, str] | None = None
-        network, weights = _from_words(network, weights)
+        network, weights = from_words(network, weights)
         stored = {} if weights in (None, "default") else read_settings(str(weights))
-        network = _check_network(network, stored, weights)
+        network = check_network(network, stored, weights)
         loaded = load_network(network, weights, num_classes)
         self.name = network if isinstance(network, str) else type(network).__name__
         self.weights = "random" if weights is None else str(weights)
         self.network = loaded.network
         self.new_head = loaded.new_head
-        self._found = _flags_of(self.network)
+        self._found = flags_of(self.network)
         try:
             self._set_normalization(mean, std, {**loaded._asdict(), **stored})
             if not (loaded.says_normalization or "mean" in stored or mean is not None or std is not None):
@@ -178,13 +208,15 @@ class Classifier(nn.Module):
                 f"{self.name} gets a new, random head for {number} classes: fine-tune it before explaining it.",
                 stacklevel=3,
             )
+        by_name = by_name and self.scores.own_classes
+        known = known if by_name or self.scores.own_classes else self.scores.names()
         self._classes = stated_classes(self.network, self.name) if by_name else None
         if number is not None and number != self.num_classes:
             raise ValueError(f"Expected {number} classes, but {self.name} has {self.num_classes}.")
         chosen = known if names is None else names
         if chosen is None and by_name and self.num_classes == len(imagenet_names()):
             chosen = imagenet_names()
-        if chosen is not None and len(chosen) != self.num_classes:
+        if chosen is not None and not self.scores.per_image and len(chosen) != self.num_classes:
             raise ValueError(f"Expected {self.num_classes} `class_names` for {self.name}, but got {len(chosen)}.")
         self.class_names = None if chosen is None else tuple(chosen)
 
@@ -269,8 +301,8 @@ class Classifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits C; for a module that you passed in, counted once on a black image of `input_size`."""
-        classes = self._classes
+        """Number of scores C; for a module that you passed in, counted once on a black image of `input_size`."""
+        classes = self.scores.columns() or self._classes
         if classes is None:
             self._classes = classes = self._explore().shape[1]
         return classes
@@ -301,7 +333,7 @@ class Classifier(nn.Module):
             ) from cause
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of images.
+        """Scores of images, by default the class logits; see `scores`.
 
         Args:
             image: (B,3,H,W) floating-point pixels in [0,1], not normalized. The network gets them in its own dtype.
@@ -315,6 +347,19 @@ class Classifier(nn.Module):
             ValueError: the image or the network's output has the wrong shape, or it is unclear which output is meant.
             NetworkError: the network itself raises an exception.
         """
+        scores = self.scores(self.output(image))
+        if scores.ndim != 2:
+            raise ValueError(misshapen(self.name, tuple(scores.shape), image.shape[0], self.scores.title))
+        if scores.is_inference() and not torch.is_inference_mode_enabled():
+            scores = scores.clone()  # a tensor that autograd can use
+        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+    def output(self, image: Tensor) -> Any:
+        """What the network itself returns for images, from which `scores` makes numbers.
+
+        Raises:
+            TypeError, ValueError, NetworkError: as for `forward`.
+        """
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(f"Expected images as floating-point tensors in [0, 1], but got {kind}.{conversion(image)}")
@@ -327,19 +372,13 @@ class Classifier(nn.Module):
             image = (image - mean) / std
         image = image.to(self.network_dtype or image.dtype)
         try:
-            output = self._pass(image)
+            return self._pass(image)
         except torch.OutOfMemoryError:  # handled by the code that splits passes into chunks
             raise
         except Exception as error:  # any exception that the user's network raises
             if is_own(error):
                 raise
             raise forward_error(error, self.name, self.network, image) from error
-        logits = logits_of(output, self.name)
-        if logits.ndim != 2:
-            raise ValueError(misshapen(self.name, tuple(logits.shape), image.shape[0]))
-        if logits.is_inference() and not torch.is_inference_mode_enabled():
-            logits = logits.clone()  # a tensor that autograd can use
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     @property
     def network_dtype(self) -> torch.dtype | None:
@@ -349,45 +388,39 @@ class Classifier(nn.Module):
     def _pass(self, image: Tensor) -> Any:
         """The network's output; waits while another thread has exclusive use of the network."""
         if torch.compiler.is_compiling():  # locks cannot be compiled
-            return self.network(image)
+            return self.scores.run(self.network, image)
         with passing(self.network):
-            return self.network(image)
-
-    def preprocessing(self, resize: Resize = "stretch") -> Preprocessing:
-        """How photographs of any size become images of `input_size`, by the classifier's own settings.
-
-        Args:
-            resize: "stretch" to this size, as the datasets do by default, or "crop": the middle `crop_fraction` of the
-                resized image, as most networks are evaluated.
-        """
-        return Preprocessing(self.input_size, resize, self.crop_fraction, self.interpolation)
-
-    def preprocess(self, photo: AnyPhoto, resize: Resize = "stretch") -> Tensor:
-        """Turn photographs of any size into images to call the classifier or an explainer with.
-
-        Args:
-            photo: a PIL image, the path or the bytes of an image file, an array (H,W,3) of uint8 or of floats in
-                [0,1], or a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
-            resize: see `preprocessing`.
-
-        Returns:
-            (B,3,H,W) float32 in [0,1] of `input_size`, not normalized, on the classifier's device.
-
-        Raises:
-            TypeError: it is nothing that a photograph can be read from.
-            ValueError: shape or pixels are not those of a photograph, or a file cannot be read.
-        """
-        return prepare(photo, self.preprocessing(resize))[0].to(self.mean.device)
+            return self.scores.run(self.network, image)
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Softmax of the logits, (B,C), in float32, or in float64 if the logits are.
+        """The link's values of the scores, (B,C), in float32, or in float64 if the scores are; by default the softmax.
 
         Raises:
             ValueError, NetworkError: as for `forward` and `check_outputs`.
         """
-        logits = self(image)
+        scores = self(image)
         self.check_outputs((image.shape[2], image.shape[3]))
-        return torch.softmax(logits, 1)
+        return probabilities_of(scores, self.link)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether p and o are probabilities; with the link "identity" they are the scores themselves."""
+        return self.link != "identity"
+
+    @contextmanager
+    def references(self, batch: Mapping[str, Any]) -> Iterator[References | None]:
+        """Bind what the images of a block refer to, where each has its own (`Scores.per_image`); otherwise nothing.
+
+        ``with classifier.references({"image": image}): explainer(classifier, image, target=range(len(image)))``
+
+        Args:
+            batch: ``image`` (B,3,H,W), and ``boxes`` or ``mask`` where the scores need them.
+
+        Yields:
+            The references in words, of image i in column i; None where columns are classes.
+        """
+        with self.scores.references(self, batch) as found:
+            yield found
 
     def check_outputs(self, size: tuple[int, int] | None = None) -> None:
         """Check once, on made-up images, that the network returns logits.
@@ -452,14 +485,23 @@ class Classifier(nn.Module):
         return layers.to_grid(activation, image_size, self.layout, self.network, layer)
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or its number if no names are known.
+        """The name of a class, or of another column of the scores, or its number if no names are known.
 
         Raises:
             ValueError: the index is not in 0 ... C-1.
         """
         if not 0 <= index < self.num_classes:
             raise ValueError(f"Expected a class from 0 to {self.num_classes - 1}, but got {index}.")
-        return str(index) if self.class_names is None else self.class_names[index]
+        known = self.class_names or ()  # where each image has its own column, they need not name all columns
+        return known[index] if index < len(known) else str(index)
+
+    def target_name(self, index: int) -> str:
+        """What the score of a column is, in words for titles: a class's name, "score of 'a photo of a dog'".
+
+        Raises:
+            ValueError: the index is not in 0 ... C-1.
+        """
+        return self.scores.words(self.class_name(index))
 
     def class_index(self, name: str) -> int:
         """The number of a class by its name.
@@ -487,11 +529,7 @@ class Classifier(nn.Module):
         versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
         known = self._hash
         if known is None or known[0] != versions:
-            digest = hashlib.sha256()
-            for name, value in state.items():
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._hash = known = (versions, digest.hexdigest())
+            self._hash = known = (versions, state_digest(state))
         return known[1]
 
     def describe(self) -> dict[str, Any]:
@@ -504,6 +542,7 @@ class Classifier(nn.Module):
             "std": [round(value, 7) for value in self.std.tolist()],
             "input_size": list(self.input_size),
             **({"trust_network": True} if self.trust_network else {}),
+            **scores_settings(self.scores, self.link),
         }
 
     def settings(self) -> dict[str, Any]:
@@ -556,37 +595,3 @@ class Classifier(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors have other addresses, and the stored hash is valid only for the original's addresses.
         return {**self.__dict__, "_hash": None}
-
-
-Flags: TypeAlias = "tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]]]"
-
-
-def _flags_of(network: nn.Module) -> Flags:
-    """`training` of each module, `requires_grad` of each parameter."""
-    modules = [(module, module.training) for module in network.modules()]
-    return modules, [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-
-
-def _from_words(network: Network | None, weights: str | Path | None) -> tuple[Network | None, str | Path | None]:
-    """Interpret the command line's words for "nothing" in network and weights, and uncompile the network."""
-    # jsonargparse passes on a nested `null` of the command line as the text "None".
-    network = None if isinstance(network, str) and network == "None" else network
-    weights = None if weights in ("random", "None") else weights
-    return (uncompiled(network) if isinstance(network, nn.Module) else network), weights
-
-
-def _check_network(network: Network | None, stored: Mapping[str, Any], weights: str | Path | None) -> Network:
-    """Check that the network is the one that the checkpoint was made from, and return it."""
-    if network is None:
-        if not stored:
-            raise ValueError("Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.")
-        network = stored.get("network")
-        if is_import_path(network):  # a file must not name code to run
-            raise ValueError(
-                f"The weights in {weights} are of your own network {network!r}: name it as `network`, too. What a file "
-                "names is never imported."
-            )
-    name = network if isinstance(network, str) else type(network).__name__
-    if stored and stored.get("network") != name:
-        raise ValueError(f"The weights in {weights} are of {stored.get('network')}, but `network` is {name}.")
-    return network  # type: ignore[return-value]  # other values from a file are refused with a message

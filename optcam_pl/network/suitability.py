@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.network.scores import Binary
 from optcam_pl.private import written_to
 from optcam_pl.threads import hook_input, hook_output
 
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 _LOUD = 100.0  # pixels of the loud image reach from -100 to 100; a sigmoid still gives [0,1] there
 _SUM_SLACK = {torch.float16: 1e-2, torch.bfloat16: 3e-2}  # allowed distance of a sum of probabilities from 1
 _SIGMOIDS = ("SigmoidBackward", "HardsigmoidBackward")
-# Operations that may follow a sigmoid without changing a value.
-_RESHAPES = ("View", "Reshape", "Squeeze", "Unsqueeze", "Cat", "Stack", "Clone", "ToCopy", "Transpose", "T", "Alias")
-_TWO_LOGITS = "torch.nn.Sequential(network, torch.nn.ConstantPad1d((1, 0), 0.0))"
+# Operations that may follow a sigmoid without changing a value (but for the sign, in the scores Binary).
+_RESHAPES = (
+    *("View", "Reshape", "Squeeze", "Unsqueeze", "Cat", "Stack", "Clone", "ToCopy", "Transpose", "T", "Alias"),
+    *("Neg", "Slice", "Select"),
+)
 
 
 class Fault(NamedTuple):
@@ -84,12 +87,19 @@ def output_faults(classifier: Classifier, size: tuple[int, int]) -> list[Fault]:
         outputs = _look(classifier, size)
     rows = outputs.known()
     found = _not_finite(classifier.name, outputs)
-    if not len(rows):
+    if not len(rows) or classifier.scores.per_image:  # an image of noise has no box, and no region
         return found
-    if rows.shape[1] == 1:
+    if rows.shape[1] == 1 and classifier.link == "softmax":
         return [*found, _one_logit(classifier, rows, size)]
     found += _constant(classifier.name, rows)
-    return found + (_probabilities(classifier, rows, size) or _log_probabilities(classifier, rows))
+    if classifier.link not in ("softmax", "sigmoid"):
+        return found
+    if isinstance(classifier.scores, Binary):  # the other answer is this one with its sign changed
+        rows = rows[:, 1:]
+    squashed = _probabilities(classifier, rows, size)
+    if squashed or classifier.link == "sigmoid":
+        return found + squashed
+    return found + _log_probabilities(classifier, rows)
 
 
 def _look(classifier: Classifier, size: tuple[int, int]) -> _Outputs:
@@ -134,10 +144,13 @@ def _one_logit(classifier: Classifier, rows: Tensor, size: tuple[int, int]) -> F
     return Fault(
         f"Expected the scores of at least two classes, but {classifier.name} outputs one number per image, whose "
         "softmax is always 1. "
-        + ("It ends in a sigmoid: pass the network without it, and " if squashed else "If it is the logit z of a ")
-        + ("let it return" if squashed else "sigmoid, let the network return")
-        + f" two logits, [0, z], whose softmax gives the same probability: Classifier({_TWO_LOGITS}, ...). Class 1 is "
-        "then the one that the number supports; names of layers (`target_layer`) get the prefix `0.`."
+        + (
+            "It ends in a sigmoid: pass the network without it, and "
+            if squashed
+            else "If it is the logit of a sigmoid, "
+        )
+        + "give `scores`: Classifier(network, scores=Binary(), ...), whose classes are no and yes. "
+        + "If it is an estimate, scores=Regression()."
     )
 
 
@@ -155,7 +168,7 @@ def _probabilities(classifier: Classifier, rows: Tensor, size: tuple[int, int]) 
     return [
         Fault(
             f"Expected {classifier.name} to output logits, but it outputs probabilities: {found} for every image. "
-            f"The softmax would be applied twice. Pass the network without its last {kind}. (`trust_network` "
+            f"The {classifier.link} would be applied twice. Pass the network without its last {kind}. (`trust_network` "
             "treats them as logits anyway.)"
         )
     ]

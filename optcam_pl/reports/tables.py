@@ -304,19 +304,36 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _text(grid: _Grid) -> str:
-    rows = [[printable(cell) for cell in row] for row in [grid.header, *grid.body]]
+def aligned(header: Sequence[str], body: Sequence[Sequence[str]], left: int) -> list[str]:
+    r"""Lines of a table in plain text, with columns as wide as their widest cell and a rule under the header.
+
+    Args:
+        header: The headings of the columns.
+        body: The rows, each with one cell per column.
+        left: The number of leading columns that are aligned on the left; the others are aligned on the right.
+
+    Example:
+        >>> print("\n".join(aligned(["method", "AD"], [["GradCAM", "9.50"]], 1)))
+        method     AD
+        -------  ----
+        GradCAM  9.50
+    """
+    rows = [[printable(cell) for cell in row] for row in [header, *body]]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         padded = []
         for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
             space = " " * (width - cell_len(cell))
-            padded.append(cell + space if column < grid.left else space + cell)
+            padded.append(cell + space if column < left else space + cell)
         return "  ".join(padded).rstrip()
 
+    return [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
+
+
+def _text(grid: _Grid) -> str:
     lines = [printable(grid.title)] if grid.title else []
-    lines += [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
+    lines += aligned(grid.header, grid.body, grid.left)
     whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # no line break within a setting
     lines += [part.replace("\0", " ") for part in _wrap("; ".join(whole))]
     lines += [part for note in grid.notes for part in _wrap(printable(note))]

@@ -30,6 +30,7 @@ from torchvision.transforms.v2 import MixUp
 from optcam_pl.checks import check_count, check_number, check_positive
 from optcam_pl.data import Batch
 from optcam_pl.data.base import run_seed
+from optcam_pl.data.labels import check_labels
 from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network.classifier import Classifier
@@ -361,14 +362,8 @@ class ClassificationTask(RunTask):
         """
         read = torch.tensor([not error for error in batch["error"]], device=batch["index"].device)
         real = (batch["index"] >= 0) & read
-        target, classes = batch["target"], self.classifier.num_classes
-        wrong = (real & ((target < 0) | (target >= classes))).nonzero().flatten().tolist()
-        if wrong:
-            label = int(target[wrong[0]])
-            raise ValueError(
-                f"Expected a label in 0..{classes - 1} for image {batch['id'][wrong[0]]!r}, but it has "
-                f"{'none' if label < 0 else label}."
-            )
+        target = batch["target"]
+        check_labels(target[real], self.classifier.num_classes, [batch["id"][i] for i in real.nonzero().flatten()])
         return real, target.where(real, -1)
 
     def _log_scores(self, stage: Literal["val", "test"]) -> None:

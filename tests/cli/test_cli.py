@@ -229,7 +229,7 @@ def test_a_broken_file_is_named_or_recorded(photos: Path, capsys: pytest.Capture
     ("words", "message"),
     [
         (["--data.root=nowhere"], "nowhere"),
-        (["--model.target=label", "--data=ImagePaths", "--data.paths={photo}"], "no labels; set `target` to predicted"),
+        (["--model.target=label", "--data=ImagePaths", "--data.paths={photo}"], "no labels, set `target` to predicted"),
         (["--model.target=5000"], "Expected `target`"),
         (["--model.classifier.network=torchvision/resnet5"], "resnet50"),
         (["--model.classifier.target_layer=layr4"], "layer4"),

@@ -161,7 +161,7 @@ def test_maps_may_come_from_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("label", "Expected a label in 0..5 for image '0', but it has -1: the dataset has no labels"),
+        ("label", "Expected a label in 0..5 for image '0', but it has none: if the dataset has no labels"),
         (torch.tensor([1, 6]), r"Expected a class in 0..5 for image '1', but `target` has 6\."),
         ([1], r"Expected `target` to be a class for each of the 2 images"),
     ],

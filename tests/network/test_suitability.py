@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from optcam_pl.explainers import CAM, RISE, FakeCAM, GradCAM, OptiCAM
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.scores import Binary
 
 IMAGE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -77,15 +78,18 @@ def test_logits_that_lie_in_0_1_by_chance_are_logits() -> None:
 
 def test_one_logit_is_refused_and_the_line_that_is_advised_gives_the_sigmoids_probability() -> None:
     network = Ending(lambda z: z, classes=1).eval()
-    with pytest.raises(ValueError, match=r"at least two classes.*Classifier\((.*)\(network, .*\), \.\.\.\)") as caught:
+    with pytest.raises(ValueError, match=r"at least two classes.*Classifier\(network, .*\), \.\.\.\)") as caught:
         GradCAM()(Classifier(network, target_layer="features"), IMAGE)
     line = str(caught.value).partition("Classifier(")[2].partition(", ...)")[0]
-    advised = Classifier(eval(line), target_layer="0.features")
+    advised = eval(f"Classifier({line}, target_layer='features')", {**globals(), "network": network})
     expected = torch.sigmoid(network(IMAGE))
     torch.testing.assert_close(advised.probabilities(IMAGE), torch.cat([1 - expected, expected], 1))
-    assert not GradCAM()(advised, IMAGE, 1).degenerate.any()
+    assert not any(GradCAM()(advised, IMAGE, answer).degenerate.any() for answer in (0, 1))
+    squashed = Ending(torch.sigmoid, classes=1).eval()
     with pytest.raises(ValueError, match="ends in a sigmoid: pass the network without it"):
-        GradCAM()(ending(torch.sigmoid, classes=1), IMAGE)
+        GradCAM()(Classifier(squashed, target_layer="features"), IMAGE)
+    with pytest.raises(ValueError, match="The sigmoid would be applied twice"):
+        GradCAM()(Classifier(squashed, target_layer="features", scores=Binary()), IMAGE)
 
 
 def test_log_probabilities_are_told_once_and_their_probabilities_are_right() -> None:

@@ -1,4 +1,4 @@
-"""The arguments that an explainer was made with, as plain values that a run's manifest can store."""
+"""The arguments that an object was made with, as plain values that a run's manifest can store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 
 class Remembers:
-    """An object that stores the arguments it was made with as `_given`, without those that all explainers share.
+    """An object that stores the arguments it was made with as `_given`, without those in `_unstored`.
 
     It is a separate class because, for a class that defines `__new__`, jsonargparse reads the options from there.
     """
 
+    _unstored: ClassVar[tuple[str, ...]] = ()
     _given: dict[str, object]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Remember the arguments; a copy is created without arguments and gets them with its state."""
         made = super().__new__(cls)
         given = arguments(cls, args, kwargs)
-        given = {name: value for name, value in given.items() if name not in ("selectivity", "augment")}
+        given = {name: value for name, value in given.items() if name not in cls._unstored}
         cls.check_arguments(given)
         made.__dict__["_given"] = given
         return made
@@ -42,9 +43,8 @@ def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
     """The arguments of a constructor by name, with its defaults; {} if they do not fit it.
 
     Example:
-        >>> from optcam_pl.explainers import EigenCAM
-        >>> arguments(EigenCAM, ["layer4"], {"augment": True})
-        {'layer': 'layer4', 'center': False, 'augment': True}
+        >>> arguments(nn.Flatten, [2], {})
+        {'start_dim': 2, 'end_dim': -1}
     """
     signature = inspect.signature(cls.__init__)
     try:
@@ -60,7 +60,7 @@ def arguments(cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
 
 
 def check_plain(name: str, given: Mapping[str, object]) -> None:
-    """Check that each argument of an explainer can be stored with its results.
+    """Check that each argument of an explainer or of scores can be stored with its results.
 
     Raises:
         TypeError: an argument cannot be stored.
@@ -72,7 +72,7 @@ def check_plain(name: str, given: Mapping[str, object]) -> None:
             raise TypeError(
                 f"Expected the arguments of {name} to be what can be stored with its results (numbers, words, lists of "
                 f"them, tensors, modules, functions), but `{argument}` is {type(value).__name__}. Give {name} a method "
-                "`settings(self)` that returns in plain values what its maps depend on."
+                "`settings(self)` that returns in plain values what its results depend on."
             ) from error
 
 
@@ -116,3 +116,12 @@ def _digest(tensors: Any) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, type, shape and bytes of the tensors of a state dict, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
