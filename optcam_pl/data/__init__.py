@@ -8,6 +8,7 @@ from optcam_pl.data.csv_images import CSVImages
 from optcam_pl.data.folders import ChestXRay, ImageFolder, ImagePaths, Kvasir
 from optcam_pl.data.huggingface import HuggingFaceDataset
 from optcam_pl.data.imagenet import ImageNet
+from optcam_pl.data.multi_label import MultiLabel
 from optcam_pl.data.samples import SamplePhotos
 from optcam_pl.data.shapes import Shapes
 from optcam_pl.data.torch_data import TorchData
@@ -31,6 +32,7 @@ __all__ = [
     "Interpolation",
     "Item",
     "Kvasir",
+    "MultiLabel",
     "OnError",
     "Preprocessing",
     "Resize",

@@ -28,16 +28,14 @@ from optcam_pl.network.arguments import (
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.layers import Layers, Layout, nearest
+from optcam_pl.network.link import Link, check_link, probabilities_of
 from optcam_pl.network.outputs import misshapen, stated_classes
 from optcam_pl.network.photographs import TakesPhotos
 from optcam_pl.network.plain import state_digest
 from optcam_pl.network.scores import (
-    Link,
     References,
     Scores,
     as_scores,
-    check_link,
-    probabilities_of,
     scores_settings,
 )
 from optcam_pl.network.weights import Network, is_source_name, load_network, read_settings
