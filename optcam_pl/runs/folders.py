@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
-from optcam_pl.data.decode import IMAGE_SUFFIXES
+from optcam_pl.photos.decode import IMAGE_SUFFIXES
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import MANIFEST
 
