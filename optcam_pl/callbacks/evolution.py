@@ -83,7 +83,7 @@ class Evolution:
         objective, image_id = result.explanation.objective, result.batch["id"][i]
         assert objective is not None  # OptiCAM gives it
         for saliency, iteration in zip(found.saliency, weights, strict=True):
-            head = [image_id, f"map of {classifier.target_name(int(target))}"]
+            head = [image_id, f"map of {result.target_name(i)}"]
             head.append(f"iteration {iteration}, objective {float(objective[iteration, i]):.3f}")
             yield image_id, card([picture(image), overlay(image, saliency)], ["image", "overlay"], head), iteration
 

@@ -189,12 +189,12 @@ class TensorBoardPanels(BlockCallback):
 def panel(task: SaliencyTask, result: BlockResult, i: int) -> Picture:
     """Image, overlay and masked image of the block's i-th image, with its classes and probabilities."""
     probes, explanation = result.probes, result.explanation
-    image, name = result.batch["image"][i], task.classifier.target_name
-    predicted, target = name(int(result.logits[i].argmax())), name(int(explanation.target[i]))
-    head = f"map of {target}" + (f", predicted: {predicted}" if predicted != target else "")
+    image, predicted, target = result.batch["image"][i], result.predicted_name(i), result.target_name(i)
+    head = f"map of {target}" + (f", predicted: {predicted}" if predicted not in ("", target) else "")
+    kind = "p" if task.classifier.has_probabilities else "score"
     p, o = float(probes.original[i]), float(probes.masked[i])
     tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(probes.masked_image[i])]
-    return card(tiles, [f"p = {p:.3f}", "", f"masked: {o:.3f}"], [head])
+    return card(tiles, [f"{kind} = {p:.3f}", "", f"masked: {o:.3f}"], [head])
 
 
 def _stage(trainer: L.Trainer) -> str:
