@@ -3,8 +3,8 @@
 Run: python docs/make_methods.py [--root FOLDER] [--limit N] [--seconds S]
 
 FOLDER holds photographs in folders named by ImageNet's wnids; without it the few that scikit-image ships are taken.
-Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. What a method costs is measured on one photograph, in CPU seconds of one thread, as a multiple of
-a forward pass. A method that would take more than S seconds for all photographs is not measured on them.
+Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. What a
+method costs is measured on one photograph, in CPU seconds of one thread, as a multiple of a forward pass. A method that would take more than S seconds for all photographs is not measured on them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def measure(root: str | None, limit: int, most: float) -> dict[str, Any]:
     """Costs and numbers of each method; also written to a file after each of them."""
     torch.set_num_threads(1)
     classifier = optcam_pl.Classifier("demo/efficientnet_lite0")
-    data: ImageDataModule = SamplePhotos() if root is None else ImageFolder(root, classes="imagenet", limit=limit)
+    data: ImageDataModule = SamplePhotos(batch_size=4)
+    if root is not None:
+        data = ImageFolder(root, classes="imagenet", limit=limit, batch_size=4)
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     samples = [data.table[i] for i in range(len(data.table))]
     image = samples[0]["image"][None]
@@ -124,7 +126,7 @@ def measure(root: str | None, limit: int, most: float) -> dict[str, Any]:
         cost = min(seconds(lambda e=explainer: e(classifier, image)) for _ in range(3 if block not in SLOW else 1))
         entry["cost"] = cost / forward
         if cost * len(samples) <= most:
-            result = optcam_pl.evaluate(classifier, explainer, data, batch_size=4)
+            result = optcam_pl.evaluate(classifier, explainer, data)
             summary = next(iter(result.summary().values()))
             entry |= {key: [one.value, one.low, one.high] for key, one in summary.metrics.items()}
         found["methods"][block] = entry

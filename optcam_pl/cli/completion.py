@@ -14,8 +14,8 @@ from pathlib import Path
 from optcam_pl.cli.words import CONFIGS, config_names
 
 _BASH = """_optcam() {
-  local IFS=$'\\n'
-  COMPREPLY=($(compgen -W "$(optcam completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}")" -- "${COMP_WORDS[COMP_CWORD]}"))
+  local IFS=$'\\n' words="$(optcam completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}")"
+  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 complete -o default -F _optcam optcam
 """

@@ -29,7 +29,7 @@ def init_command(argv: Sequence[str]) -> int:
         if path.exists():
             raise FileExistsError(f"Expected a folder without {path.name}, but {path} exists. Give another folder.")
     for name in _FILES:
-        text = files("optcam_pl.cli").joinpath("project", name).read_text(encoding="utf-8")
+        text = files("optcam_pl.cli").joinpath(f"project/{name}").read_text(encoding="utf-8")
         write_file(folder / name, text.replace("FOLDER", folder.as_posix()))
     _tell(folder)
     return 0

@@ -55,6 +55,9 @@ COMMANDS = {
     ),
     "init": Command("optcam_pl.cli.init", "FOLDER", "write a commented config for your own network and images"),
     "completion": Command("optcam_pl.cli.completion", "bash|zsh", "print completions for your shell"),
+    "sweep": Command(
+        "optcam_pl.cli.sweep", "--config FILE --grid KEY=A,B ...", "test every point of a grid, draw it", several=True
+    ),
     "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
 }
 TRAINER_COMMANDS = {

@@ -49,7 +49,7 @@ def make_network(path: str) -> nn.Module:
     try:
         inspect.signature(make).bind()
     except TypeError as error:
-        raise TypeError(f"{what}, but it wants arguments: {error}. Write a function that gives them.") from error
+        raise TypeError(f"{what}, but it needs arguments: {error}. Write a function that passes them.") from error
     network = make()
     if not isinstance(network, nn.Module):
         raise TypeError(f"{what}, but it made {type(network).__name__}.")

@@ -136,7 +136,7 @@ def yaml(text: str) -> list[str]:
         (["--model.classifier.network=my_net.py:Nett"], "The nearest are: 'Net'"),
         (["--model.classifier.network=my_nett.Net"], "or name the file: folder/my_net.py:Net"),
         (["--model.classifier.network=nets/my_net.py:Net"], "there is no file 'nets/my_net.py'"),
-        (["--model.classifier.network=my_net.py:wants"], "Write a function that gives them."),
+        (["--model.classifier.network=my_net.py:wants"], "Write a function that passes them."),
         (["--model.classifier.network=resnet50"], "or file (my_net.py:Net), but got 'resnet50'"),
         (["--model.classifier.network=timm/resnet5"], "Unknown network 'resnet5' of timm. The nearest are: 'resnet50'"),
         # a word without an option
