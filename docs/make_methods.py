@@ -3,8 +3,9 @@
 Run: python docs/make_methods.py [--root FOLDER] [--limit N] [--seconds S]
 
 FOLDER holds photographs in folders named by ImageNet's wnids; without it the few that scikit-image ships are taken.
-Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. What a
-method costs is measured on one photograph, in CPU seconds of one thread, as a multiple of a forward pass. A method that would take more than S seconds for all photographs is not measured on them.
+Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. What a method costs is
+measured on one photograph, in CPU seconds of one thread, as a multiple of a forward pass. A method that would take more
+than S seconds for all photographs is not measured on them.
 """
 
 from __future__ import annotations
@@ -145,7 +146,10 @@ def number(entry: dict[str, Any], key: str) -> str:
 
 def cost(entry: dict[str, Any]) -> str:
     """How many forward passes it takes, in two digits."""
-    return f"{float('%.2g' % entry['cost']):g}" if "cost" in entry else "-"
+    if "cost" not in entry:
+        return "-"
+    two_digits = float(f"{entry['cost']:.2g}")
+    return f"{two_digits:g}"
 
 
 def page(found: dict[str, Any]) -> str:
