@@ -121,7 +121,7 @@ def yaml(text: str) -> list[str]:
         # 20
         (["--data=ImagePaths", "--data.paths=flat/0.png", "--model.target=label"], "set `target` to predicted"),
         # 21
-        (["--run_dir=flat"], "holds other files: 0.png, 1.png, 2.png."),
+        (["--run_dir=flat"], "other files: 0.png, 1.png, 2.png."),
         (["--resume=require"], "Expected `run_dir` with `resume` require"),
         (["--resume=maybe"], "one of auto, never, require, but got 'maybe'"),
         # 24
