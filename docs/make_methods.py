@@ -3,9 +3,9 @@
 Run: python docs/make_methods.py [--root FOLDER] [--limit N] [--seconds S]
 
 FOLDER holds photographs in folders named by ImageNet's wnids; without it the few that scikit-image ships are taken.
-Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. What a method costs
-is measured on one photograph, in CPU seconds of one thread, as a multiple of a forward pass. A method that would take more
-than S seconds for all photographs is not measured on them.
+Nothing is downloaded. The numbers are kept in choosing.json: a start that was interrupted goes on. The cost of a method
+is measured on one photograph, in CPU seconds of one thread, as a multiple of a forward pass. A method that would take
+more than S seconds for all photographs is not measured on them.
 """
 
 from __future__ import annotations

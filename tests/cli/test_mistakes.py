@@ -207,8 +207,8 @@ def test_18_weights_of_something_else(tell: Tell) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), "vit.pth")
     Path("junk.pth").write_bytes(b"hello")
     weights = "--model.classifier.weights="
-    assert "of another architecture than timm/test_resnet" in tell("test", f"{weights}vit.pth")
-    assert "damaged or no PyTorch file: junk.pth (it does not begin as one)" in tell("test", f"{weights}junk.pth")
+    assert "another architecture than timm/test_resnet" in tell("test", f"{weights}vit.pth")
+    assert "PyTorch file: junk.pth (it does not begin as one)" in tell("test", f"{weights}junk.pth")
     assert "`default` is the word for the source's own" in tell("test", f"{weights}defalt")
 
 
@@ -236,7 +236,7 @@ def test_23_a_photograph_without_permission(tell: Tell, monkeypatch: pytest.Monk
             raise PermissionError(13, "Permission denied", file)
         return opened(file, **kwargs)
 
-    monkeypatch.setattr("optcam_pl.data.decode.Image.open", refuse)
+    monkeypatch.setattr("optcam_pl.photos.decode.Image.open", refuse)
     told = tell("test", "--model.explainer=FakeCAM")
     assert "Cannot read the image 'photos/n01440764/photo 1.png'" in told
     assert "the system says: Permission denied" in told
