@@ -7,12 +7,15 @@ from pathlib import Path
 
 import lightning as L
 
-from optcam_pl.data.decode import IMAGE_SUFFIXES
+from optcam_pl.photos.decode import IMAGE_SUFFIXES
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import MANIFEST
 
 # Names that a run writes, or that people keep beside it: logs, configs, a page. Locks begin with a dot.
-_NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}
+REPORT = "report"
+"""Name of the folder in which commands that make several runs write their tables and figures, beside the runs."""
+
+_NAMES = {"checkpoints", "curves", "maps", "overlays", REPORT, "rows", "weights", "metrics.csv", "sanity.png"}
 _SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
 _EVENTS = "events.out.tfevents"
 

@@ -64,7 +64,8 @@ class Row:
         reason: Why the status is not "ok".
         target: Class that was explained.
         predicted: Class that the network predicts for the unmasked image; -1 where it is not known.
-        p: Probability of the target for the image, in [0, 1]; None where there is none.
+        p: Probability of the target for the image, in [0, 1], or its score, where the network's `link` is identity;
+            None where there is none.
         o: The same for the masked image.
         scores: Per-image values by metric; None where the metric is undefined for this image.
         seconds: Time spent on this image.
