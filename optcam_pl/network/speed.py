@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from optcam_pl.checks import check_choice
 from optcam_pl.network.folding import Folded
 from optcam_pl.private import forward_hooks, forward_pre_hooks
+
+if TYPE_CHECKING:
+    from optcam_pl.network.classifier import Classifier
 
 Speed: TypeAlias = Literal["plain", "folded", "graph", "compile", "auto"]
 WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -62,7 +66,7 @@ class FasterNetwork:
     ) -> None:
         self.original, self.speed, self.dtype = network, speed, dtype
         self._folded = Folded(network, size, keep)
-        self.network = self._folded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self._folded.network.to(memory_format=torch.channels_last)
         if dtype is not None:
             self.network.to(getattr(torch, dtype))
         self._compiled: Any = None
@@ -73,6 +77,10 @@ class FasterNetwork:
     def pairs(self) -> int:
         """How many batch norms are folded."""
         return len(self._folded.pairs)
+
+    def describe(self) -> dict[str, str]:
+        """The settings that are printed with results and are part of a run's identity."""
+        return {"speed": self.speed} | ({} if self.dtype is None else {"weights_dtype": self.dtype})
 
     def unfold(self, layer: str) -> None:
         """See `Folded.unfold`; called for every layer that is recorded."""
@@ -120,8 +128,8 @@ class FasterNetwork:
         return output
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither compiled code nor graphs can be copied; a copy makes its own.
-        return {**self.__dict__, "_compiled": None, "_shapes": set(), "_graphs": self._graphs.fresh()}
+        # Compiled code cannot be copied: a copy makes its own.
+        return {**self.__dict__, "_compiled": None, "_shapes": set()}
 
 
 class Graphs:
@@ -139,9 +147,9 @@ class Graphs:
         self._known: dict[object, _Graph | None] = {}
         self._lock = threading.RLock()
 
-    def fresh(self) -> Graphs:
-        """The same without any graph."""
-        return Graphs(self._only_if_faster)
+    def __reduce__(self) -> tuple[type[Graphs], tuple[bool]]:
+        # A graph cannot be copied: a copy makes its own.
+        return Graphs, (self._only_if_faster,)
 
     def clear(self) -> None:
         """Forget all graphs and give their memory back."""
@@ -165,9 +173,7 @@ class Graphs:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 graph = _Graph(function, image)
-                wrong = graph.difference(function, image)
-                if wrong:
-                    raise ValueError(wrong)
+                graph.prove(function, image)
                 if self._only_if_faster and _seconds(graph, image) > _seconds(function, image):
                     return None
         except torch.OutOfMemoryError:
@@ -186,7 +192,7 @@ class _Graph:
 
     def __init__(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
         self._input = torch.empty_like(image.detach(), memory_format=torch.preserve_format).copy_(image)
-        stream = torch.cuda.Stream(image.device)
+        stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(image.device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM):
@@ -201,17 +207,21 @@ class _Graph:
     def __call__(self, image: Tensor) -> Tensor:
         self._input.copy_(image)
         self._graph.replay()
-        return self._output.clone()
+        output: Tensor = self._output.clone()
+        return output
 
-    def difference(self, function: Callable[[Tensor], Any], image: Tensor) -> str:
-        """What is wrong with the graph; empty if nothing is."""
+    def prove(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
+        """Compare replays with plain passes.
+
+        Raises:
+            ValueError: they differ by more than rounding.
+        """
         for images in (image, image.flip(3)):
             ours, right = self(images).float(), function(images).float()
             bound = 8 * torch.finfo(self._output.dtype).eps * float(right.abs().max())
             largest = float((ours - right).abs().max())
             if not largest <= bound:
-                return f"a replay differs from a plain pass by {largest:.2g}, where {bound:.2g} is rounding."
-        return ""
+                raise ValueError(f"a replay differs from a plain pass by {largest:.2g}, where {bound:.2g} is rounding.")
 
 
 def _seconds(function: Callable[[Tensor], Any], image: Tensor) -> float:
@@ -247,6 +257,21 @@ def check_speed(speed: Speed, dtype: WeightsDtype | None) -> None:
                 f"Expected `speed` to be folded, graph, compile or auto for `weights_dtype` {dtype}, because the plain "
                 "network keeps its own weights, but got plain."
             )
+
+
+def original_of(classifier: Classifier) -> Classifier:
+    """The classifier with the network that it was given, for methods that need its modules as they were.
+
+    Returns:
+        The classifier itself if its `speed` is "plain", otherwise a second one that shares everything but the network.
+    """
+    if classifier.fast is None:
+        return classifier
+    twin = copy.copy(classifier)
+    # The tables of buffers and modules are shared by a shallow copy, and the twin gets another module.
+    vars(twin).update({name: value.copy() for name, value in vars(classifier).items() if isinstance(value, dict)})
+    twin.network, twin.fast = classifier.fast.original.to(classifier.mean.device), None
+    return twin
 
 
 def _line(error: BaseException) -> str:
