@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
@@ -20,7 +19,8 @@ from optcam_pl.private import forward_hooks, forward_pre_hooks
 TOLERANCE = 1e-4
 """The largest difference of outputs that folding may make, relative to their largest magnitude. Float32 makes 3e-6."""
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # module and class; importing it takes seconds
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Folded:
         """Step 2."""
         convolution, norm = (self.network.get_submodule(name) for name in (pair.convolution, pair.norm))
         assert isinstance(convolution, nn.Conv2d)  # see _pairs
-        assert isinstance(norm, _NORMS)
+        assert isinstance(norm, _NORMS)  # timm's class is one, too
         self._parts[pair] = (convolution, norm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -177,7 +177,9 @@ def _foldable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The convolutions and batch norms that may be folded, each by its only name."""
     for name, module in network.named_modules():
         hooked = forward_hooks(module) or forward_pre_hooks(module) or "forward" in vars(module)
-        norm = type(module) in _NORMS and getattr(module, "running_mean", None) is not None
+        kind = type(module)
+        known = kind in _NORMS or (kind.__module__, kind.__name__) == _WITH_ACTIVATION
+        norm = known and getattr(module, "running_mean", None) is not None
         if (norm or isinstance(module, nn.Conv2d)) and not (hooked or is_parametrized(module) or module.training):
             yield name, module
 

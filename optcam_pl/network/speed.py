@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,9 @@ _logger = logging.getLogger(__name__)
 _GRAPHS = 4  # shapes of which a graph is kept; each keeps the memory of a pass
 _WARM = 3  # passes before a capture, as torch.cuda.graph asks for
 _PROBES = 3  # timed passes of each candidate
+
+
+_ALL: WeakSet[FasterNetwork] = WeakSet()
 
 
 class FasterNetwork:
@@ -72,6 +77,8 @@ class FasterNetwork:
         self._compiled: Any = None
         self._shapes: set[object] = set()
         self._graphs = Graphs(only_if_faster=speed == "auto")
+        self._kept: dict[object, list[Any]] = {}
+        _ALL.add(self)
 
     @property
     def pairs(self) -> int:
@@ -85,8 +92,24 @@ class FasterNetwork:
     def unfold(self, layer: str) -> None:
         """See `Folded.unfold`; called for every layer that is recorded."""
         if self._folded.unfold(layer):
-            self._graphs.clear()
+            self.forget()
             self._compiled = None
+
+    def forget(self) -> None:
+        """Give back the memory of everything that is captured; it is captured again when it is needed."""
+        self._graphs.clear()
+        self._kept.clear()
+
+    def replays(self, image: Tensor) -> bool:
+        """Whether work on such images is to be captured and replayed."""
+        return self.speed in ("graph", "auto") and image.device.type == "cuda" and not hooked(self.network)
+
+    @contextmanager
+    def borrowed(self, key: object) -> Iterator[list[Any]]:
+        """What is kept for a key, empty at first, for this thread alone; another thread starts with an empty list."""
+        kept = self._kept.pop(key, [])
+        yield kept
+        self._kept[key] = kept
 
     def run(self, run: _Run, image: Tensor) -> Any:
         """A pass.
@@ -119,7 +142,7 @@ class FasterNetwork:
             if key in self._shapes:
                 raise
             self._compiled = False
-            warnings.warn(f"torch.compile fails, so passes run uncompiled: {_line(error)}", stacklevel=2)
+            warnings.warn(f"torch.compile fails, so passes run uncompiled: {first_line(error)}", stacklevel=2)
             return run(self.network, image)
         if key not in self._shapes:
             self._shapes.add(key)
@@ -129,7 +152,7 @@ class FasterNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code cannot be copied: a copy makes its own.
-        return {**self.__dict__, "_compiled": None, "_shapes": set()}
+        return {**self.__dict__, "_compiled": None, "_shapes": set(), "_kept": {}}
 
 
 class Graphs:
@@ -171,7 +194,7 @@ class Graphs:
 
     def _capture(self, function: Callable[[Tensor], Any], image: Tensor) -> _Graph | None:
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), uncached_autocast(image.device):
                 graph = _Graph(function, image)
                 graph.prove(function, image)
                 if self._only_if_faster and _seconds(graph, image) > _seconds(function, image):
@@ -179,7 +202,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             _logger.warning("Passes of %s are plain: no memory for a CUDA graph.", tuple(image.shape))
         except Exception as error:  # a capture may fail in any way
-            _logger.warning("Passes of %s are plain: no CUDA graph, as %s", tuple(image.shape), _line(error))
+            _logger.warning("Passes of %s are plain: no CUDA graph, as %s", tuple(image.shape), first_line(error))
         else:
             return graph
         torch.cuda.synchronize()
@@ -199,7 +222,7 @@ class _Graph:
                 function(self._input)
         torch.cuda.current_stream(image.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders of data work in threads
             self._output = function(self._input)
         if not isinstance(self._output, Tensor):
             raise TypeError(f"the network returns {type(self._output).__name__}, not a tensor.")
@@ -234,6 +257,22 @@ def _seconds(function: Callable[[Tensor], Any], image: Tensor) -> float:
         torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
     return min(found)
+
+
+@contextmanager
+def uncached_autocast(device: torch.device) -> Iterator[None]:
+    """Autocast as it is, but without its cache of converted weights: a graph would go on to read it after its end."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.get_autocast_dtype(device.type), cache_enabled=False):
+        yield
+
+
+def forget_captured() -> None:
+    """Give back the memory of everything that is captured in this process, where memory runs out."""
+    for network in list(_ALL):
+        network.forget()
 
 
 def hooked(network: nn.Module) -> bool:
@@ -274,6 +313,6 @@ def original_of(classifier: Classifier) -> Classifier:
     return twin
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
