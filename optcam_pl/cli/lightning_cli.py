@@ -221,7 +221,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         """See that the run can be written, and note which folders that makes."""
         if run_dir is not None:
             if resume == "require" and not run_dir.exists():
-                raise RunFolderError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
+                raise RunFolderError(f"Expected a run in {run_dir} to continue, but there is no such folder.")
             check_no_others(run_dir)
         folder = run_dir or Path("logs")
         self._made = missing_folders(folder)
