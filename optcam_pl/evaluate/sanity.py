@@ -27,6 +27,7 @@ from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
+from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
@@ -168,7 +169,7 @@ def cascade(
     Yields:
         (the stage that was randomized last, the copy). It is the same object each time, with one more stage randomized.
     """
-    forgetting = copy.deepcopy(classifier)
+    forgetting = copy.deepcopy(original_of(classifier))
     for number, (name, module) in enumerate(stages(forgetting.network, names)):
         randomize(module, seed + number)
         yield name, forgetting
@@ -295,6 +296,7 @@ def check(
         names: the names of the stages; see `stages`.
         seed: the seed of the random weights.
     """
+    classifier = original_of(classifier)  # weights that are folded into others cannot be drawn anew
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     data.setup("test")
     blocks: list[tuple[Batch, Tensor, Tensor]] = []
