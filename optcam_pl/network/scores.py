@@ -103,7 +103,7 @@ class Scores(Remembers, ABC):
         bound: what `references` has bound for a block, see `Bound`.
     """
 
-    default_link: NamedLink = "softmax"
+    default_link: Link = "softmax"
     own_classes: ClassVar[bool] = False
     per_image: bool = False
 
@@ -224,7 +224,7 @@ class Binary(Scores):
                 [0.7311, 0.2689]])
     """
 
-    default_link: NamedLink = "sigmoid"
+    default_link: Link = "sigmoid"
 
     def __init__(self, output: str | int | None = None) -> None:
         self.output = output
@@ -276,7 +276,7 @@ class Regression(Scores):
         tensor([[-0.5000, -1.5000]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, direction: Direction = "up", output: str | int | None = None, column: int | None = None) -> None:
         self.direction: Direction = check_choice("direction", direction, Direction)
@@ -338,7 +338,7 @@ class FunctionScores(Scores):
                 [1.]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
@@ -382,7 +382,7 @@ class Targets(Scores):
                 [4., 7.]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, functions: Sequence[Callable[[Any], Tensor]]) -> None:
         self.functions = tuple(functions)
