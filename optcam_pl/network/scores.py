@@ -143,6 +143,13 @@ class Scores(Remembers, ABC):
         """What the score of a column is, from the column's name, as a title shows it."""
         return name
 
+    def link_of(self, network: nn.Module) -> Link:
+        """The link for a network, unless the classifier is given another one: the `default_link`."""
+        return self.default_link
+
+    def attach(self, classifier: Classifier) -> None:
+        """Prepare what depends on the classifier's preprocessing, once, when the classifier is made."""
+
     @contextmanager
     def references(self, classifier: Classifier, batch: Mapping[str, Any]) -> Iterator[References | None]:
         """Bind what the images of a block refer to, for scores that are `per_image`.
