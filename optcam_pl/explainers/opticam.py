@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from optcam_pl.checks import check_choice, check_number, check_positive
+from optcam_pl.explainers.ascent import Ascent, Stepper, StopRule, Watch
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.maps import (
     Baseline,
@@ -29,16 +31,31 @@ from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers
+from optcam_pl.network.precision import pass_dtype
 
 Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-class Stepper(Protocol):
-    """What the inner fit loop needs from an optimizer: torch's own, or Lightning's wrapper that counts steps."""
+@dataclass(frozen=True)
+class Problem:
+    """What the inner fit loop is about; constant while it runs.
 
-    def step(self) -> object:
-        """Move the parameters along their ``.grad``; leave parameters without one unchanged."""
+    Attributes:
+        image: (B,3,H,W) in [0,1].
+        target: (B,) the classes.
+        features: the layers' feature maps A, [(B,K,h,w)].
+        logit: (B,) g_c of the unmasked image.
+        reference: what masking fades into, broadcasts to (B,3,H,W); None is black.
+        silent: (B,) whether all feature maps are constant.
+    """
+
+    image: Tensor
+    target: Tensor
+    features: list[Tensor]
+    logit: Tensor
+    reference: Tensor | None
+    silent: Tensor
 
 
 def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
@@ -78,15 +95,17 @@ class OptiCAM(Explainer):
        each layer is upsampled separately.
     2. u = 0, the uniform combination. The authors' program also starts there, with another constant.
     3. F_c of every image. An image stops when F_c changes by less than `tol` from one step to the next, and stays as it
-       is from then on.
+       is from then on. In bfloat16 or float16, where small steps change no logit, it stops when F_c stands still for 25
+       steps; see `StopRule`.
     4. The optimizer takes one step up the gradient of F_c with respect to u alone. Neither the network's parameters nor
        the image ever get a gradient.
     5. After the last step: F_c once more, and the map of the final u.
 
-    Every image has its own parameter, and the objectives are added up, never averaged, so an image's steps do not
-    depend on its batch. Differences from the authors' program: its stopping rule looks at the sum over the batch and
-    only at every tenth of the run; it clamps the features by a ReLU (here `relu`, which changes nothing after a layer
-    that ends in a ReLU).
+    Every image has its own row of u, and the objectives are added up, never averaged, so an image's steps do not depend
+    on its batch. Weights, map and mask stay in float32 under autocast; only the network's passes do not.
+
+    Differences from the authors' program: its stopping rule looks at the sum over the batch and only at every tenth of
+    the run; it clamps the features by a ReLU (here `relu`, which changes nothing after a layer that ends in a ReLU).
 
     The uniform start carries no information where a layer's channels sum to 0 at every position. This is so for a layer
     normalization without weights (an untrained transformer's `norm1`): the first map is rounding noise, stretched to
@@ -99,11 +118,16 @@ class OptiCAM(Explainer):
         normalizer: n, see `optcam_pl.maps.normalize`.
         max_iter: T, the largest number of steps.
         lr: learning rate of the default optimizer.
-        tol: an image stops when its objective changes by less than this; 0 never stops early.
+        tol: an image stops when its objective changes by less than this; 0 never stops early. In less than float32 it
+            is at least half of the distance of neighboring logits.
         optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None means Adam with `lr`.
             Optimizers that need a closure (LBFGS) are refused.
         relu: clamp the features at 0 first, as the authors' program does.
         baseline: see `Explainer`.
+
+    Attributes:
+        watch: a function that sees every iteration: its number, the objective (B,) and the weights (B,K); see
+            `optcam_pl.explainers.ascent.Watch`. It is no setting: results do not depend on it.
 
     Raises:
         ValueError: a setting out of range.
@@ -128,6 +152,7 @@ class OptiCAM(Explainer):
         self.max_iter, self.lr = check_positive("max_iter", max_iter), check_number("lr", lr, positive=True)
         self.tol, self.relu = check_number("tol", tol), relu
         self.optimizer = optimizer
+        self.watch: Watch | None = None
 
     def settings(self) -> dict[str, object]:
         """See `Explainer.settings`; the optimizer is described by its class and options."""
@@ -143,10 +168,25 @@ class OptiCAM(Explainer):
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
+        problem = self.problem(classifier, image, target)
+        u = self.parameters_of(problem)
+        return self._optimize(classifier, problem, u, self.make_optimizer(u))
+
+    def problem(self, classifier: Classifier, image: Tensor, target: Tensor) -> Problem:
+        """Step 1, and what else does not change during the inner fit loop."""
         features, logit = self.features(classifier, image, target)
-        # One parameter per image, so that no optimizer can mix them, not even one that looks at a whole parameter.
-        u = [nn.Parameter(image.new_zeros(sum(A.shape[1] for A in features))) for _ in image]
-        return self._optimize(classifier, image, target, features, logit, u, self.make_optimizer(u))
+        return Problem(image, target, features, logit, self.reference(classifier, image), _silent_features(features))
+
+    def parameters_of(self, problem: Problem) -> list[nn.Parameter]:
+        """Step 2: u = 0, as one parameter (B,K) for the default optimizer, and otherwise as B of (K,).
+
+        Adam moves every number by itself, so all images fit into one parameter. A user's optimizer may look at a whole
+        parameter (LARS, Muon), and must not mix images.
+        """
+        count, channels = len(problem.image), sum(A.shape[1] for A in problem.features)
+        if self.optimizer is None:
+            return [nn.Parameter(problem.image.new_zeros(count, channels))]
+        return [nn.Parameter(problem.image.new_zeros(channels)) for _ in range(count)]
 
     def fit(
         self,
@@ -171,10 +211,9 @@ class OptiCAM(Explainer):
         self.check_one_view()
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
-            features, logit = self.features(classifier, image, target)
             for parameter in u:
                 parameter.detach().zero_()
-            return self.select(self._optimize(classifier, image, target, features, logit, u, optimizer))
+            return self.select(self._optimize(classifier, self.problem(classifier, image, target), u, optimizer))
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`; it skips the optimization."""
@@ -207,15 +246,14 @@ class OptiCAM(Explainer):
         self.check_one_view()
         with own_grad_mode(), torch.no_grad():
             image, target = self.prepare(classifier, image, target)
-            features, _ = self.features(classifier, image, target)
-            channels = sum(A.shape[1] for A in features)
+            problem = self.problem(classifier, image, target)
+            channels = sum(A.shape[1] for A in problem.features)
             if weights.shape != (image.shape[0], channels):
                 raise ValueError(
                     f"Expected `weights` to have shape {(image.shape[0], channels)}, one for each channel of the "
                     f"layer, but got {tuple(weights.shape)}."
                 )
-            silent = _silent_features(features)
-            found = self._explanation(weights.to(features[0]), features, image, target, silent)
+            found = self._explanation(weights.to(problem.features[0]), problem)
             return self.select(replace(found, weights=weights))
 
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
@@ -249,69 +287,49 @@ class OptiCAM(Explainer):
         return made
 
     def _optimize(
-        self,
-        classifier: Classifier,
-        image: Tensor,
-        target: Tensor,
-        features: Sequence[Tensor],
-        logit: Tensor,
-        u: Sequence[nn.Parameter],
-        optimizer: Stepper,
+        self, classifier: Classifier, problem: Problem, u: Sequence[nn.Parameter], optimizer: Stepper
     ) -> Explanation:
         """Steps 3 to 5."""
-        trace: list[Tensor] = []
-        active = torch.ones_like(target, dtype=torch.bool)
-        moves: list[bool] = []
-        reference, silent = self.reference(classifier, image), _silent_features(features)
-
-        def value() -> Tensor:
-            weights = torch.softmax(torch.stack(list(u)), dim=1)
-            s = self._map(weights, features, image, silent)[0]
-            return self._objective(classifier, image, s, reference, target, logit)
-
-        for _ in range(self.max_iter):
-            F = value()
-            trace.append(F.detach())
-            if len(trace) > 1:
-                # A NaN change also stops the image: no step leads anywhere from there.
-                active &= (trace[-1] - trace[-2]).abs() >= self.tol
-            moves = active.tolist()
-            if not any(moves):
-                break
-            with backward_errors(classifier):
-                self._set_gradients(F, u, moves)
-            optimizer.step()
+        ascent = self.ascent(classifier, problem, u, optimizer)
+        trace = ascent.run(self.max_iter, self.watch)
         with torch.no_grad():
-            # If all images have stopped early, repeat their last values: a curve always has T + 1 points.
-            trace += [value()] if any(moves) else []
-            trace += [trace[-1]] * (self.max_iter + 1 - len(trace))
-            weights = torch.softmax(torch.stack(list(u)), dim=1)
-            found = self._explanation(weights, features, image, target, silent)
-        for parameter in u:
-            parameter.grad = None
-        return replace(found, objective=torch.stack(trace))
+            return replace(self._explanation(ascent.weights(), problem), objective=trace)
 
-    def _explanation(
-        self, weights: Tensor, features: Sequence[Tensor], image: Tensor, target: Tensor, silent: Tensor
-    ) -> Explanation:
+    def ascent(self, classifier: Classifier, problem: Problem, u: Sequence[nn.Parameter], optimizer: Stepper) -> Ascent:
+        """The inner fit loop of `problem`, with all of its settings."""
+        dtype = pass_dtype(classifier.network_dtype, problem.image.device)
+        return Ascent(
+            partial(self.value, classifier, problem),
+            u,
+            optimizer,
+            StopRule.of(self.tol, dtype),
+            problem.logit.abs(),
+            dtype,
+            partial(backward_errors, classifier),
+        )
+
+    def value(self, classifier: Classifier, problem: Problem, weights: Tensor) -> Tensor:
+        """F_c (B,) of weights (B,K): one iteration without its step."""
+        s = self._map(weights, problem)[0]
+        return self._objective(classifier, problem, s)
+
+    def _explanation(self, weights: Tensor, problem: Problem) -> Explanation:
         """Step 5: the map of weights (B,K), and the reason where it says nothing."""
-        saliency, silent_layers, full = self._map(weights, features, image, silent)
+        saliency, silent_layers, full = self._map(weights, problem)
         says_nothing = silent_layers | degenerate(full, self.normalizer)
         causes = [
-            *seen(full, image, features),
-            ("the layer's feature maps are constant", lambda: silent),
+            *seen(full, problem.image, problem.features),
+            ("the layer's feature maps are constant", lambda: problem.silent),
             ("none of its values is positive, as `normalizer` max needs", lambda: ~degenerate(full)),
         ]
-        return Explanation(saliency, target, says_nothing, weights, reasons=why(says_nothing, causes))
+        return Explanation(saliency, problem.target, says_nothing, weights, reasons=why(says_nothing, causes))
 
-    def _map(
-        self, weights: Tensor, features: Sequence[Tensor], image: Tensor, silent: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _map(self, weights: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         """The normalized map (B,1,H,W), which is 0 where the layers say nothing (B,), and the unnormalized map."""
-        layers = self.layer_maps(weights, features)
+        layers = self.layer_maps(weights, problem.features)
         # Check before upsampling, which turns a constant into noise. Sums of `silent` features may be noise already.
-        silent = silent | torch.stack([degenerate(part) for part in layers]).all(0)
-        full = self._upsampled(layers, image)
+        silent = problem.silent | torch.stack([degenerate(part) for part in layers]).all(0)
+        full = self._upsampled(layers, problem.image)
         return normalize(full, self.normalizer, silent.view(-1, 1, 1, 1)), silent, full
 
     def raw_map(self, weights: Tensor, features: Sequence[Tensor], image: Tensor) -> Tensor:
@@ -329,27 +347,13 @@ class OptiCAM(Explainer):
         maps = [upsample(part, (image.shape[2], image.shape[3])) for part in layers]
         return maps[0] if len(maps) == 1 else torch.stack(maps).sum(0)
 
-    def _objective(
-        self,
-        classifier: Classifier,
-        image: Tensor,
-        s: Tensor,
-        reference: Tensor | None,
-        target: Tensor,
-        logit: Tensor,
-    ) -> Tensor:
-        inside = wide(of_class(classifier(mask_image(image, s, reference)), target))
+    def _objective(self, classifier: Classifier, problem: Problem, s: Tensor) -> Tensor:
+        image, reference = problem.image, problem.reference
+        inside = wide(of_class(classifier(mask_image(image, s, reference)), problem.target))
         outside = None
         if self.objective in ("io_mask", "io_diff"):
-            outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), target))
-        return objective_value(self.objective, logit, inside, outside)
-
-    @staticmethod
-    def _set_gradients(F: Tensor, u: Sequence[nn.Parameter], moves: Sequence[bool]) -> None:
-        """Gradients of -F for descent; a stopped image gets none, so that the optimizer leaves it alone."""
-        gradients = torch.autograd.grad(-F.sum(), list(u))
-        for parameter, gradient, move in zip(u, gradients, moves, strict=True):
-            parameter.grad = gradient if move else None
+            outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), problem.target))
+        return objective_value(self.objective, problem.logit, inside, outside)
 
 
 def _silent_features(features: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl import Classifier, FakeCAM, GradCAM, OptiCAM
+from optcam_pl.explainers.ascent import Ascent, StopRule
 from optcam_pl.explainers.opticam import objective_value
+from optcam_pl.network.precision import pass_dtype
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -245,3 +247,82 @@ def test_weights_are_not_fitted_for_several_views() -> None:
     weights = explainer(classifier, image, target).weights
     explainer.augment = False
     assert torch.equal(weights, explainer(classifier, image, target).weights)
+
+
+class _Coarse(nn.Module):
+    """A network whose logits are rounded to multiples of 0.5 and pass their gradient on unchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, 2, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = 20 * self.head(self.features(image).relu().mean((2, 3)))
+        return logits + (logits.mul(2).round().div(2) - logits).detach()
+
+
+def test_a_coarse_logit_stands_still_for_a_few_steps_and_does_not_stop_its_image() -> None:
+    classifier, image = Classifier(_Coarse(), target_layer="features", input_size=16), torch.rand(4, 3, 16, 16)
+    explainer = OptiCAM(max_iter=60, lr=0.02)
+    paper = explainer(classifier, image, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = explainer(classifier, image, 1)
+    assert paper.weights is not None
+    assert ours.weights is not None
+    # In float32 the paper's rule takes a plateau for the end; the rule for bfloat16 knows that logits are that coarse.
+    assert paper.weights.std(1).max() < ours.weights.std(1).min()
+
+
+def test_an_image_that_stands_still_for_long_is_stopped_in_bfloat16_too() -> None:
+    classifier, image = tiny(), torch.rand(2, 3, 16, 16)
+    image[0] = 0  # black: no mask changes anything
+    seen: list[Tensor] = []
+    explainer = OptiCAM(max_iter=60)
+    explainer.watch = lambda t, F, weights: seen.append(F)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explainer(classifier, image[:1], 0)
+        assert len(seen) == 26
+        explanation = explainer(classifier, image, 0)
+    assert explanation.weights is not None
+    assert explanation.weights.dtype == explanation.saliency.dtype == torch.float32
+    assert explanation.weights[1].std() > explanation.weights[0].std() == 0
+
+
+def test_the_stop_rule_counts_from_the_last_value_that_could_be_told_apart() -> None:
+    rule = StopRule(tol=0.1, eps=2**-7, patience=3)
+    ascent = Ascent(lambda w: w.sum(1), [nn.Parameter(torch.zeros(3, 2))], None, rule, torch.tensor([64.0, 64.0, 0.0]))  # type: ignore[arg-type]
+    for t, F in enumerate([[5.0, 5.0, 5.0], [5.1, 5.2, 5.2], [5.2, 5.4, 5.2], [5.24, 5.6, float("nan")]]):
+        ascent.judge(torch.tensor(F), first=t == 0)  # the threshold is 64 / 256 = 0.25, and 0.1 around 5
+    assert ascent.active.tolist() == [False, True, False]
+
+
+def test_float32_keeps_the_rule_of_the_paper_and_zero_never_stops() -> None:
+    assert StopRule.of(1e-10, torch.float32) == StopRule(1e-10)
+    assert StopRule.of(1e-10, torch.float64) == StopRule(1e-10)
+    assert StopRule.of(0, torch.bfloat16) == StopRule(0)
+    assert StopRule.of(1e-10, torch.float16).patience > 1
+    half = Classifier(tiny().network.bfloat16(), target_layer="3", input_size=16)
+    assert pass_dtype(half.network_dtype, torch.device("cpu")) == torch.bfloat16
+
+
+def test_the_watcher_sees_every_iteration_and_changes_nothing() -> None:
+    classifier, image, seen = tiny(), torch.rand(2, 3, 16, 16), []
+    explainer = OptiCAM(max_iter=5)
+    before = explainer(classifier, image, 1)
+    explainer.watch = lambda t, F, weights: seen.append((t, F, weights))
+    after = explainer(classifier, image, 1)
+    assert [t for t, _, _ in seen] == list(range(6))
+    assert before.objective is not None
+    assert torch.equal(torch.stack([F for _, F, _ in seen]), before.objective)
+    assert torch.equal(seen[-1][2], before.weights)
+    assert torch.equal(before.saliency, after.saliency)
+    assert "watch" not in explainer.settings()
+
+
+def test_one_parameter_for_all_images_gives_the_digits_of_one_an_image() -> None:
+    classifier, image = tiny(), torch.rand(3, 3, 16, 16)
+    together = OptiCAM(max_iter=20, tol=1e-2)(classifier, image, 1)  # the images stop at different times
+    apart = OptiCAM(max_iter=20, tol=1e-2, optimizer=lambda u: torch.optim.Adam(u, lr=0.1))(classifier, image, 1)
+    assert torch.equal(together.weights, apart.weights)  # type: ignore[arg-type]
+    assert torch.equal(together.objective, apart.objective)  # type: ignore[arg-type]
