@@ -40,14 +40,13 @@ def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
     """Image | map | overlay | masked image of the block's i-th image, with class names and probabilities."""
     probes, explanation = result.probes, result.explanation
     image, saliency = result.batch["image"][i], explanation.saliency[i]
-    predicted, target = int(result.logits[i].argmax()), int(explanation.target[i])
     p, o = float(probes.original[i]), float(probes.masked[i])
-    name = task.classifier.class_name
+    predicted, kind = result.predicted_name(i), "p" if task.classifier.has_probabilities else "score"
     titles = [
-        f"predicted: {name(predicted)}",
-        f"map of: {name(target)}",
-        f"p = {p:.3f}",
-        f"masked: p = {o:.3f}",
+        f"predicted: {predicted}" if predicted else "image",
+        f"map of: {result.target_name(i)}",
+        f"{kind} = {p:.3f}",
+        f"masked: {kind} = {o:.3f}",
     ]
     tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(probes.masked_image[i])]
     return row(tiles, titles)

@@ -25,7 +25,7 @@ from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 
 
 class CSVImages(ImageDataModule):
-    r"""Images listed in a CSV file with a header. An image with several boxes has several rows.
+    r"""Images listed in a CSV file with a header. An image with several boxes or labels has several rows.
 
     Args:
         file: the CSV file.
@@ -37,6 +37,9 @@ class CSVImages(ImageDataModule):
         box_format: "xyxy" (left, top, right, bottom) or "xywh" (left, top, width, height), in pixels.
         classes: the classes, as in ImageFolder; None: the sorted names that occur, or the numbers if all labels are
             numbers. In that case a file must not mix words and numbers.
+        each_label: whether an image may have several labels: then each of them is explained and measured by itself, as
+            an image of its own with the id "path#label", with the boxes of the rows that have this label. False: a
+            second label is an error.
         split: the part to explain and measure on, "train", "val" or "test"; None for all rows. With a split, a network
             can be trained on the rows of "train" and validated on those of "val".
         split_column: column of the split.
@@ -60,6 +63,7 @@ class CSVImages(ImageDataModule):
         boxes: list[str] | None = None,
         box_format: BoxFormat = "xyxy",
         classes: list[str] | str | None = None,
+        each_label: bool = False,
         split: Split | None = None,
         split_column: str = "split",
         delimiter: str = ",",
@@ -81,6 +85,7 @@ class CSVImages(ImageDataModule):
         self.columns = {"path": path, "label": label, "split": split_column if split else None}
         self.boxes = boxes
         self.box_format = check_format(box_format)
+        self.each_label = each_label
         self.split = split
         self.delimiter = delimiter
         self.encoding = check_encoding(encoding)
@@ -165,9 +170,14 @@ class CSVImages(ImageDataModule):
                 entry = self._entry(row, read, inside)
             except ValueError as fault:
                 raise ValueError(f"Row {number} of {str(self.file)!r} is wrong: {fault}") from fault
+            if self.each_label and entry.target >= 0:
+                entry = entry._replace(id=f"{entry.id}#{names[entry.target]}")
             old = entries.setdefault(entry.id, entry)
             if old.target != entry.target:
-                raise ValueError(f"Row {number} of {str(self.file)!r} gives {entry.id!r} another label than before.")
+                raise ValueError(
+                    f"Row {number} of {str(self.file)!r} gives {entry.id!r} another label than before. "
+                    "For images with several labels, `each_label` explains each of them."
+                )
             if old is not entry and entry.boxes:
                 entries[entry.id] = old._replace(boxes=(*(old.boxes or ()), *entry.boxes))
         return list(entries.values())

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Batch, Entry, Item, Reader
-from optcam_pl.data.decode import ImageReadError
 from optcam_pl.data.text import class_number
+from optcam_pl.photos.decode import ImageReadError
 
 _SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 _NAMES = {"image": ("image", "pixel_values"), "target": ("target", "label"), "boxes": ("boxes",), "mask": ("mask",)}
@@ -48,10 +48,14 @@ class TorchReader:
             reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
             raise ImageReadError(f"Cannot read item {entry.path} of {kind}: {reason}.", reason) from fault
         try:
-            image, boxes = _pixels(parts["image"]), _boxes(parts.get("boxes"))
-            return Item(image, boxes, _mask(parts.get("mask")), _label(parts.get("target"), self.classes))
+            return self.item(entry, parts)
         except (TypeError, ValueError) as fault:
             raise type(fault)(f"Item {entry.path} of {kind} is wrong: {fault}") from fault
+
+    def item(self, entry: Entry, parts: Mapping[str, Any]) -> Item:
+        """The checked item of its parts (`parts_of`)."""
+        image, boxes = _pixels(parts["image"]), _boxes(parts.get("boxes"))
+        return Item(image, boxes, _mask(parts.get("mask")), _label(parts.get("target"), self.classes))
 
 
 def parts_of(item: Any) -> dict[str, Any]:

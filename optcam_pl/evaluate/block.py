@@ -59,6 +59,18 @@ class BlockResult:
     measurable: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     references: References | None = None
 
+    def target_name(self, i: int) -> str:
+        """What is explained of the i-th of the B images, in words: a class's name, "box 3: person 0.91"."""
+        if self.references is not None:
+            return self.references.names[i]
+        return self.probes.classifier.target_name(int(self.explanation.target[i]))
+
+    def predicted_name(self, i: int) -> str:
+        """What the network says of the i-th image, in words; "" where each image has its own reference."""
+        if self.references is not None:
+            return ""
+        return self.probes.classifier.target_name(int(self.probes.predicted[i]))
+
 
 def evaluate_block(
     classifier: Classifier,
@@ -112,22 +124,27 @@ def evaluate_block(
         target = _chosen(target, block, chosen)
     with torch.no_grad(), classifier.references(batch) as references:
         logits = classifier(batch["image"])
-        own = references is not None  # image i is scored by its own reference, in column i
-        classes = torch.arange(len(logits), device=logits.device) if own else explained_classes(target, batch, logits)
+        classes = explained_classes(target, batch, logits, own=references is not None)
         start = _now(batch["image"])
         explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
         seconds = (_now(batch["image"]) - start) / len(chosen)
         return measure(block, batch, logits, explanation, seconds, references)
 
 
-def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batch, logits: Tensor) -> Tensor:
+def explained_classes(
+    target: Target | int | Tensor | Sequence[int], batch: Batch, logits: Tensor, *, own: bool = False
+) -> Tensor:
     """Choose the classes to explain for B images that could be read.
 
     Args:
         target: the images' ``label``, the ``predicted`` class, the ``second`` most probable or the ``least`` probable
             class; or one class for all images; or one class for each image, (B,).
         batch: the images, with their labels.
-        logits: (B,C) the network's output for them.
+        logits: (B,C) the network's scores for them. Every link is increasing, so that the "predicted" class, the most
+            probable one, is the one with the highest score: with "sigmoid" the column with the highest probability,
+            with scores Binary the likelier answer, with "identity" the highest number.
+        own: whether each image has a column of its own, image i the column i; then `target` must be a word, and all
+            words mean this column.
 
     Returns:
         (B,) int64 on the images' device.
@@ -144,6 +161,13 @@ def explained_classes(target: Target | int | Tensor | Sequence[int], batch: Batc
         >>> explained_classes(1, batch, logits).tolist(), explained_classes([2, 0], batch, logits).tolist()
         ([1, 1], [2, 0])
     """
+    if own:
+        if not isinstance(target, str):
+            raise ValueError(
+                "Expected `target` to be left open (None, label or predicted), as each image is explained for its own "
+                f"reference, but got {target!r}."
+            )
+        return torch.arange(len(logits), device=logits.device)
     if target == "predicted":
         return logits.argmax(1)
     if target in ("second", "least") and logits.shape[1] == 1:
@@ -262,7 +286,7 @@ class _Measure:
         `unmeasurable` says why an image has no scores, and "" where it has some.
         """
         batch, explanation = probes.batch, probes.explanation
-        predicted, target = probes.logits.argmax(1).tolist(), explanation.target.tolist()
+        predicted, target = probes.predicted.tolist(), explanation.target.tolist()
         p, o = probes.original.tolist(), probes.masked.tolist()
         degenerate, reasons = explanation.degenerate.tolist(), explanation.reasons
         values = {key: score.tolist() for key, score in scores.items()}

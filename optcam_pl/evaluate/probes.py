@@ -25,7 +25,7 @@ from optcam_pl.metrics.functional import (
 )
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
-from optcam_pl.network.scores import probabilities_of
+from optcam_pl.network.link import probabilities_of
 
 Evidence: TypeAlias = "Tensor | list[Tensor]"
 Probe: TypeAlias = Callable[..., Evidence]

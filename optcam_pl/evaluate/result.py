@@ -20,7 +20,14 @@ from optcam_pl.data import Batch, ImageDataModule, TorchData
 from optcam_pl.data.torch_data import in_memory
 from optcam_pl.evaluate.block import Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
-from optcam_pl.evaluate.subject import Subject, all_metrics, check_annotations, default_metrics, match
+from optcam_pl.evaluate.subject import (
+    Subject,
+    all_metrics,
+    check_annotations,
+    check_probabilities,
+    default_metrics,
+    match,
+)
 from optcam_pl.explainers import Explainer
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
@@ -154,14 +161,14 @@ def evaluate(
         >>> list(result.summary()["GradCAM"].metrics)
         ['average_drop', 'average_gain', 'average_increase']
     """
-    methods = _by_name(explainers)
+    methods = by_name(explainers)
     data = _data_of(images, labels, batch_size)
     check_choice("region", region, Region)
     data.setup("test")
-    chosen = _check_classes(_default_target(data) if target is None else target, classifier, len(data.table))
+    chosen = _check_classes(_default_target(data, classifier) if target is None else target, classifier, data)
     for explainer in methods.values():
         match(classifier, explainer, data, chosen)
-    measured = _metrics_of(metrics, data, region)
+    measured = _metrics_of(metrics, classifier, data, region)
     for part in (*methods.values(), *measured):
         part.to(classifier.mean.device)
     options = (measured, region, chunk_size)
@@ -211,7 +218,13 @@ def _manifests(
     return found
 
 
-def _by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer]) -> dict[str, Explainer]:
+def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer]) -> dict[str, Explainer]:
+    """Explainers by the names that tables and pictures show.
+
+    Raises:
+        ValueError: there is none.
+        TypeError: an object is no explainer.
+    """
     if isinstance(explainers, Explainer):
         explainers = [explainers]
     if isinstance(explainers, Mapping):
@@ -276,15 +289,18 @@ def _is_batch(item: Any) -> bool:
     return isinstance(item, Mapping) and isinstance(item.get("image"), Tensor) and item["image"].ndim == 4
 
 
-def _default_target(data: ImageDataModule) -> Target:
-    """The label, if the first image that can be read has one."""
+def _default_target(data: ImageDataModule, classifier: Classifier) -> Target:
+    """The label, if the first image that can be read has one, and the scores are of classes."""
+    if not classifier.has_probabilities or classifier.scores.per_image:
+        return "predicted"
     samples = map(data.table.sample, range(len(data.table)))
     first = next((sample for sample in samples if not sample["error"]), None)
     return "label" if first is not None and first["target"] >= 0 else "predicted"
 
 
-def _check_classes(target: Any, classifier: Classifier, images: int) -> Target | int | Tensor:
+def _check_classes(target: Any, classifier: Classifier, data: ImageDataModule) -> Target | int | Tensor:
     """A word, a class, or a tensor (B,) of the images' classes."""
+    images = len(data.table)
     if isinstance(target, Tensor) and not target.ndim:
         target = target.item()
     if isinstance(target, (str, int)) or not isinstance(target, (Tensor, Sequence)):
@@ -299,17 +315,18 @@ def _check_classes(target: Any, classifier: Classifier, images: int) -> Target |
     return classes
 
 
-def _metrics_of(metrics: Any, data: ImageDataModule, region: Region) -> list[ImageMetric]:
+def _metrics_of(metrics: Any, classifier: Classifier, data: ImageDataModule, region: Region) -> list[ImageMetric]:
     if isinstance(metrics, str):
         check_choice("metrics", metrics, Literal["all"])
-        metrics = all_metrics(data)
-    measured = default_metrics() if metrics is None else list(metrics)
+        metrics = all_metrics(data, classifier)
+    measured = default_metrics(classifier) if metrics is None else list(metrics)
     for metric in measured:
         if not isinstance(metric, ImageMetric):
             raise TypeError(f"Expected `metrics` to be objects of ImageMetric, but got {metric!r}.")
     check_metric_keys([metric.key for metric in measured])
     check_needs(measured)
     check_annotations(data, measured, region)
+    check_probabilities(classifier, measured)
     return measured
 
 

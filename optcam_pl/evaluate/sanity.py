@@ -22,9 +22,9 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from optcam_pl.data import ImageDataModule
+from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
-from optcam_pl.explainers import Explainer
+from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import nearest
 from optcam_pl.reports.tables import aligned
@@ -269,15 +269,22 @@ def check(
     """
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     data.setup("test")
-    blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+    blocks: list[tuple[Batch, Tensor, Tensor]] = []
     for block in data.test_dataloader():
         batch = readable(block)
         if batch["id"]:
-            image = batch["image"].to(classifier.mean.device)
-            with torch.no_grad():
-                classes = explained_classes(target, batch, classifier(image)).to(image.device)
-            blocks.append((image, classes, explainer(classifier, image, classes).saliency))
+            image = batch["image"] = batch["image"].to(classifier.mean.device)
+            with torch.no_grad(), classifier.references(batch) as own:
+                classes = explained_classes(target, batch, classifier(image), own=own is not None).to(image.device)
+                blocks.append((batch, classes, explainer(classifier, image, classes).saliency))
     found: dict[str, list[dict[str, Tensor]]] = {}
     for name, forgetting in cascade(classifier, names, seed):
-        found[name] = [similarities(maps, explainer(forgetting, image, c).saliency) for image, c, maps in blocks]
+        found[name] = [similarities(maps, _map(forgetting, explainer, batch, c)) for batch, c, maps in blocks]
     return found
+
+
+def _map(classifier: Classifier, explainer: Explainer, batch: Batch, classes: Tensor) -> Tensor:
+    """(B,1,H,W), with the images' own references where they have some."""
+    with classifier.references(batch):
+        explanation: Explanation = explainer(classifier, batch["image"], classes)
+        return explanation.saliency

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,15 @@ from torch import Tensor
 
 from optcam_pl.data import EachBox, ImageDataModule
 from optcam_pl.explainers import Explainer
-from optcam_pl.metrics import METRICS, AverageDrop, AverageGain, AverageIncrease, ImageMetric
+from optcam_pl.metrics import (
+    METRICS,
+    AverageDrop,
+    AverageGain,
+    AverageIncrease,
+    Deletion,
+    ImageMetric,
+    Insertion,
+)
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.detection import Detection
@@ -22,15 +31,45 @@ from optcam_pl.network.detection import Detection
 Stage = Literal["fit", "validate", "test", "predict"]
 
 
-def default_metrics() -> list[ImageMetric]:
-    """The metrics that are measured by default."""
-    return [AverageDrop(), AverageGain(), AverageIncrease()]
+def default_metrics(classifier: Classifier | None = None) -> list[ImageMetric]:
+    """The metrics that are measured by default; for scores without a probability, the curves of the scores."""
+    if classifier is None or classifier.has_probabilities:
+        return [AverageDrop(), AverageGain(), AverageIncrease()]
+    return [Insertion(output="logit", target="explained"), Deletion(output="logit", target="explained")]
 
 
-def all_metrics(data: ImageDataModule) -> list[ImageMetric]:
-    """Every metric of the package for which the dataset has the annotations."""
+def all_metrics(data: ImageDataModule, classifier: Classifier | None = None) -> list[ImageMetric]:
+    """Every metric of the package for which the dataset has the annotations, and the network the probabilities."""
     lacking = {"boxes", "mask"} - _annotations(data)
-    return [kind() for kind in METRICS.values() if not lacking & set(kind.evidence())]
+    kinds = [kind for kind in METRICS.values() if not lacking & set(kind.evidence())]
+    if classifier is None or classifier.has_probabilities:
+        return [kind() for kind in kinds]
+    made = [_of_scores(kind) for kind in kinds]
+    return [metric for metric in made if not metric.needs_probability]
+
+
+def _of_scores(kind: type[ImageMetric]) -> ImageMetric:
+    """A metric of the explained score itself, if it has such options."""
+    takes = inspect.signature(kind.__init__).parameters
+    wanted: dict[str, Any] = {"output": "logit", "target": "explained"}
+    return kind(**{name: value for name, value in wanted.items() if name in takes})
+
+
+def check_probabilities(classifier: Classifier, metrics: Sequence[ImageMetric]) -> None:
+    """Check that no metric needs a probability where the scores have none.
+
+    Raises:
+        ValueError: one does; the message names those that work.
+    """
+    refused = [] if classifier.has_probabilities else [metric for metric in metrics if metric.needs_probability]
+    if refused:
+        raise ValueError(
+            f"Expected `metrics` that need no probability, as the scores of {classifier.scores.describe()} have none "
+            f"(`link` is identity), but {refused[0].key} needs one. Insertion, Deletion, AOPC, Road, RoadMost, "
+            'RoadLeast and Infidelity measure the scores themselves with output="logit", and metrics of the map alone '
+            "or of boxes work as they are; or give the classifier a `link` of your own, an increasing function onto"
+            " [0, 1]."
+        )
 
 
 def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, target: Any) -> None:
@@ -48,7 +87,7 @@ def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, t
     if explainer.layer is not None:
         explainer.layers(classifier)  # report an unknown name now, not when the first image is explained
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
-    used = isinstance(target, str) and target == "label"
+    used = isinstance(target, str) and target == "label" and not classifier.scores.per_image
     data.match_classes(classifier.class_names, classifier.name, used=used)
     classifier.check_function(data.preprocessing.size)
     if isinstance(data, EachBox):

@@ -19,6 +19,9 @@ Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, An
 """The options of a named probe, or your own probe (a function of `Probes`) with its options."""
 
 
+_PROBABILITIES = frozenset({"original", "masked", "deleted", "selectivity_curve"})
+
+
 @dataclass(frozen=True)
 class MetricInfo:
     """What a report needs to know about a metric. A run's manifest keeps it, so that no report needs the class.
@@ -158,6 +161,17 @@ class ImageMetric(Metric, ABC):
             {'insertion_curve': {'steps': 8, 'patch': 1, 'output': 'probability', 'target': 'predicted'}}
         """
         return {name: {} for name in self.evidence()}
+
+    @property
+    def needs_probability(self) -> bool:
+        """Whether the metric compares probabilities, so that scores without a probability have no such number.
+
+        This is so if it needs p, o or what is like them, or a curve of the "probability". Override it in your own
+        metric if it takes these and is right for any score.
+        """
+        needs = self.needs()
+        options = [need[1] if isinstance(need, tuple) else need for need in needs.values()]
+        return not _PROBABILITIES.isdisjoint(needs) or any(o.get("output") == "probability" for o in options)
 
     def describe(self) -> MetricInfo:
         """What a report needs to know about this metric."""

@@ -118,6 +118,22 @@ def _digest(tensors: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def described(function: object) -> object:
+    """A function by its name; another object by its class and what it holds, as far as `plain` knows it."""
+    try:
+        return plain(function)
+    except TypeError:
+        kind = type(function)
+        return {f"{kind.__module__}.{kind.__qualname__}": {key: _held(value) for key, value in vars(function).items()}}
+
+
+def _held(value: object) -> object:
+    try:
+        return plain(value)
+    except TypeError:
+        return type(value).__qualname__
+
+
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over name, type, shape and bytes of the tensors of a state dict, as 64 hex digits."""
     digest = hashlib.sha256()

@@ -18,21 +18,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import ToldError, check_choice
+from optcam_pl.network.link import Link, NamedLink, link_name
 from optcam_pl.network.outputs import logits_of, part_of
-from optcam_pl.network.plain import Remembers, check_plain, plain
+from optcam_pl.network.plain import Remembers, check_plain, described, plain
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
-NamedLink: TypeAlias = Literal["softmax", "sigmoid", "identity"]
-Link: TypeAlias = NamedLink | Callable[[Tensor], Tensor]
-"""From scores (B,C) to probabilities (B,C); "identity" says that the scores have none."""
 Direction: TypeAlias = Literal["up", "down", "keep"]
 
 
@@ -355,7 +353,7 @@ class FunctionScores(Scores):
         scores = _of_user(self.function, output)
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             raise TypeError(
-                f"Expected the scores function {_described(self.function)} to return floating-point numbers (B, C), "
+                f"Expected the scores function {described(self.function)} to return floating-point numbers (B, C), "
                 f"but got {_looks(scores)}."
             )
         return scores
@@ -367,11 +365,11 @@ class FunctionScores(Scores):
 
     def settings(self) -> dict[str, object]:
         """The function by its name."""
-        return {"function": _described(self.function)}
+        return {"function": described(self.function)}
 
     def describe(self) -> str:
         """The function's full name."""
-        return str(_described(self.function))
+        return str(described(self.function))
 
 
 class Targets(Scores):
@@ -415,7 +413,7 @@ class Targets(Scores):
 
     def settings(self) -> dict[str, object]:
         """The functions by their names, and what such an object holds."""
-        return {"functions": [_described(function) for function in self.functions]}
+        return {"functions": [described(function) for function in self.functions]}
 
 
 def as_scores(scores: object) -> Scores:
@@ -439,82 +437,6 @@ def as_scores(scores: object) -> Scores:
     return FunctionScores(scores)
 
 
-# The link -------------------------------------------------------------------------------------------------------------
-
-
-def check_link(link: Any, scores: Scores) -> Link:
-    """The link that a classifier uses: the one given, or the scores' own.
-
-    Raises:
-        ValueError: an unknown name; a function that is not increasing; softmax over columns that are not classes.
-    """
-    if link is None:
-        return scores.default_link
-    if callable(link):
-        _check_function(link)
-        checked: Link = link
-        return checked
-    if not isinstance(link, str) or link not in get_args(NamedLink):
-        raise ValueError(
-            f"Expected `link` to be one of {', '.join(get_args(NamedLink))} or a function, but got {link!r}."
-        )
-    if link == "softmax" and scores.per_image:
-        raise ValueError(
-            f"Expected `link` to be sigmoid, identity or a function, as each image has its own column of "
-            f"{scores.title}'s scores, over which a softmax means nothing, but got 'softmax'."
-        )
-    named: NamedLink = check_choice("link", link, NamedLink)
-    return named
-
-
-def _check_function(link: Callable[[Tensor], Tensor]) -> None:
-    given = torch.linspace(-4, 4, 9).view(1, -1)
-    found = link(given)
-    if not isinstance(found, Tensor) or found.shape != given.shape or not bool((found.diff() >= 0).all()):
-        raise ValueError(
-            "Expected `link` to be an increasing function of scores (B,C) to probabilities (B,C), but for -4, -3, ... "
-            f"4 it gives {found.flatten().tolist() if isinstance(found, Tensor) else found!r}."
-        )
-
-
-def probabilities_of(scores: Tensor, link: Link) -> Tensor:
-    """The link's values: what p and o are.
-
-    Args:
-        scores: (B,C).
-        link: see `Link`.
-
-    Returns:
-        (B,C) in [0,1]; for "identity" the scores themselves.
-
-    Raises:
-        ValueError: a link of your own leaves [0,1].
-
-    Example:
-        >>> z = torch.tensor([[0.0, 0.0]])
-        >>> probabilities_of(z, "softmax").tolist(), probabilities_of(z - 1, "identity").tolist()
-        ([[0.5, 0.5]], [[-1.0, -1.0]])
-        >>> probabilities_of(z, lambda z: (z + 10) / 40).tolist()
-        [[0.25, 0.25]]
-    """
-    if link == "softmax":
-        return scores.softmax(1)
-    if link == "sigmoid":
-        return scores.sigmoid()
-    if link == "identity":
-        return scores
-    assert not isinstance(link, str)
-    found = link(scores)
-    if bool(((found < 0) | (found > 1)).any()):
-        low, high = found.detach().aminmax()
-        raise ValueError(
-            f"Expected `link` to give probabilities in [0, 1], but for scores from {float(scores.detach().min()):g} to "
-            f"{float(scores.detach().max()):g} it gives values from {float(low):g} to {float(high):g}: end it in "
-            "`.clamp(0, 1)`."
-        )
-    return found
-
-
 def check_references(scores: Scores) -> None:
     """Check that references are bound, where each image has its own.
 
@@ -536,11 +458,6 @@ def scores_settings(scores: Scores, link: Link) -> dict[str, str]:
     return {"scores": scores.describe(), "link": link_name(link)}
 
 
-def link_name(link: Link) -> str:
-    """The link's name, as rows and tables show it."""
-    return link if isinstance(link, str) else str(_described(link))
-
-
 # Other people's functions ---------------------------------------------------------------------------------------------
 
 
@@ -550,7 +467,7 @@ def _of_user(function: Callable[[Any], Any], output: Any) -> Any:
         return function(output)
     except Exception as error:  # any exception that the user's function raises
         raise ToldError(
-            f"The scores function {_described(function)} raised {type(error).__name__}: {error}. It was given "
+            f"The scores function {described(function)} raised {type(error).__name__}: {error}. It was given "
             f"{_looks(output)}."
         ) from error
 
@@ -563,27 +480,11 @@ def _looks(output: Any) -> str:
     return f"a {type(output).__name__}" + (f" of {len(output)} items" if isinstance(output, (tuple, list)) else "")
 
 
-def _described(function: object) -> object:
-    """A function by its name; another object by its class and what it holds."""
-    try:
-        return plain(function)
-    except TypeError:
-        kind = type(function)
-        return {f"{kind.__module__}.{kind.__qualname__}": {key: _held(value) for key, value in vars(function).items()}}
-
-
-def _held(value: object) -> object:
-    try:
-        return plain(value)
-    except TypeError:
-        return type(value).__qualname__
-
-
 def _number(value: Any, function: object) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.reshape(())
     raise ValueError(
-        f"Expected {_described(function)} to return a number, a tensor of one element, for each image, but got "
+        f"Expected {described(function)} to return a number, a tensor of one element, for each image, but got "
         f"{_looks(value) if not isinstance(value, (int, float)) else 'a number without a gradient'}."
     )
 

@@ -35,6 +35,8 @@ from optcam_pl.figures import confusion_figure
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
+from optcam_pl.network.link import link_name
+from optcam_pl.network.scores import scores_settings
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
 from optcam_pl.runs.manifest import check_fingerprint
@@ -111,6 +113,7 @@ class ClassificationTask(RunTask):
         patience: int | None = None,
     ) -> None:
         super().__init__()
+        _check_scores(classifier)
         _check_epochs(head_epochs, epochs, patience)
         check_number("head_lr", head_lr, positive=True)
         check_number("lr", lr, positive=True)
@@ -410,6 +413,15 @@ def _metrics(num_classes: int) -> MetricCollection:
         "confusion": MulticlassConfusionMatrix(**options),
     }
     return MetricCollection(metrics, compute_groups=False)  # compute groups merge metrics by their first values
+
+
+def _check_scores(classifier: Classifier) -> None:
+    if scores_settings(classifier.scores, classifier.link):
+        raise ValueError(
+            "Expected a classifier with class logits and the link softmax, which ClassificationTask trains by cross "
+            f"entropy, but got the scores {classifier.scores.describe()} with the link {link_name(classifier.link)}. "
+            "Train such a network in a program of your own, and explain it with these scores."
+        )
 
 
 def _check_epochs(head_epochs: int, epochs: int, patience: int | None) -> None:

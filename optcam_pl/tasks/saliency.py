@@ -17,7 +17,15 @@ from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.data import Batch, EachBox
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
-from optcam_pl.evaluate.subject import Stage, Subject, all_metrics, check_annotations, default_metrics, match
+from optcam_pl.evaluate.subject import (
+    Stage,
+    Subject,
+    all_metrics,
+    check_annotations,
+    check_probabilities,
+    default_metrics,
+    match,
+)
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
@@ -130,7 +138,7 @@ class SaliencyTask(RunTask):
         if isinstance(metrics, str):
             check_choice("metrics", metrics, Literal["all"])
         else:
-            self._set_metrics(default_metrics() if metrics is None else metrics)
+            self._set_metrics(default_metrics(classifier) if metrics is None else metrics)
         self.stored_weights = None if weights_from is None else StoredWeights(weights_from)
         self.weights = nn.ParameterList()
         self.result: BlockResult | None = None
@@ -170,7 +178,7 @@ class SaliencyTask(RunTask):
             self.classifier.to(self.trainer.strategy.root_device)
         match(self.classifier, self.explainer, self.data, self.target)
         if self._every_metric:
-            self._set_metrics(all_metrics(self.data))
+            self._set_metrics(all_metrics(self.data, self.classifier))
         check_annotations(self.data, self._measured(), self.region)
         self._run_dir = self.find_folder(self.trainer)
         if stage == "fit":
@@ -202,6 +210,7 @@ class SaliencyTask(RunTask):
         self._keys = [metric.key for metric in metrics]
         check_metric_keys(self._keys)
         check_needs(metrics)
+        check_probabilities(self.classifier, metrics)
         # Without compute groups: torchmetrics would merge metrics whose first states happen to be equal.
         self.metrics = MetricCollection({metric.key: metric for metric in metrics}, compute_groups=False)
 
@@ -272,7 +281,7 @@ class SaliencyTask(RunTask):
             "id": self.result.batch["id"],
             "saliency": explanation.saliency,
             "target": explanation.target,
-            "predicted": self.result.logits.argmax(1),
+            "predicted": self.result.probes.predicted,
         }
 
     def _write(self, *_: Any, **__: Any) -> None:

@@ -19,6 +19,7 @@ from optcam_pl.checks import ToldError
 from optcam_pl.evaluate.block import evaluate_block
 from optcam_pl.explainers import GradCAM, OptiCAM
 from optcam_pl.metrics import AverageDrop
+from optcam_pl.network.link import probabilities_of
 from optcam_pl.network.scores import (
     Binary,
     ClassLogits,
@@ -26,7 +27,6 @@ from optcam_pl.network.scores import (
     Regression,
     Scores,
     Targets,
-    probabilities_of,
 )
 
 
