@@ -15,7 +15,7 @@ from optcam_pl.checks import check_choice
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Box, Entry, ImageTable, Reader, Sample
 from optcam_pl.data.blocks import PADDING
-from optcam_pl.data.transforms import Interpolation, Preprocessing
+from optcam_pl.photos.preprocessing import Interpolation, Preprocessing
 
 BoxSource: TypeAlias = Literal["dataset", "network"]
 FindBoxes: TypeAlias = Callable[[Tensor], Sequence[tuple[Tensor, Tensor]]]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import ToldError, check_choice, check_number
+from optcam_pl.network.link import Link
 from optcam_pl.network.predictions import (
     Detected,
     Predictions,
@@ -23,7 +24,7 @@ from optcam_pl.network.predictions import (
     predict,
     similarity,
 )
-from optcam_pl.network.scores import Link, References, Scores
+from optcam_pl.network.scores import References, Scores
 from optcam_pl.network.words import label_number, label_word
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.network.capture import own_grad_mode
+from optcam_pl.network.link import Link
 from optcam_pl.network.outputs import logits_of, part_of
 from optcam_pl.network.plain import plain
-from optcam_pl.network.scores import Link, References, Scores
+from optcam_pl.network.scores import References, Scores
+from optcam_pl.photos.decode import read_image
+from optcam_pl.photos.preprocessing import Preprocessing
 from optcam_pl.private import written_to
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ class Similarity(Scores):
     Raises:
         ValueError: no reference, or of another shape; another number of names.
         FileNotFoundError: a path is not a file.
+        ImageReadError: (when a classifier is made) a file is no image.
 
     Example:
         >>> scores = Similarity(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -380,14 +381,7 @@ def _is_open_clip(network: nn.Module) -> bool:
 
 def _read(path: str, classifier: Classifier) -> Tensor:
     """(3,H,W) in [0,1], stretched to the classifier's size."""
-    try:
-        with Image.open(expanded_path(path)) as opened:
-            pixels = pil_to_tensor(opened.convert("RGB")).float() / 255
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"Cannot read the image {str(path)!r} of Similarity's `references`: {error}") from error
-    how = InterpolationMode.BICUBIC if classifier.interpolation == "bicubic" else InterpolationMode.BILINEAR
-    resized: Tensor = resize(pixels, list(classifier.input_size), interpolation=how, antialias=True)
-    return resized.clamp(0, 1)
+    return Preprocessing(classifier.input_size, interpolation=classifier.interpolation)(read_image(path))
 
 
 def _checked_texts(prompts: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import ToldError, check_choice
-from optcam_pl.network.link import Link, NamedLink, link_name
+from optcam_pl.network.link import Link, link_name
 from optcam_pl.network.outputs import logits_of, part_of
 from optcam_pl.network.plain import Remembers, check_plain, described, plain
 

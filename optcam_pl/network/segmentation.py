@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optcam_pl.checks import check_choice
+from optcam_pl.network.link import Link
 from optcam_pl.network.outputs import logits_of, part_of
-from optcam_pl.network.scores import Link, References, Scores
+from optcam_pl.network.scores import References, Scores
 from optcam_pl.network.words import label_number, label_word
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ class Region(Scores):
         area = torch.bincount(predicted.flatten(), minlength=classes)
         if self.background is not None and self.background < classes:
             area[self.background] = 0
-        return int(area.argmax())
+        # Where there is nothing but background, any class will do that is seen nowhere.
+        nowhere = next((c for c in range(classes) if c != self.background), 0)
+        return int(area.argmax()) if bool(area.any()) else nowhere
 
     def _nothing(self, classifier: Classifier, label: int) -> str:
         """Why an image has no region."""

@@ -1,4 +1,4 @@
-"""Scores of one detection: torchvision's own detections, D-RISE's similarity by hand, and maps that keep to their box."""
+"""Scores of one detection: torchvision's own detections, D-RISE's similarity, and maps that keep to their box."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_whole_block_goes_through(network: nn.Module, image: Tensor) -> None:
     for i, row in enumerate(result.rows):
         assert row.status in ("ok", "degenerate"), row.reason
         assert 0.05 < row.p <= 1  # type: ignore[operator]
-        assert result.target_name(i).startswith(f"box: class {row.target} 0.")
+        assert result.target_name(i) == f"box: class {row.target} {row.p:.2f}"
     assert result.references is not None
     assert result.references.boxes is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def test_the_map_is_that_of_grad_cams_target() -> None:
         region = found.masks[0]
         ours = GradCAM()(classifier, image, target=0)
         score = classifier(image)
-    with peer.GradCAM(_Out(network), [network.backbone.layer4]) as cam:
+    other = copy.deepcopy(network).requires_grad_(True)
+    with peer.GradCAM(_Out(other), [other.backbone.layer4]) as cam:
         target = targets.SemanticSegmentationTarget(2, region.numpy().astype(np.float32))
         theirs = torch.from_numpy(cam(image, [target]))
     assert not bool(ours.degenerate.any())
