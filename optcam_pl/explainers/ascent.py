@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from optcam_pl.explainers.presets import Schedule, factor
 from optcam_pl.maps import wide
+from optcam_pl.steps import tell
 
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 """Weights (B,K) -> the objective of each image (B,), differentiable."""
@@ -187,6 +188,7 @@ class Ascent:
             F = self.objective(weights)
             trace[t] = F.detach()
             self.judge(trace[t], first=t == 0)
+            tell("iteration", t, max_iter, trace[t])
             if watch is not None:
                 watch(t, trace[t].clone(), weights.detach())
             if self.stopped(t):
