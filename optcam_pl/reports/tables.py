@@ -121,10 +121,11 @@ class Summary:
         shown = {**self.settings, "classifier": self.classifier, "data": self.data}
         if self.stage != "test":
             shown["stage"] = self.stage
-        return {key: _words(value) for key, value in shown.items()}
+        return {key: words_of(value) for key, value in shown.items()}
 
 
-def _words(value: Any) -> str:
+def words_of(value: Any) -> str:
+    """A setting's value as text."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value)
@@ -174,7 +175,7 @@ def _cell(summary: Summary, key: str) -> str:
     return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _head(key: str, info: MetricInfo) -> str:
+def metric_head(key: str, info: MetricInfo) -> str:
     """Label, unit and better direction; the package's own percentages have no unit in the heading, as in papers."""
     usual = key in METRICS and info.unit == "%"
     arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
@@ -183,7 +184,7 @@ def _head(key: str, info: MetricInfo) -> str:
 
 def _columns(summaries: Sequence[Summary]) -> dict[tuple[str, str], None]:
     """(key, head) of the summaries' metrics; different metrics with the same key get a column each."""
-    return dict.fromkeys((key, _head(key, s.info(key))) for s in summaries for key in s.metrics)
+    return dict.fromkeys((key, metric_head(key, s.info(key))) for s in summaries for key in s.metrics)
 
 
 def _union(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -195,7 +196,7 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     values: dict[tuple[str, str], set[str]] = {}
     for owner, settings in of:
         for key, value in settings.items():
-            values.setdefault((key, owner), set()).add(_words(value))
+            values.setdefault((key, owner), set()).add(words_of(value))
     return _union([[key for (key, _), found in values.items() if len(found) > 1]])
 
 
@@ -204,7 +205,7 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
     columns = _differing(("", s.conditions) for s in summaries)
     own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
     words = [
-        [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(_words(s.options.get(k, "-")) for k in own)]
+        [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(words_of(s.options.get(k, "-")) for k in own)]
         for s in summaries
     ]
     named = len({tuple(row) for row in words}) < len(words)  # then only the runs' names distinguish them
@@ -222,7 +223,7 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
     header = [*(["run"] if named else []), "method", *columns, *own]
     common = {key: _setting(key, summaries) for s in summaries for key in s.conditions if key not in columns}
     for s in summaries:
-        options = ", ".join(f"{k}={_words(v)}" for k, v in s.options.items() if k not in own and v is not None)
+        options = ", ".join(f"{k}={words_of(v)}" for k, v in s.options.items() if k not in own and v is not None)
         common |= {f"({s.explainer})": f"{s.explainer}({options})"} if options else {}
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
@@ -241,7 +242,7 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
             info = summary.info(key)
             values = [_decimals(value, info.digits) for value in (estimate.value, paper.value)]
             difference = _signed(info, estimate.beyond_published)
-            body.append([summary.explainer, _head(key, info), *values, difference, paper.table])
+            body.append([summary.explainer, metric_head(key, info), *values, difference, paper.table])
             if paper.differences:
                 reasons.append(
                     f"{summary.explainer}, table {paper.table}: not comparable: {', '.join(paper.differences)}"
@@ -257,7 +258,7 @@ def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
     twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
         [
-            *(s.run if twice else s.explainer, _head(key, info), _signed(info, pair.difference)),
+            *(s.run if twice else s.explainer, metric_head(key, info), _signed(info, pair.difference)),
             f"[{_signed(info, pair.low)}, {_signed(info, pair.high)}]",
             *(f"{pair.p:.2g}", str(pair.images)),
         ]
@@ -390,7 +391,7 @@ def _csv(summaries: Sequence[Summary]) -> str:
         words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
         values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
         counts = [s.images, *(s.statuses[status] for status in statuses)]
-        texts = [_plain(_words(word)) for word in words]
+        texts = [_plain(words_of(word)) for word in words]
         writer.writerow([*texts, *counts, *("" if value is None else repr(value) for value in values)])
     return out.getvalue()
 
