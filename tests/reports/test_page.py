@@ -46,6 +46,10 @@ def data_of(page: Path) -> dict:
     return json.loads(found[1])
 
 
+def pairs_of(summary: dict) -> list[dict]:
+    return [metric["against"] for metric in summary["metrics"].values() if "against" in metric]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
@@ -91,9 +95,12 @@ def test_every_chart_is_a_specification_that_vega_lite_draws(page):
         assert "NaN" not in svg
 
 
-def test_differences_and_settings_stand_on_the_page(page):
+def test_differences_and_settings_stand_on_the_page(page, runs):
     text = page.read_text("utf-8")
     assert "Differences from OptiCAM" in text
+    summaries = json.loads(report(runs, "json", against=runs[0]))
+    sure = [pair["p"] < 0.05 for summary in summaries for pair in pairs_of(summary)]
+    assert [bool(found) for found in re.findall(r'<td class="number( best)?">[+-][\d.]+</td>', text)] == sure
     row = re.search(r'<th scope="row">layer</th>(.*?)</tr>', text)
     assert row is not None
     assert re.findall("<td>(.*?)</td>", row[1]) == ["layer0", "layer1", "layer2"]

@@ -157,7 +157,7 @@ def classes(labels: Sequence[str], runs: Sequence[Run], names: Mapping[int, str]
     offered = list(dict.fromkeys(value["metric"] for value in values))
     spec = _spec(
         values,
-        height={"step": max(8, 30 // len(labels))},
+        height=len(largest) * (8 + len(labels) * max(7, 24 // len(labels))),
         params=[
             {"name": "metric", "value": offered[0], "bind": {"input": "select", "options": offered, "name": "metric "}}
         ],
@@ -167,7 +167,7 @@ def classes(labels: Sequence[str], runs: Sequence[Run], names: Mapping[int, str]
             "y": {"field": "class", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 140}},
             "yOffset": {"field": "run", "sort": list(labels)},
             "x": {"field": "mean", "type": "quantitative", "title": "mean over the class's images"},
-            "color": _color(labels),
+            "color": _color(labels, orient="top"),
             "tooltip": _tooltips("class", "run", "mean", "images"),
         },
     )
@@ -191,7 +191,7 @@ def differences(labels: Sequence[str], summaries: Sequence[Summary]) -> list[Cha
         info = infos[key]
         x = {"type": "quantitative", "title": f"difference in {info.label}{f' ({info.unit})' if info.unit else ''}"}
         y = {"field": "run", "type": "nominal", "title": None, "sort": list(labels)}
-        color = _color(labels, legend=False)
+        color = _color(labels, orient=None)
         layers = [
             {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"x": {**x, "datum": 0}}},
             {"mark": "rule", "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}, "color": color}},
@@ -204,12 +204,12 @@ def differences(labels: Sequence[str], summaries: Sequence[Summary]) -> list[Cha
             },
         ]
         words = f"{head(info)}: the mean difference with its 95 % interval."
-        found.append(Chart("differences", info.label, words, _spec(values, height={"step": 34}, layer=layers)))
+        found.append(Chart("differences", info.label, words, _spec(values, height=34 * len(values), layer=layers)))
     return found
 
 
 def _spec(values: Sequence[Mapping[str, Any]], **parts: Any) -> Spec:
-    size = {"width": "container", "height": _HEIGHT, "autosize": {"type": "fit-x", "contains": "padding"}}
+    size = {"width": "container", "height": _HEIGHT}
     return {"$schema": _SCHEMA, **size, "data": {"values": list(values)}, **parts}
 
 
@@ -217,17 +217,18 @@ def _axis(field: str, title: str) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False, "nice": True}}
 
 
-def _by_run(labels: Sequence[str], values: Sequence[Any], *, legend: bool = True) -> Spec:
+def _by_run(labels: Sequence[str], values: Sequence[Any], orient: str | None = "bottom") -> Spec:
+    """A channel that tells the runs apart; `orient` is the place of its legend, None for none."""
     many = [values[i % len(values)] for i in range(len(labels))]
-    bottom = {"orient": "bottom", "columns": 2, "title": None, "labelLimit": 220, "symbolOpacity": 1}
+    legend = {"orient": orient, "columns": 2, "title": None, "labelLimit": 220, "symbolOpacity": 1}
     return {
         **{"field": "run", "type": "nominal", "scale": {"domain": list(labels), "range": many}},
-        "legend": bottom if legend else None,
+        "legend": legend if orient else None,
     }
 
 
-def _color(labels: Sequence[str], *, legend: bool = True) -> Spec:
-    return _by_run(labels, _COLORS, legend=legend)
+def _color(labels: Sequence[str], orient: str | None = "bottom") -> Spec:
+    return _by_run(labels, _COLORS, orient)
 
 
 def _shape(labels: Sequence[str]) -> Spec:

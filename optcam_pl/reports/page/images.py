@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optcam_pl.figures import photo_overlay
 from optcam_pl.reports.summary import Run
-from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.rows import Row
 from optcam_pl.runs.thumbnails import Thumbnail, read_thumbnails
 
@@ -55,6 +55,10 @@ class Gallery:
         Raises:
             RunFolderError: a picture cannot be read or written.
         """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {folder}: {error.strerror}.") from error
         return [self._image(number, image_id, folder) for number, image_id in enumerate(self.ids)]
 
     @staticmethod
@@ -67,7 +71,7 @@ class Gallery:
         first = next((thumb for thumb in thumbs if thumb is not None), None)
         name = f"{number:04d}"
         if first is not None:
-            write_file(folder / f"{name}.jpg", first.jpeg)
+            _write(folder / f"{name}.jpg", first.jpeg)
         entries = [self._of_run(r, image_id, f"{name}-{r}.jpg", folder) for r in range(len(self.runs))]
         return {
             "id": image_id,
@@ -85,10 +89,10 @@ class Gallery:
         if row.status != "ok":
             entry["reason"] = row.reason
         if thumb is not None:
-            write_file(folder / name, _overlay(thumb))
+            _write(folder / name, _overlay(thumb))
             entry["map"] = name
         elif panel is not None:
-            write_file(folder / name, _panel(panel))
+            _write(folder / name, _panel(panel))
             entry["map"] = name
         return entry
 
@@ -138,6 +142,14 @@ def _panel(path: Path) -> bytes:
         raise RunFolderError(f"Cannot read {path}: {error}.") from error
     panel.thumbnail((8 * _PANEL, _PANEL))
     return _encoded(panel)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a picture, without waiting for the disk: a page that a crash has cut short is made again."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -34,8 +34,10 @@ function draw(place) {
     titleFontWeight: "normal", gridColor: color("--line"), domainColor: color("--line"), tickColor: color("--line") };
   const config = { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, axis: words,
     legend: { labelColor: color("--fore"), labelFontSize: 12 }, rule: { color: color("--quiet") } };
+  const bind = place.previousElementSibling;
+  bind.replaceChildren();
   vegaEmbed(place, data.charts[place.dataset.chart],
-    { actions: false, renderer: "svg", config, tooltip: { theme: isDark() ? "dark" : "light" } });
+    { actions: false, renderer: "svg", bind, config, tooltip: { theme: isDark() ? "dark" : "light" } });
 }
 setTheme();
 
@@ -111,7 +113,7 @@ function gallery() {
     { rootMargin: "1500px" }).observe(by("end"));
 
   function title(image) {
-    const heading = make("h3", name(image.target));
+    const heading = make("h3", name(image.target), "title");
     const predicted = first(image).predicted;
     if (predicted >= 0 && predicted !== image.target) heading.append(make("em", `predicted: ${name(predicted)}`));
     heading.append(make("span", image.id));

@@ -38,7 +38,7 @@ def write_page(
 
     Args:
         run_dirs: run folders, or folders that contain runs.
-        output: the folder; files of an earlier page are replaced.
+        output: the folder; files of the same names are replaced.
         limit: the maximum number of images in the gallery; they are spread evenly over the order of the dataset.
         intervals: the method for the 95 % bootstrap intervals of the means; None makes none.
         against: the run that the others are compared with, image by image; None means the first run.
@@ -61,7 +61,6 @@ def write_page(
     summaries = [summarize(run, intervals) for run in runs]
     summaries, base, why_not = _differences(runs, summaries, against)
     folder = expanded_path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     content = _content(runs, summaries, Gallery(runs, limit), folder / "images")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["printable"] = lambda text: printable(str(text))
@@ -188,9 +187,9 @@ def _pairs(labels: Sequence[str], summaries: Sequence[Summary]) -> list[dict[str
                 continue
             info = summary.info(key)
             numbers = [f"{number:+.{info.digits}f}" for number in (pair.difference, pair.low, pair.high)]
-            clear = pair.p < 0.05
+            is_sure = pair.p < 0.05
             row = {"label": label, "metric": metric_head(key, info), "p": f"{pair.p:.2g}", "images": pair.images}
-            found.append({**row, "difference": numbers[0], "low": numbers[1], "high": numbers[2], "clear": clear})
+            found.append({**row, "difference": numbers[0], "low": numbers[1], "high": numbers[2], "is_sure": is_sure})
     return found
 
 
