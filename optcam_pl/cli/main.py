@@ -53,6 +53,9 @@ COMMANDS = {
     "sanity": Command(
         "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
     ),
+    "sweep": Command(
+        "optcam_pl.cli.sweep", "--config FILE --grid KEY=A,B ...", "test every point of a grid, draw it", several=True
+    ),
 }
 TRAINER_COMMANDS = {
     "fit": "fit Opti-CAM's weights for every image, or train a network",

@@ -14,7 +14,7 @@ from optcam_pl.reports.page import charts
 from optcam_pl.reports.page.images import Gallery
 from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run, summarize
 from optcam_pl.reports.statistics import Method
-from optcam_pl.reports.tables import Summary, metric_head, printable, words_of
+from optcam_pl.reports.tables import Summary, heading, printable, words_of
 from optcam_pl.runs.files import RunFolderError, write_file
 
 _VEGA_LITE = "6.4"
@@ -170,7 +170,7 @@ def _table(labels: Sequence[str], summaries: Sequence[Summary]) -> dict[str, Any
         time = {"sort": "" if seconds is None else seconds, "text": "-" if seconds is None else f"{seconds:.3g}"}
         count = {"sort": done, "text": str(done) if done == summary.images else f"{done} of {summary.images}"}
         rows.append({"label": label, "cells": [*cells, time, count]})
-    columns = [{"head": metric_head(key, infos[key]), "words": charts.head(infos[key])} for key in keys]
+    columns = [{"head": heading(key, infos[key]), "words": charts.head(infos[key])} for key in keys]
     more = [
         {"head": "s/image", "words": "seconds of explaining an image, mean"},
         {"head": "images", "words": "images with a result"},
@@ -188,7 +188,7 @@ def _pairs(labels: Sequence[str], summaries: Sequence[Summary]) -> list[dict[str
             info = summary.info(key)
             numbers = [f"{number:+.{info.digits}f}" for number in (pair.difference, pair.low, pair.high)]
             is_sure = pair.p < 0.05
-            row = {"label": label, "metric": metric_head(key, info), "p": f"{pair.p:.2g}", "images": pair.images}
+            row = {"label": label, "metric": heading(key, info), "p": f"{pair.p:.2g}", "images": pair.images}
             found.append({**row, "difference": numbers[0], "low": numbers[1], "high": numbers[2], "is_sure": is_sure})
     return found
 
