@@ -43,7 +43,7 @@ class Chart(NamedTuple):
 def head(info: MetricInfo) -> str:
     """Label, unit and better direction of a metric, for an axis.
 
-    >>> head(MetricInfo("AD", 2, "%", False, "mean", ""))
+    >>> head(MetricInfo("AD", "%", False, 2, "", "mean"))
     'AD (%), lower is better'
     """
     better = {True: ", higher is better", False: ", lower is better", None: ""}[info.higher_is_better]

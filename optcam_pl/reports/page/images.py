@@ -109,7 +109,7 @@ def disagreement(maps: Sequence[Tensor]) -> float | None:
         return None
     unit = [(m - m.mean()) / (m - m.mean()).norm() for m in usable]
     pairs = [float(a @ b) for a, b in combinations(unit, 2)]
-    return round(1 - sum(pairs) / len(pairs), 6)
+    return max(0.0, round(1 - sum(pairs) / len(pairs), 6))
 
 
 def _overlay(thumb: Thumbnail) -> bytes:
