@@ -56,6 +56,9 @@ COMMANDS = {
     "sweep": Command(
         "optcam_pl.cli.sweep", "--config FILE --grid KEY=A,B ...", "test every point of a grid, draw it", several=True
     ),
+    "paper": Command(
+        "optcam_pl.cli.paper", "TABLE --data.root FOLDER", "a table of the paper beside its own values", several=True
+    ),
 }
 TRAINER_COMMANDS = {
     "fit": "fit Opti-CAM's weights for every image, or train a network",

@@ -100,6 +100,7 @@ class Gallery:
 def disagreement(maps: Sequence[Tensor]) -> float | None:
     """How much maps of an image differ: 1 minus the mean correlation of their pairs, in [0,2]; None without a pair.
 
+    >>> import torch
     >>> one, other = torch.tensor([[0, 9]]), torch.tensor([[9, 0]])
     >>> disagreement([one, one, one]), disagreement([one, other]), disagreement([one])
     (0.0, 2.0, None)
