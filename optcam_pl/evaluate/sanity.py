@@ -267,7 +267,7 @@ def check(
         names: the names of the stages; see `stages`.
         seed: the seed of the random weights.
     """
-    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     data.setup("test")
     blocks: list[tuple[Batch, Tensor, Tensor]] = []
     for block in data.test_dataloader():
