@@ -1,46 +1,55 @@
-"""Passes of a network on the CPU with the C library's own habits and with `keep_freed_memory`, in one process.
+"""Passes of a network on the CPU with the C library's own habits and with `keep_freed_memory`.
 
-Run: python benchmarks/allocator.py   (needs the demo extra; glibc)
+    python benchmarks/allocator.py   (needs the extra `demo`, and glibc)
+
+The setting holds for a whole process, so each side has a process of its own; they take turns.
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from datetime import date
+import multiprocessing as mp
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
-import torchvision
+from common import Claim, Contestant, arguments, classifier_of, finish, photographs, race
 
-from optcam_pl import Classifier
 from optcam_pl.network.allocator import keep_freed_memory
 
-PASSES = 12
+PASSES = 4
 
 
-def seconds(classifier: Classifier, image: torch.Tensor) -> float:
-    """Of one image, after a pass to warm up."""
+def serve(pipe: Connection, keep: bool, batch: int, options: Any) -> None:
+    """Make passes when told to."""
+    if keep and not keep_freed_memory():
+        raise SystemExit("The C library is not glibc.")
+    torch.set_num_threads(options.threads)
+    classifier = classifier_of(options.network, options)
+    image = photographs(options, classifier, batch)
     with torch.no_grad():
-        classifier(image)
-        start = time.perf_counter()
-        for _ in range(PASSES):
-            classifier(image)
-    return (time.perf_counter() - start) / PASSES / len(image)
+        while pipe.recv():
+            for _ in range(PASSES):
+                classifier(image)
+            pipe.send(True)
 
 
 def main() -> None:
-    """Measure before and after: there is no way back within a process."""
-    classifier = Classifier("demo/efficientnet_lite0")
-    images = [torch.rand(n, 3, 224, 224) for n in (8, 32)]
-    before = [seconds(classifier, image) for image in images]
-    if not keep_freed_memory():
-        raise SystemExit("The C library is not glibc.")
-    after = [seconds(classifier, image) for image in images]
-    print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, {platform.libc_ver()}")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}")
-    for image, old, new in zip(images, before, after, strict=True):
-        print(f"{classifier.name}, {len(image)} images a pass, seconds an image:")
-        print(f"  {old:.4f} before, {new:.4f} after, ratio {old / new:.2f}")
+    options = arguments(__doc__, network="demo/efficientnet_lite0", batches=[8, 32], rounds=5)
+    context, tables = mp.get_context("spawn"), []
+    for batch in options.batches:
+        contestants, pipes = [], []
+        for name, keep in (("keep_freed_memory", True), ("the C library's own habits", False)):
+            ours, theirs = context.Pipe()
+            context.Process(target=serve, args=(theirs, keep, batch, options), daemon=True).start()
+            pipes.append(ours)
+            call = lambda pipe=ours: (pipe.send(True), pipe.recv())  # noqa: E731
+            contestants.append(Contestant(name, call, "ours" if keep else "peer", PASSES * batch))
+        table = race(f"{options.network}, forward passes of {batch} images", "an image", contestants, options.rounds)
+        for pipe in pipes:
+            pipe.send(False)
+        table.shows.append(Claim("the C library's own habits", "keep_freed_memory", 1.0, at_most=False))
+        tables.append(table)
+    finish("allocator", tables, options)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,68 @@
-"""Insertion and deletion beside the bare network's passes over as many images, in one process.
+"""Insertion and deletion beside the bare passes over as many images, and deletion beside quantus' PixelFlipping.
 
-Run: python benchmarks/perturbation_curves.py [FOLDER_OF_PHOTOGRAPHS]   (needs the demo extra)
+    python benchmarks/perturbation_curves.py [--images 2] [--steps 32] [--chunk 32]
 
-16 photographs, 224 steps each way, the same number of images a pass. What is above 1 is the making of the images.
+All have the same photographs, maps and number of steps. What is above the bare passes is the making of the images.
+quantus makes one pass a step with all images in it; it flips single color values, so it gets a map with three equal
+channels and three times as many values in a step.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
-import time
-from datetime import date
+import warnings
+from typing import Any
 
+import numpy as np
+import quantus
 import torch
-import torchvision
+from common import Claim, Contestant, arguments, classifier_of, finish, folded, passes, photographs, race
 
-from optcam_pl import Classifier, GradCAM
-from optcam_pl.data import Batch, ImageDataModule, ImagePaths, SamplePhotos
+from optcam_pl import GradCAM
+from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
-from optcam_pl.network.allocator import keep_freed_memory
-
-IMAGES, STEPS, CHUNK, ROUNDS = 16, 224, 64, 1
 
 
-def photographs(folder: str | None, classifier: Classifier) -> torch.Tensor:
-    """(16,3,H,W): an even choice of the folder's, or the sample photographs over and over."""
-    data: ImageDataModule = SamplePhotos() if folder is None else ImagePaths(folder, limit=IMAGES)
-    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
-    data.setup()
-    table = data.table
-    return torch.stack([table[i % len(table)]["image"] for i in range(IMAGES)])
-
-
-def main(folder: str | None) -> None:
-    """Measure in turns, so that a change of the machine's pace meets both, and print the ratio of the sums."""
-    keep_freed_memory()
-    classifier = Classifier("demo/efficientnet_lite0")
-    image = photographs(folder, classifier)
-    batch = Batch(image=image, id=[str(i) for i in range(IMAGES)], index=torch.arange(IMAGES), error=[""] * IMAGES)
-    metrics = (Insertion(STEPS), Deletion(STEPS))
-    seconds = {"bare": 0.0, "curves": 0.0}
+def main() -> None:
+    options = arguments(__doc__, network="demo/efficientnet_lite0", images=2, steps=32, chunk=32, rounds=5)
+    warnings.simplefilter("ignore")
+    n, steps = options.images, options.steps
+    classifier = classifier_of(options.network, options)
+    image = photographs(options, classifier, n)
+    batch = Batch(image=image, id=[str(i) for i in range(n)], index=torch.arange(n), error=[""] * n)
     with torch.no_grad():
-        logits = classifier(image)
-        explanation = GradCAM()(classifier, image)
-        several = image.repeat(CHUNK // IMAGES, 1, 1, 1)
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            for _ in range(2 * STEPS * IMAGES // CHUNK):
-                classifier(several)
-            seconds["bare"] += time.perf_counter() - start
-            start = time.perf_counter()
-            probes = Probes(classifier, GradCAM(), batch, logits, explanation, chunk_size=CHUNK)
+        logits, explanation = classifier(image), GradCAM()(classifier, image)
+
+    def curves(*metrics: Any) -> None:
+        with torch.no_grad():
+            probes = Probes(classifier, GradCAM(), batch, logits, explanation, chunk_size=options.chunk)
             for metric in metrics:
                 metric.update(**probes.evidence(metric.needs()))
-            seconds["curves"] += time.perf_counter() - start
-    print(
-        f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()},"
-    )
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
-    print(f"{classifier.name}, {IMAGES} photographs, {STEPS} steps, {CHUNK} images a pass")
-    print(f"bare network, {IMAGES} x {2 * STEPS} images: {seconds['bare']:.1f} s")
-    print(f"insertion and deletion:            {seconds['curves']:.1f} s")
-    print(f"ratio:                             {seconds['curves'] / seconds['bare']:.3f}")
+
+    pixels, target = image.cpu().numpy(), logits.argmax(1).cpu().numpy()
+    maps = np.repeat(explanation.saliency.cpu().numpy(), 3, 1)
+    values = pixels[0].size // steps
+    peer = quantus.PixelFlipping(features_in_step=values, perturb_baseline=0.0, disable_warnings=True, softmax=True)
+
+    def quantus_flips() -> None:
+        peer(model=classifier, x_batch=pixels, y_batch=target, a_batch=maps, device=options.device, softmax=True)
+
+    many = image.repeat(-(-options.chunk // n), 1, 1, 1)[: options.chunk]
+    count, work = n * steps // len(many), n * steps
+    last = many.contiguous(memory_format=torch.channels_last)
+    contestants = [
+        Contestant("bare passes, folded, channels last", passes(folded(classifier), last, count, False), "limit", work),
+        Contestant("bare passes", passes(classifier, many, count, backward=False), "limit", work),
+        Contestant("insertion and deletion", lambda: curves(Insertion(steps), Deletion(steps)), "ours", 2 * work),
+        Contestant("deletion", lambda: curves(Deletion(steps)), "ours", work),
+        Contestant("quantus PixelFlipping", quantus_flips, "peer", work),
+    ]
+    title = f"{classifier.name}, {n} photographs, {steps} steps, {len(many)} images a pass"
+    table = race(title, "an image and step", contestants, options.rounds)
+    table.shows.append(Claim("insertion and deletion", "bare passes", 1.08))
+    table.shows.append(Claim("quantus PixelFlipping", "deletion", 5.0, at_most=False))
+    finish("perturbation_curves", [table], options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main()

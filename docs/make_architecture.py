@@ -21,12 +21,12 @@ sys.path.insert(0, str(PAGE.parent.parent))  # this checkout, not another one th
 FLOORS = (
     ("cli",),
     ("callbacks",),
-    ("tasks",),
+    ("tasks", "notebook"),
     ("evaluate",),
     ("reports",),
     ("explainers", "runs"),
     ("network", "metrics", "data"),
-    ("maps", "figures", "imagenet", "threads"),
+    ("maps", "figures", "imagenet", "threads", "photos"),
     ("checks", "private"),
 )
 ROOMS = [room for floor in FLOORS for room in floor]

@@ -1,8 +1,9 @@
 """Opti-CAM and the saliency methods it is compared with, measured by corrected faithfulness metrics.
 
-What a notebook needs is here: `Classifier`, the explainers' base and the method of the paper, `evaluate` and the two
-tasks. Every explainer is in `optcam_pl.explainers`, every metric in `optcam_pl.metrics`, every dataset in
-`optcam_pl.data`. Names are imported when they are first asked for, so that `optcam --help` loads no network.
+What a notebook needs is here: `Classifier`, `explain` and `compare` for photographs, the explainers' base and the
+method of the paper, `evaluate` and the two tasks. Every explainer is in `optcam_pl.explainers`, every metric in
+`optcam_pl.metrics`, every dataset in `optcam_pl.data`. Names are imported when they are first asked for, so that
+`optcam --help` loads no network.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ScoreCAM,
     )
     from optcam_pl.network.classifier import Classifier
+    from optcam_pl.notebook import Comparison, compare, explain
     from optcam_pl.tasks import ClassificationTask, SaliencyTask
 
 try:
@@ -33,6 +35,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 __all__ = [
     "ClassificationTask",
     "Classifier",
+    "Comparison",
     "Explainer",
     "Explanation",
     "FakeCAM",
@@ -42,10 +45,17 @@ __all__ = [
     "SaliencyTask",
     "ScoreCAM",
     "__version__",
+    "compare",
     "evaluate",
+    "explain",
 ]
 
-_MODULES = {"Classifier": "network.classifier", "ClassificationTask": "tasks", "SaliencyTask": "tasks"}
+_MODULES = {
+    "Classifier": "network.classifier",
+    "ClassificationTask": "tasks",
+    "SaliencyTask": "tasks",
+    **dict.fromkeys(("Comparison", "compare", "explain"), "notebook"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,37 @@
-"""Pictures of maps: colors, overlays, panels. Arrays in, arrays out; nothing here uses a network."""
+"""Pictures of maps: colors, overlays, panels. Arrays in, arrays out; nothing here uses a network.
+
+`COLORS` are the colors of all maps: matplotlib's viridis, whose lightness grows evenly, so that readers who are color
+blind, and a gray print, show the same order as the colors. "jet", which many papers use, is an option wherever maps are
+drawn; its lightness rises and falls, and its bright bands look like edges that the map does not have.
+"""
 
 from __future__ import annotations
 
+import difflib
+import io
+import textwrap
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
+COLORS = "viridis"
 _FONT = 13
+_WIDEST = 34  # characters of a line above or below a picture
 _LINE = _FONT + 4
+_CARD_FONT = 28
+_CARD_LINE = _CARD_FONT + 8
 
 
 def picture(image: Tensor) -> Picture:
@@ -29,16 +46,53 @@ def picture(image: Tensor) -> Picture:
     return np.ascontiguousarray(array)
 
 
-def heatmap(saliency: Tensor, colors: str = "jet") -> Picture:
+def heatmap(saliency: Tensor, colors: str = COLORS) -> Picture:
     """A map (1,H,W) or (H,W) in [0,1] in the colors of a matplotlib colormap, (H,W,3)."""
     values = saliency.detach().float().cpu().numpy().reshape(saliency.shape[-2:])
-    colored: Picture = (colormaps[colors](values)[..., :3] * 255).round().astype(np.uint8)
-    return colored
+    return _colored(values, colors)
 
 
-def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5) -> Picture:
+def overlay(image: Tensor, saliency: Tensor, opacity: float = 0.5, colors: str = COLORS) -> Picture:
     """The colored map over the image (3,H,W); `opacity` in [0,1] is the map's share."""
-    mixed = (1 - opacity) * picture(image).astype(np.float64) + opacity * heatmap(saliency)
+    return _mixed(picture(image), heatmap(saliency, colors), opacity)
+
+
+def photo_overlay(photo: Picture, values: NDArray[np.float32], opacity: float = 0.5, colors: str = COLORS) -> Picture:
+    """The colored map over a photograph; what the network did not see is gray and dark.
+
+    Args:
+        photo: (H,W,3).
+        values: (H,W) in [0,1]; NaN where the network did not see the photograph.
+        opacity: the map's share, in [0,1].
+        colors: name of a matplotlib colormap.
+
+    Raises:
+        ValueError: there is no such colormap, or the opacity is not in [0,1].
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"Expected `opacity` to be in [0, 1], but got {opacity!r}.")
+    unseen = np.isnan(values)
+    gray = np.asarray(Image.fromarray(photo).convert("L"))[..., None] * np.full(3, 0.4)
+    drawn = _mixed(photo, _colored(np.nan_to_num(values), colors), opacity)
+    return np.where(unseen[..., None], gray.astype(np.uint8), drawn)
+
+
+def _colored(values: NDArray[np.float32], colors: str) -> Picture:
+    return np.asarray((_colormap(colors)(values)[..., :3] * 255).round(), dtype=np.uint8)
+
+
+def _colormap(colors: str) -> Colormap:
+    if colors not in colormaps:
+        near = difflib.get_close_matches(str(colors), list(colormaps), 3, 0.3) or [COLORS, "jet"]
+        raise ValueError(
+            f"Expected `colors` to be the name of a matplotlib colormap, but got {colors!r}. The nearest are: "
+            f"{', '.join(map(repr, near))}."
+        )
+    return colormaps[colors]
+
+
+def _mixed(picture: Picture, colored: Picture, opacity: float) -> Picture:
+    mixed = (1 - opacity) * picture.astype(np.float64) + opacity * colored
     return np.asarray(mixed.round(), dtype=np.uint8)
 
 
@@ -74,6 +128,43 @@ def column(pictures: Sequence[Picture], gap: int = 4) -> Picture:
     return sheet
 
 
+def card(pictures: Sequence[Picture], captions: Sequence[str], head: Sequence[str] = (), side: int = 280) -> Picture:
+    """Pictures side by side, each under its caption, below lines of text: legible where it is shown small.
+
+    Args:
+        pictures: (H,W,3) each; they are resized to the same width.
+        captions: one for each picture.
+        head: lines above all.
+        side: the width of a picture in pixels. TensorBoard shows three of them at about half of this size.
+    """
+    font, line, gap = ImageFont.load_default(_CARD_FONT), _CARD_LINE, 6
+    tiles = [Image.fromarray(p).resize((side, max(1, round(side * p.shape[0] / p.shape[1])))) for p in pictures]
+    top = line * (len(head) + 1)
+    size = (side * len(tiles) + gap * (len(tiles) - 1), top + max(tile.height for tile in tiles))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(head):
+        draw.text((2, number * line), _fitting(text, sheet.width - 2, font), "black", font)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        draw.text((i * (side + gap) + 2, top - line), _fitting(caption, side - 2, font), "black", font)
+        sheet.paste(tile, (i * (side + gap), top))
+    return np.asarray(sheet)
+
+
+def titled(picture: Picture, title: str) -> Picture:
+    """A card with one more line above it."""
+    font, line = ImageFont.load_default(_CARD_FONT), _CARD_LINE
+    sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + line), "white")
+    sheet.paste(Image.fromarray(picture), (0, line))
+    ImageDraw.Draw(sheet).text((2, 0), _fitting(title, sheet.width - 2, font), "black", font)
+    return np.asarray(sheet)
+
+
+def small_figure(width: float = 3.6, height: float = 2.7) -> Figure:
+    """An empty figure whose text is legible where it is shown as small as a thumbnail; sizes in inches of 200 dots."""
+    return Figure(figsize=(width, height), dpi=200, layout="constrained")
+
+
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     text = "".join(c if c.isprintable() else "?" for c in text)
@@ -82,6 +173,73 @@ def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+class Plot(Figure):
+    """A figure that a notebook shows, whether or not pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png", dpi=110)
+        return data.getvalue()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet.
+
+    Attributes:
+        picture: (H,W,3); None leaves the place empty.
+        title: the words above it.
+        caption: the words below it.
+        boxes: (n,4) xyxy in its pixels, drawn as frames.
+    """
+
+    picture: Picture | None
+    title: str = ""
+    caption: str = ""
+    boxes: Sequence[Sequence[float]] = ()
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]], colors: str | None = None, side: float = 2.6) -> Plot:
+    """Pictures in rows and columns, with words above and below each.
+
+    Args:
+        rows: the pictures, the same number in every row.
+        colors: the colormap of the maps, to be shown beside them; None for none.
+        side: width of a picture in inches.
+    """
+    tall = max(t.picture.shape[0] / t.picture.shape[1] for row in rows for t in row if t.picture is not None)
+    size = (side * len(rows[0]) + (0.9 if colors else 0), (side * min(tall, 2) + 0.62) * len(rows))
+    figure = Plot(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for row, places in zip(rows, axes, strict=True):
+        for tile, place in zip(row, places, strict=True):
+            _draw_tile(tile, place)
+    if colors:
+        scale = ScalarMappable(Normalize(0, 1), _colormap(colors))
+        bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], aspect=30, fraction=0.03, pad=0.01)
+        bar.ax.set_yticklabels(["not\nimportant", "important"], fontsize=8)
+    return figure
+
+
+def _draw_tile(tile: Tile, place: Axes) -> None:
+    place.set(xticks=[], yticks=[])
+    for edge in place.spines.values():
+        edge.set_visible(False)
+    if tile.picture is not None:
+        place.imshow(tile.picture, interpolation="antialiased")
+    for left, top, right, bottom in tile.boxes:
+        for color, width in (("black", 3.0), ("white", 1.2)):  # to be seen on any photograph
+            frame: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": width}
+            place.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
+    place.set_title(_wrapped(tile.title), fontsize=9, parse_math=False)
+    place.set_xlabel(_wrapped(tile.caption), fontsize=8, parse_math=False)
+
+
+def _wrapped(text: str) -> str:
+    """Lines that are no wider than a picture."""
+    return "\n".join(textwrap.fill(line, _WIDEST) for line in text.splitlines())
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Figure:
@@ -110,7 +268,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
 
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
     """A figure of the objective against the iteration: the mean in black, single images in gray."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = small_figure()
     axes = figure.add_subplot()
     for curve in curves:
         axes.plot(curve, color="0.75", linewidth=0.8)

@@ -5,7 +5,6 @@ from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Batch, Entry, ImageTable, Item, OnError, Sample, collate
 from optcam_pl.data.blocks import PADDING, BlockSampler, ShuffleSampler
 from optcam_pl.data.csv_images import CSVImages
-from optcam_pl.data.decode import ImageReadError, read_image
 from optcam_pl.data.folders import ChestXRay, ImageFolder, ImagePaths, Kvasir
 from optcam_pl.data.huggingface import HuggingFaceDataset
 from optcam_pl.data.imagenet import ImageNet
@@ -13,7 +12,8 @@ from optcam_pl.data.multi_label import MultiLabel
 from optcam_pl.data.samples import SamplePhotos
 from optcam_pl.data.shapes import Shapes
 from optcam_pl.data.torch_data import TorchData
-from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize
+from optcam_pl.photos.decode import ImageReadError, read_image
+from optcam_pl.photos.preprocessing import Interpolation, Preprocessing, Resize
 
 __all__ = [
     "PADDING",

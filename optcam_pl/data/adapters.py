@@ -15,9 +15,9 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Entry, Item, Reader
 from optcam_pl.data.boxes import to_corners
-from optcam_pl.data.decode import ImageReadError
 from optcam_pl.data.text import class_number
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
+from optcam_pl.photos.decode import ImageReadError
 
 _VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

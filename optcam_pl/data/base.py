@@ -21,7 +21,8 @@ from optcam_pl.data.blocks import choose
 from optcam_pl.data.files import hidden
 from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
 from optcam_pl.data.names import contradiction, match_names
-from optcam_pl.data.transforms import Interpolation, Preprocessing, Resize, augmentation
+from optcam_pl.data.transforms import augmentation
+from optcam_pl.photos.preprocessing import Interpolation, Preprocessing, Resize
 
 Given = TypeVar("Given")
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from optcam_pl.data.blocks import PADDING
-from optcam_pl.data.decode import ImageReadError, read_image
-from optcam_pl.data.transforms import Preprocessing, transform_image
+from optcam_pl.data.transforms import transform_image
+from optcam_pl.photos.decode import ImageReadError, read_image
+from optcam_pl.photos.preprocessing import Preprocessing
 
 OnError = Literal["raise", "record"]
 Annotation = Literal["boxes", "masks"]

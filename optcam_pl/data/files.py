@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.data.decode import IMAGE_SUFFIXES
+from optcam_pl.photos.decode import IMAGE_SUFFIXES
 
 _FOLDER = ".optcam_pl"
 # Names that file managers, network drives and archives give to thumbnails, trash and copies; all in lower case.

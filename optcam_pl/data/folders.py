@@ -13,7 +13,6 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Entry
 from optcam_pl.data.blocks import seeded_order
-from optcam_pl.data.decode import IMAGE_SUFFIXES
 from optcam_pl.data.files import (
     existing_folder,
     hidden,
@@ -26,6 +25,7 @@ from optcam_pl.data.files import (
 )
 from optcam_pl.data.names import ClassIndex, class_list
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
+from optcam_pl.photos.decode import IMAGE_SUFFIXES
 
 Split = Literal["train", "val", "test"]
 _SPLITS = ("train", "val", "test")

@@ -14,10 +14,10 @@ from optcam_pl.data.adapters import Argument
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Box, Entry, Item, Reader
 from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
-from optcam_pl.data.decode import ImageReadError, read_image
 from optcam_pl.data.files import check_inside, existing_folder
 from optcam_pl.data.labels import LabelReader
 from optcam_pl.data.text import class_names_of
+from optcam_pl.photos.decode import ImageReadError, read_image
 
 
 def _modules() -> Any:

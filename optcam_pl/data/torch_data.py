@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Batch, Entry, Item, Reader
-from optcam_pl.data.decode import ImageReadError
 from optcam_pl.data.text import class_number
+from optcam_pl.photos.decode import ImageReadError
 
 _SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 _NAMES = {"image": ("image", "pixel_values"), "target": ("target", "label"), "boxes": ("boxes",), "mask": ("mask",)}

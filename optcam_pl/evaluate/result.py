@@ -161,7 +161,7 @@ def evaluate(
         >>> list(result.summary()["GradCAM"].metrics)
         ['average_drop', 'average_gain', 'average_increase']
     """
-    methods = _by_name(explainers)
+    methods = by_name(explainers)
     data = _data_of(images, labels, batch_size)
     data.channels = classifier.channels
     check_choice("region", region, Region)
@@ -219,7 +219,13 @@ def _manifests(
     return found
 
 
-def _by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer]) -> dict[str, Explainer]:
+def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer]) -> dict[str, Explainer]:
+    """Explainers by the names that tables and pictures show.
+
+    Raises:
+        ValueError: there is none.
+        TypeError: an object is no explainer.
+    """
     if isinstance(explainers, Explainer):
         explainers = [explainers]
     if isinstance(explainers, Mapping):

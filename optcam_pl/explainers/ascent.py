@@ -13,7 +13,9 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.explainers.presets import Schedule, factor
 from optcam_pl.maps import wide
+from optcam_pl.steps import tell
 
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 """Weights (B,K) -> the objective of each image (B,), differentiable."""
@@ -84,7 +86,8 @@ class Ascent:
 
     1. F_c of the weights ``softmax(u)``,
     2. the stop rule, which makes an image inactive for good,
-    3. the optimizer's step up the gradient of F_c, which is undone for the images that are inactive.
+    3. the part of the optimizer's step up the gradient of F_c that `schedule` takes, and none of it for the images that
+       are inactive.
 
     Everything is arithmetic with tensors of a fixed shape, in memory that is reused, so the host need not wait for the
     device. A stopped image is computed along: without it, the passes would have another batch size, and the last digits
@@ -98,6 +101,7 @@ class Ascent:
         size: (B,) |g|, the size of the logits, for the rule.
         dtype: the precision of the passes.
         errors: what surrounds a backward pass, to explain its errors.
+        schedule: the part of each step that is taken; see `Climb`.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Ascent:
         size: Tensor,
         dtype: torch.dtype = torch.float32,
         errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+        schedule: Schedule = "constant",
     ) -> None:
         self.objective, self.u, self.optimizer, self.rule = objective, list(u), optimizer, rule
         self._together = self.u[0].ndim == 2
@@ -118,11 +123,14 @@ class Ascent:
         self._kept = torch.zeros_like(size)  # the objective from which movements count
         self._still = torch.zeros_like(size, dtype=torch.int32)  # iterations without one
         self._before = [parameter.detach().clone() for parameter in self.u]
+        self._start = [parameter.detach().clone() for parameter in self.u]
+        self.schedule: Schedule = schedule
+        self._part = self._before[0].new_ones(())  # of the step; a tensor, so that a captured step can read it
 
     def restart(self) -> None:
-        """Begin again at u = 0 with all images active; the optimizer's state is the caller's business."""
-        for parameter in self.u:
-            parameter.detach().zero_()
+        """Begin again where u was first, with all images active; the optimizer's state is the caller's business."""
+        for parameter, start in zip(self.u, self._start, strict=True):
+            parameter.detach().copy_(start)
         self.active.fill_(True)
         self._still.zero_()
 
@@ -154,7 +162,9 @@ class Ascent:
         self.optimizer.step()
         rows = [self.active.unsqueeze(1)] if self._together else self.active.unbind()
         for parameter, before, goes_on in zip(self.u, self._before, rows, strict=True):
-            parameter.detach().copy_(torch.where(goes_on, parameter.detach(), before))
+            stepped = parameter.detach()
+            after = stepped if self.schedule == "constant" else torch.lerp(before, stepped, self._part)
+            stepped.copy_(torch.where(goes_on, after, before))
 
     def stopped(self, iteration: int) -> bool:
         """Whether all images have stopped; a GPU is asked only in every tenth iteration."""
@@ -178,11 +188,13 @@ class Ascent:
             F = self.objective(weights)
             trace[t] = F.detach()
             self.judge(trace[t], first=t == 0)
+            tell("iteration", t, max_iter, trace[t])
             if watch is not None:
                 watch(t, trace[t].clone(), weights.detach())
             if self.stopped(t):
                 trace[t + 1 :] = trace[t]
                 break
+            self._part.fill_(factor(self.schedule, t, max_iter))
             self.step(F)
         else:
             with torch.no_grad():

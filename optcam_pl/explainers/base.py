@@ -7,20 +7,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import check_number
+from optcam_pl.explainers.explanation import Explanation
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.image_advice import conversion, out_of_range, reshaping
 from optcam_pl.network.layers import Layers, layer_list, layer_name
 from optcam_pl.network.plain import Remembers, check_plain, plain
 from optcam_pl.network.scores import check_references
+from optcam_pl.photos.advice import conversion, out_of_range, reshaping
+
+__all__ = ["Causes", "Explainer", "Explanation", "Target", "check_classifier", "seen", "why"]
 
 Target: TypeAlias = "Tensor | int | str | Sequence[int] | Sequence[str] | None"
 
@@ -32,29 +35,6 @@ The function is called only if there is such a map.
 """
 
 _VIEWS = [(mirrored, brightness) for mirrored in (False, True) for brightness in (1.0, 0.9, 1.1)]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The result of an explainer for a batch of B images.
-
-    Attributes:
-        saliency: (B,1,H,W) in [0,1], finite, on the image's device.
-        target: (B,) int64, the class that is explained.
-        degenerate: (B,) bool, true if the map was constant (up to rounding) or not finite before it was upsampled and
-            normalized; such a map is now zero.
-        weights: (B,K) the weights of the map's feature maps, if the method has one weight per channel.
-        objective: (T+1,B) the value that an optimizing explainer maximized: before the first step, ..., after the last.
-        reasons: why each map is degenerate, in words, and "" for the others; empty if no map is degenerate or no reason
-            is known.
-    """
-
-    saliency: Tensor
-    target: Tensor
-    degenerate: Tensor
-    weights: Tensor | None = None
-    objective: Tensor | None = None
-    reasons: tuple[str, ...] = ()
 
 
 class Explainer(Remembers, nn.Module, ABC):
@@ -167,7 +147,7 @@ class Explainer(Remembers, nn.Module, ABC):
             ValueError: a shape, pixel or class is invalid, or the network is in training mode or returns no logits.
             NetworkError: the network itself raises an exception.
         """
-        _check_classifier(classifier)
+        check_classifier(classifier)
         check_references(classifier.scores)
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
@@ -219,7 +199,7 @@ class Explainer(Remembers, nn.Module, ABC):
     @staticmethod
     def check_network(classifier: Classifier) -> None:
         """The part of `check` that all methods need: the network is frozen, returns logits and is a function."""
-        _check_classifier(classifier)
+        check_classifier(classifier)
         classifier.check_frozen()
         classifier.check_function()
 
@@ -231,7 +211,7 @@ class Explainer(Remembers, nn.Module, ABC):
 
     def prepare(self, classifier: Classifier, image: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Do steps 1 to 3, inside `own_grad_mode`, and return a copy of the image (B,3,H,W) and its target (B,)."""
-        _check_classifier(classifier)
+        check_classifier(classifier)
         self.check_image(image, classifier.channels)
         classifier.check_frozen()
         classifier.check_function((image.shape[2], image.shape[3]))
@@ -389,7 +369,12 @@ def joined(each: Sequence[Explanation]) -> Explanation:
     )
 
 
-def _check_classifier(classifier: Classifier) -> None:
+def check_classifier(classifier: Classifier) -> None:
+    """Refuse a bare network.
+
+    Raises:
+        TypeError: it is no `Classifier`.
+    """
     if not isinstance(classifier, Classifier):
         raise TypeError(
             f"Expected `classifier` to be an optcam_pl.Classifier, but got {type(classifier).__name__}"

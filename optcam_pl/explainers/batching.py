@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from optcam_pl.steps import tell
+
 _logger = logging.getLogger(__name__)
 
 
@@ -49,6 +51,7 @@ class Chunks:
                     raise
             else:
                 start = part.stop
+                tell("pass", start, total)
                 continue
             # Outside of the except block the exception is gone, and so is the memory that its frames held.
             torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.ascent import Ascent, Stepper, StopRule, Watch
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
+from optcam_pl.explainers.presets import PRESETS, Preset, Schedule, Start, balanced
 from optcam_pl.maps import (
     Baseline,
     Normalizer,
@@ -95,7 +96,8 @@ class OptiCAM(Explainer):
 
     1. A: feature maps of the layer, from one forward pass. Several layers share one softmax over all their channels;
        each layer is upsampled separately.
-    2. u = 0, the uniform combination. The authors' program also starts there, with another constant.
+    2. u = 0, the uniform combination. The authors' program also starts there, with another constant. (`start` can
+       choose another one.)
     3. F_c of every image. An image stops when F_c changes by less than `tol` from one step to the next, and stays as it
        is from then on. In bfloat16 or float16, where small steps change no logit, it stops when F_c stands still for 25
        steps; see `StopRule`.
@@ -121,16 +123,24 @@ class OptiCAM(Explainer):
             The idea is Finer-CAM's (Zhang et al., CVPR 2025), whose reference weighs the classes by their
             probabilities; see `FinerCAM`.
         normalizer: n, see `optcam_pl.maps.normalize`.
-        max_iter: T, the largest number of steps.
-        lr: learning rate of the default optimizer.
+        max_iter: T, the largest number of steps; None means the preset's, 100 for the paper's.
+        lr: learning rate of the default optimizer; None means the preset's, 0.1 for the paper's.
         tol: an image stops when its objective changes by less than this; 0 never stops early. In less than float32 it
             is at least half of the distance of neighboring logits.
-        optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None means Adam with `lr`.
-            Optimizers that need a closure (LBFGS) are refused.
+        optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None means Adam with `lr`
+            and `betas`. Optimizers that need a closure (LBFGS) are refused.
         relu: clamp the features at 0 first, as the authors' program does.
         gamma: of ``contrast``: how much of the other classes' score is taken away; 0 is ``mask``.
         rivals: of ``contrast``: how many classes are compared with.
         baseline: see `Explainer`.
+        preset: what holds for `max_iter`, `lr`, `betas`, `schedule` and `start` where they are None: "paper" is the
+            paper's climb, "fast" one of 20 steps that reaches more; see `optcam_pl.explainers.presets.PRESETS` and
+            docs/performance.md.
+        betas: the default optimizer's two decay rates; None means the preset's.
+        schedule: the part of each step that is taken, also of an own optimizer's: "constant" or falling to 0
+            ("linear"); None means the preset's.
+        start: where u begins: 0 ("uniform"), or where every channel brings the same amount into the map ("balanced",
+            see `optcam_pl.explainers.presets.balanced`); None means the preset's.
 
     Attributes:
         watch: a function that sees every iteration: its number, the objective (B,) and the weights (B,K); see
@@ -145,12 +155,17 @@ class OptiCAM(Explainer):
         layer: Layers | None = None,
         objective: Objective = "mask",
         normalizer: Normalizer = "range",
-        max_iter: int = 100,
-        lr: float = 0.1,
+        max_iter: int | None = None,
+        lr: float | None = None,
         tol: float = 1e-10,
         optimizer: OptimizerCallable | None = None,
         relu: bool = False,
         baseline: Baseline = "black",
+        *,
+        preset: Preset = "paper",
+        betas: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
+        start: Start | None = None,
         gamma: float = 0.6,
         rivals: int = 3,
         **shared: Any,
@@ -158,24 +173,38 @@ class OptiCAM(Explainer):
         super().__init__(layer, check_baseline(baseline), **shared)
         self.objective: Objective = check_choice("objective", objective, Objective)
         self.normalizer: Normalizer = check_choice("normalizer", normalizer, Normalizer)
-        self.max_iter, self.lr = check_positive("max_iter", max_iter), check_number("lr", lr, positive=True)
+        self.preset: Preset = check_choice("preset", preset, Preset)
+        usual = PRESETS[self.preset]
+        self.max_iter = check_positive("max_iter", usual.max_iter if max_iter is None else max_iter)
+        self.lr = check_number("lr", usual.lr if lr is None else lr, positive=True)
+        self.betas = usual.betas if betas is None else _check_betas(betas, optimizer)
+        self.schedule: Schedule = check_choice("schedule", usual.schedule if schedule is None else schedule, Schedule)
+        self.start: Start = check_choice("start", usual.start if start is None else start, Start)
         self.tol, self.relu = check_number("tol", tol), relu
         self.optimizer = optimizer
         self.gamma, self.rivals = check_number("gamma", gamma), check_positive("rivals", rivals)
         self.watch: Watch | None = None
 
     def settings(self) -> dict[str, object]:
-        """See `Explainer.settings`; the optimizer is described by its class and options."""
+        """See `Explainer.settings`; the optimizer is described by its class and options.
+
+        The preset is not named, but what is in force because of it. `betas`, `schedule` and `start` are named where
+        they are not the paper's.
+        """
         named = super().settings()
         if self.objective != "contrast":  # without any meaning otherwise
             named = {key: value for key, value in named.items() if key not in ("gamma", "rivals")}
+        paper = PRESETS["paper"].items()
+        unsaid = {"preset"} | {name for name in ("betas", "schedule", "start") if getattr(self, name) == paper[name]}
+        named = {name: value for name, value in named.items() if name not in unsaid}
         if self.optimizer is None:
             named["optimizer"] = "Adam"
         else:
             made = self.make_optimizer([nn.Parameter(torch.zeros(1))])
             options = {k: v for k, v in made.defaults.items() if isinstance(v, (int, float, tuple, list))}
             named["optimizer"] = f"{type(made).__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"
-            named.pop("lr")
+            for name in ("lr", "betas"):
+                named.pop(name, None)
         return named
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
@@ -200,15 +229,19 @@ class OptiCAM(Explainer):
         return nearest_classes(scores, target, self.rivals)
 
     def parameters_of(self, problem: Problem) -> list[nn.Parameter]:
-        """Step 2: u = 0, as one parameter (B,K) for the default optimizer, and otherwise as B of (K,).
+        """Step 2: u, as one parameter (B,K) for the default optimizer, and otherwise as B of (K,).
 
         Adam moves every number by itself, so all images fit into one parameter. A user's optimizer may look at a whole
         parameter (LARS, Muon), and must not mix images.
         """
-        count, channels = len(problem.image), sum(A.shape[1] for A in problem.features)
-        if self.optimizer is None:
-            return [nn.Parameter(problem.image.new_zeros(count, channels))]
-        return [nn.Parameter(problem.image.new_zeros(channels)) for _ in range(count)]
+        begin = self.begin(problem)
+        return [nn.Parameter(rows.clone()) for rows in ([begin] if self.optimizer is None else begin)]
+
+    def begin(self, problem: Problem) -> Tensor:
+        """Where u begins, (B,K)."""
+        if self.start == "balanced":
+            return torch.cat([balanced(A) for A in problem.features], 1)
+        return problem.image.new_zeros(len(problem.image), sum(A.shape[1] for A in problem.features))
 
     def fit(
         self,
@@ -224,7 +257,7 @@ class OptiCAM(Explainer):
             classifier: the network.
             image: (B,3,H,W) in [0,1].
             target: (B,) classes.
-            u: B parameters (K,) on the image's device, set to 0 here.
+            u: B parameters (K,) on the image's device, set to the start here.
             optimizer: optimizes `u`; its state must be fresh.
 
         Raises:
@@ -233,9 +266,10 @@ class OptiCAM(Explainer):
         self.check_one_view()
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
-            for parameter in u:
-                parameter.detach().zero_()
-            return self.select(self._optimize(classifier, self.problem(classifier, image, target), u, optimizer))
+            problem = self.problem(classifier, image, target)
+            for parameter, row in zip(u, self.begin(problem), strict=True):
+                parameter.detach().copy_(row)
+            return self.select(self._optimize(classifier, problem, u, optimizer))
 
     def check(self, classifier: Classifier) -> None:
         """See `Explainer.check`; it skips the optimization."""
@@ -304,7 +338,7 @@ class OptiCAM(Explainer):
             TypeError: `optimizer` did not return a torch optimizer, or returned one that needs a closure.
         """
         if self.optimizer is None:
-            return Adam(u, lr=self.lr)
+            return Adam(u, lr=self.lr, betas=self.betas)
         made = self.optimizer(u)
         if not isinstance(made, Optimizer) or isinstance(made, torch.optim.LBFGS):
             raise TypeError(
@@ -332,6 +366,7 @@ class OptiCAM(Explainer):
             problem.logit.abs(),
             dtype,
             partial(backward_errors, classifier),
+            self.schedule,
         )
 
     def value(self, classifier: Classifier, problem: Problem, weights: Tensor) -> Tensor:
@@ -401,6 +436,23 @@ def nearest_classes(scores: Tensor, target: Tensor, count: int) -> Tensor:
     distance = (scores - scores.gather(1, target.unsqueeze(1))).abs()
     distance = distance.scatter(1, target.unsqueeze(1), torch.inf)
     return distance.topk(min(count, scores.shape[1] - 1), dim=1, largest=False).indices
+
+
+def _check_betas(betas: tuple[float, float], optimizer: OptimizerCallable | None) -> tuple[float, float]:
+    """Adam's decay rates, each in [0,1).
+
+    Raises:
+        ValueError: they are not two numbers in [0,1), or belong to an optimizer of the user's own.
+    """
+    if optimizer is not None:
+        raise ValueError(
+            "Expected no `betas` with an `optimizer` of your own: they belong to the default optimizer. Bind them to "
+            "yours."
+        )
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"Expected `betas` to be two numbers of at least 0 and below 1, but got {betas!r}.")
+    first, second = betas
+    return float(first), float(second)
 
 
 def _silent_features(features: Sequence[Tensor]) -> Tensor:

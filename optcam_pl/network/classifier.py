@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ from optcam_pl.network.bound import Bound
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
 from optcam_pl.network.frozen import Frozen, flags_of
-from optcam_pl.network.image_advice import conversion, reshaping
 from optcam_pl.network.inputs import InputsAs, SideInputs
 from optcam_pl.network.layers import Layers, Layout, nearest
 from optcam_pl.network.link import Link, check_link, probabilities_of
 from optcam_pl.network.outputs import misshapen, stated_classes
+from optcam_pl.network.photographs import TakesPhotos
 from optcam_pl.network.plain import state_digest
 from optcam_pl.network.scores import (
     References,
@@ -43,14 +43,15 @@ from optcam_pl.network.scores import (
     scores_settings,
 )
 from optcam_pl.network.weights import Network, is_source_name, load_network, read_settings
+from optcam_pl.photos import Interpolation
+from optcam_pl.photos.advice import conversion, reshaping
 from optcam_pl.private import written_to
 from optcam_pl.threads import passing
 
-Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 ScoresLike: TypeAlias = Scores | Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]] | None
 
 
-class Classifier(Frozen):
+class Classifier(TakesPhotos, Frozen):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays frozen, except while a

@@ -88,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except SafetensorError as error:
-        raise ValueError(f"The weight file is damaged or no safetensors file: {path} ({error})") from error
+        raise ValueError(f"The weight file is damaged or not a safetensors file: {path} ({error})") from error
 
 
 def _read_pickle(path: Path, mmap: bool = False) -> Any:
@@ -98,11 +98,11 @@ def _read_pickle(path: Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"
-            " those would run code out of the file. Save the state dict alone: torch.save(network.state_dict(), path)."
+            f"The weight file is refused: {path}. It is damaged, or contains objects other than tensors, and reading"
+            " those could run code from the file. Save the state dict alone: torch.save(network.state_dict(), path)."
         ) from error
     except Exception as error:  # for a cut or random file, the exception depends on where reading fails
-        raise ValueError(f"The weight file is damaged or no PyTorch file: {path} ({_first_line(error)})") from error
+        raise ValueError(f"The weight file is damaged or not a PyTorch file: {path} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -121,7 +121,7 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
             raise ValueError(
                 f"Expected a state dict (name -> tensor) in {path}, or one under {_some(_WRAPPERS, shown=99)},"
-                f" but found entries that are no tensors: {_some(others)}."
+                f" but found entries that are not tensors: {_some(others)}."
             )
         content = wrapped[0]
     raise ValueError(
@@ -208,7 +208,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], network_name:
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
         words = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise ValueError(f"The weights in {source} are of another architecture than {network_name}: {words}.")
+        raise ValueError(f"The weights in {source} belong to another architecture than {network_name}: {words}.")
     network.load_state_dict(dict(state))
 
 
@@ -221,7 +221,7 @@ def load_in_order(network: nn.Module, state: Mapping[str, Tensor], network_name:
     own = network.state_dict()
     if len(own) != len(state):
         raise ValueError(
-            f"The weights in {source} are of another architecture than {network_name}: {len(state)} tensors for"
+            f"The weights in {source} belong to another architecture than {network_name}: {len(state)} tensors for"
             f" {len(own)}."
         )
     load_strictly(network, dict(zip(own, state.values(), strict=True)), network_name, source)
@@ -325,7 +325,7 @@ def _call(path: str) -> nn.Module:
     try:
         inspect.signature(make).bind()
     except TypeError as error:
-        raise TypeError(f"{what}, but it wants arguments: {error}. Write a function that gives them.") from error
+        raise TypeError(f"{what}, but it needs arguments: {error}. Write a function that passes them.") from error
     network = make()
     if not isinstance(network, nn.Module):
         raise TypeError(f"{what}, but it made {type(network).__name__}.")
@@ -388,8 +388,8 @@ def _download(fetch: Callable[[], Any], name: str) -> Any:
         return fetch()
     except Exception as error:  # the source's libraries pass on any error of their HTTP client
         raise RuntimeError(
-            f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). Where no download is"
-            " possible, give a weight file: weights=PATH (.pth or .safetensors); or weights=None for random ones."
+            f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). If no download is"
+            " possible, give a weight file (weights=PATH, .pth or .safetensors), or weights=None for random weights."
         ) from error
 
 

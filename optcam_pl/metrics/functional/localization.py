@@ -48,6 +48,35 @@ def localization_error(saliency: Tensor, boxes: Sequence[Tensor], connectivity: 
     return _scores(100 * (1 - np.array(best)), saliency)
 
 
+def map_boxes(saliency: Tensor, threshold: float | None = None, connectivity: Connectivity = 8) -> list[Tensor]:
+    """The boxes that maps stand for.
+
+    Args:
+        saliency: (B,1,H,W).
+        threshold: None for the box of `localization_error`, one for each map. A number t for the boxes of all connected
+            components of {S > t}, those with most pixels first.
+        connectivity: of the components.
+
+    Returns:
+        B float tensors (n,4), xyxy in pixels of the map, on the CPU; n is 0 where a map has no box.
+
+    Example:
+        >>> maps = torch.tensor([[[[0.0, 0.9, 0.0, 0.6], [0.0, 0.7, 0.0, 0.0]]]])
+        >>> [found.tolist() for found in map_boxes(maps)]
+        [[[1.0, 0.0, 2.0, 2.0]]]
+        >>> [found.tolist() for found in map_boxes(maps, 0.5)]
+        [[[1.0, 0.0, 2.0, 2.0], [3.0, 0.0, 4.0, 1.0]]]
+    """
+    if threshold is None:
+        found = torch.from_numpy(_predicted_boxes(saliency, connectivity)).float()
+        return [box[None] if box.any() else box[:0].view(0, 4) for box in found]
+    labels, _ = ndimage.label(_maps(saliency) > threshold, _in_plane(connectivity))
+    planes, boxes = _boxes(labels)
+    size = np.bincount(labels.ravel(), minlength=len(planes) + 1)[1:]
+    order = np.argsort(-size, kind="stable")
+    return [torch.from_numpy(boxes[order][planes[order] == i]).float() for i in range(len(labels))]
+
+
 def official_metric(
     saliency: Tensor, boxes: Sequence[Tensor], predicted: Tensor, target: Tensor, connectivity: Connectivity = 8
 ) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
-
-_TO_TENSOR = "torchvision.transforms.functional.to_tensor(image.convert('RGB')).unsqueeze(0)"
 
 
 def conversion(image: object) -> str:
@@ -15,21 +14,16 @@ def conversion(image: object) -> str:
 
     Example:
         >>> conversion("cat.jpg")
-        " Open the file with PIL.Image.open and convert it: torchvision.transforms.functional.to_tensor(image.convert('RGB')).unsqueeze(0)."
-    """  # noqa: E501
+        ' Convert it: classifier.preprocess(image). `optcam_pl.explain` takes a photograph as it is.'
+    """
     if isinstance(image, Tensor):
         return " Convert it: image.float() / 255." if not image.is_floating_point() else ""
-    if isinstance(image, np.ndarray):
-        scaled = ".float() / 255" if image.dtype == np.uint8 else ".float()"
-        moved, one = (".permute(2, 0, 1)", ".unsqueeze(0)") if image.ndim == 3 else (".permute(0, 3, 1, 2)", "")
-        channels_last = image.ndim >= 3 and image.shape[-1] in (3, 4)
-        return f" Convert it: torch.from_numpy(image){moved * channels_last}{one}{scaled}."
-    if isinstance(image, (str, Path)):
-        return f" Open the file with PIL.Image.open and convert it: {_TO_TENSOR}."
+    if isinstance(image, np.ndarray) and not (image.ndim in (3, 4) and image.shape[-1] in (3, 4)):
+        return " Convert it: torch.from_numpy(image).float()."
     if isinstance(image, (list, tuple)):
         return " Stack the images: torch.stack(images)." if image and isinstance(image[0], Tensor) else ""
-    if any(cls.__module__.startswith("PIL.") for cls in type(image).__mro__):
-        return f" Convert it: {_TO_TENSOR}."
+    if isinstance(image, (str, bytes, Path, np.ndarray, Image.Image)):
+        return " Convert it: classifier.preprocess(image). `optcam_pl.explain` takes a photograph as it is."
     return ""
 
 

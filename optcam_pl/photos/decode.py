@@ -97,7 +97,20 @@ def _decode(file: str | io.BytesIO, as_stored: bool) -> Image.Image:
     Image.init()
     with Image.open(file, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as image:
         image.load()
-        return image.copy() if as_stored else _to_rgb(_upright(image))
+        return image.copy() if as_stored else as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as it is meant to be viewed; see `read_image`.
+
+    Raises:
+        ImageReadError: its pixels cannot be decoded, or the scale of its gray values is not known.
+    """
+    try:
+        return _to_rgb(_upright(image))
+    except Exception as fault:  # Pillow's decoders raise nearly every exception on damaged bytes
+        reason = _reason(fault)
+        raise ImageReadError(f"Cannot use the image: {reason}.", reason) from fault
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,67 @@
+"""Score-CAM beside the bare passes of its masked images, and its peers.
+
+    python benchmarks/score_cam.py [--networks demo/efficientnet_lite0] [--layers blocks.2.1]
+
+One pass for each channel: the default layer is one of few channels (40), so that a round takes seconds. All have the
+same number of images in a pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from common import Claim, Contestant, Table, arguments, classifier_of, finish, folded, passes, photographs, race
+from pytorch_grad_cam import ScoreCAM as Jacobs
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torchcam.methods import ScoreCAM as TorchCam
+
+from optcam_pl import ScoreCAM
+
+CHUNK = 20
+
+
+def measure(name: str, layer: str, options: Any) -> Table:
+    """The race of one network."""
+    classifier = classifier_of(name, options, target_layer=layer)
+    image = photographs(options, classifier, 1)
+    target, module = int(classifier(image).argmax()), classifier.layer(layer)
+    with torch.no_grad(), ScoreCAM().recording(classifier) as record:
+        classifier(image)
+        channels = record[layer].shape[1]
+    many = image.repeat(CHUNK, 1, 1, 1)
+    count = -(-channels // CHUNK)
+
+    def jacobs() -> None:
+        with Jacobs(model=classifier, target_layers=[module]) as cam:
+            cam.batch_size = CHUNK
+            cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
+
+    def torchcam() -> None:
+        with torch.no_grad(), TorchCam(classifier, target_layer=module, batch_size=CHUNK) as cam:
+            cam(target, classifier(image))
+
+    last = many.contiguous(memory_format=torch.channels_last)
+    contestants = [
+        Contestant("bare passes, folded, channels last", passes(folded(classifier), last, count, False), "limit"),
+        Contestant("bare passes", passes(classifier, many, count, backward=False), "limit"),
+        Contestant("Score-CAM", lambda: ScoreCAM(chunk_size=CHUNK)(classifier, image, target)),
+        Contestant("pytorch-grad-cam", jacobs, "peer"),
+        Contestant("torchcam", torchcam, "peer"),
+    ]
+    title = f"{classifier.name}, layer {layer}, {channels} channels, {CHUNK} images a pass"
+    table = race(title, "an image", contestants, options.rounds)
+    table.shows.append(Claim("Score-CAM", "bare passes", 1.15))
+    return table
+
+
+def main() -> None:
+    options = arguments(__doc__, networks=["demo/efficientnet_lite0"], layers=["blocks.2.1"], rounds=5)
+    warnings.simplefilter("ignore")
+    pairs = zip(options.networks, options.layers, strict=True)
+    finish("score_cam", [measure(name, layer, options) for name, layer in pairs], options)
+
+
+if __name__ == "__main__":
+    main()

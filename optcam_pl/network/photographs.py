@@ -1,0 +1,42 @@
+"""What a classifier does with a photograph of any size before it is an image of the network's input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from optcam_pl.photos import AnyPhoto, Interpolation, Preprocessing, Resize, prepare
+
+
+class TakesPhotos:
+    """The part of `Classifier` that turns photographs into images; it reads the classifier's settings."""
+
+    mean: Tensor
+    input_size: tuple[int, int]
+    interpolation: Interpolation
+    crop_fraction: float
+
+    def preprocessing(self, resize: Resize = "stretch") -> Preprocessing:
+        """How photographs of any size become images of `input_size`, by the classifier's own settings.
+
+        Args:
+            resize: "stretch" to this size, as the datasets do by default, or "crop": the middle `crop_fraction` of the
+                resized image, as most networks are evaluated.
+        """
+        return Preprocessing(self.input_size, resize, self.crop_fraction, self.interpolation)
+
+    def preprocess(self, photo: AnyPhoto, resize: Resize = "stretch") -> Tensor:
+        """Turn photographs of any size into images to call the classifier or an explainer with.
+
+        Args:
+            photo: a PIL image, the path or the bytes of an image file, an array (H,W,3) of uint8 or of floats in
+                [0,1], or a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
+            resize: see `preprocessing`.
+
+        Returns:
+            (B,3,H,W) float32 in [0,1] of `input_size`, not normalized, on the classifier's device.
+
+        Raises:
+            TypeError: it is nothing that a photograph can be read from.
+            ValueError: shape or pixels are not those of a photograph, or a file cannot be read.
+        """
+        return prepare(photo, self.preprocessing(resize))[0].to(self.mean.device)
