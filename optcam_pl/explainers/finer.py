@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
+from optcam_pl.explainers.cam import GradCAM
 from optcam_pl.explainers.opticam import nearest_classes
 from optcam_pl.network.classifier import Classifier
 
@@ -22,7 +23,7 @@ class FinerCAM(Explainer):
     the class itself.
 
     Args:
-        explainer: the method; the source's is Grad-CAM.
+        explainer: the method; None: Grad-CAM, the source's.
         alpha: how much of the other classes' score is taken away; 0 is the method itself.
         compare: how many classes are compared with.
         selectivity: see `Explainer`.
@@ -34,13 +35,14 @@ class FinerCAM(Explainer):
 
     def __init__(
         self,
-        explainer: Explainer,
+        explainer: Explainer | None = None,
         alpha: float = 1.0,
         compare: int = 3,
         *,
         selectivity: float = 1.0,
         augment: bool = False,
     ) -> None:
+        explainer = GradCAM() if explainer is None else explainer
         super().__init__(None, explainer.baseline, selectivity=selectivity, augment=augment)
         self.explainer = explainer
         self.alpha, self.compare = check_number("alpha", alpha), check_positive("compare", compare)
@@ -59,10 +61,9 @@ class FinerCAM(Explainer):
         return f"Finer{self.explainer.title}"
 
     def settings(self) -> dict[str, object]:
-        """The method's settings after its name, and the two of this class."""
-        inner = {f"explainer.{key}": value for key, value in self.explainer.settings().items()}
-        named = {"explainer": type(self.explainer).__name__, **inner, "alpha": self.alpha, "compare": self.compare}
-        return named | self.changes()
+        """The method and its settings, and the two of this class."""
+        inner = {"class": type(self.explainer).__name__, **self.explainer.settings()}
+        return {"explainer": inner, "alpha": self.alpha, "compare": self.compare} | self.changes()
 
     def check(self, classifier: Classifier) -> None:
         """The method's own check."""

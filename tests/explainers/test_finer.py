@@ -58,7 +58,7 @@ def test_settings_title_and_baseline_are_the_methods_too() -> None:
     finer.baseline = "blur"
     assert finer.explainer.baseline == "blur"
     assert finer.title == "FinerOptiCAM"
-    assert finer.settings()["explainer.max_iter"] == 2
+    assert finer.settings()["explainer"]["max_iter"] == 2  # type: ignore[index]
     assert (finer.settings()["compare"], finer.settings()["selectivity"]) == (2, 2.0)
     result = optcam_pl.evaluate(tiny_cnn(), [finer, FinerCAM(EigenCAM()), FinerCAM(ScoreCAM())], images())
     assert list(result.rows) == ["FinerOptiCAM", "FinerEigenCAM", "FinerScoreCAM"]
