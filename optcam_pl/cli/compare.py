@@ -119,7 +119,7 @@ def compare_command(argv: Sequence[str]) -> int:
     outcome = Outcome(skipped=_left_out(methods) if "all" in (options.explainers or ()) else {})
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
-    _check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
+    check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
@@ -139,7 +139,7 @@ def _left_out(methods: Sequence[Method]) -> dict[str, str]:
     return {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
 
 
-def _check_settings(words: Sequence[str]) -> None:
+def check_settings(words: Sequence[str]) -> None:
     """Make the objects of an `optcam test`, and ask the explainer whether it can work on the network."""
     model = OptcamCLI(words, dry=True).model
     if isinstance(model, SaliencyTask):
@@ -284,7 +284,7 @@ def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], o
     An error of another kind, from the network or another package, is noted as a failure of the method.
     """
     try:
-        _check_settings([*words, *method.words])
+        check_settings([*words, *method.words])
     except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise

@@ -163,7 +163,7 @@ def evaluate(
     """
     methods = by_name(explainers)
     data = _data_of(images, labels, batch_size)
-    data.channels = classifier.channels
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     check_choice("region", region, Region)
     data.setup("test")
     chosen = _check_classes(_default_target(data, classifier) if target is None else target, classifier, data)

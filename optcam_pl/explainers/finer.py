@@ -27,7 +27,7 @@ class FinerCAM(Explainer):
         alpha: how much of the other classes' score is taken away; 0 is the method itself.
         compare: how many classes are compared with.
         selectivity: see `Explainer`.
-        augment: see `Explainer`.
+        augment: whether the map is the mean over six views of the image, which is six times the work; see `Explainer`.
 
     Raises:
         ValueError: (when called) the network has one score only.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
+from optcam_pl.network import suitability
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -69,9 +71,4 @@ class Frozen(nn.Module):
         Raises:
             ValueError: a part of the network is not in eval mode; the message names the first one.
         """
-        thawed = [name or "all of it" for name, module in self.network.named_modules() if module.training]
-        if thawed:
-            raise ValueError(
-                f"Expected {self.name} in eval mode, but {len(thawed)} of its modules are in training mode (the first: "
-                f"{thawed[0]}). Call classifier.eval() first."
-            )
+        suitability.check_eval(self.name, self.network)

@@ -60,7 +60,9 @@ def _foreign(folder: Path) -> Iterator[str]:
             continue
         if path.is_dir():
             yield from (
-                f"{path.name}/{file.name}" for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES
+                f"{path.name}/{file.name}"
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.name not in _NAMES
             )
         elif path.suffix.lower() not in _SUFFIXES:
             yield path.name
