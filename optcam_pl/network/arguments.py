@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from optcam_pl.checks import check_positive
-from optcam_pl.network.weights import Network, is_import_path
+from optcam_pl.network.own import is_import_path
+from optcam_pl.network.weights import Network
 from optcam_pl.private import uncompiled
 
 
