@@ -22,11 +22,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
 from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
