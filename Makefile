@@ -10,7 +10,7 @@ help:
 	@echo "make test   run every test but those of faults"
 	@echo "make test-faults  kill, starve and signal real runs, for minutes"
 	@echo "make lint   ruff and mypy --strict"
-	@echo "make bench  measure side by side with other packages"
+	@echo "make bench  measure beside the limit and other packages, and make docs/performance.md"
 
 # A stamp per set of extras: installed again only when pyproject.toml changes.
 $(VENV)/bin/python:
@@ -41,4 +41,4 @@ lint: $(VENV)/.dev
 	$(BIN)/python docs/make_architecture.py --check
 
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py

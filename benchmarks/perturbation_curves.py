@@ -42,7 +42,7 @@ def main() -> None:
     pixels, target = image.cpu().numpy(), logits.argmax(1).cpu().numpy()
     maps = np.repeat(explanation.saliency.cpu().numpy(), 3, 1)
     values = pixels[0].size // steps
-    peer = quantus.PixelFlipping(features_in_step=values, perturb_baseline=0.0, disable_warnings=True, softmax=True)
+    peer = quantus.PixelFlipping(features_in_step=values, perturb_baseline=0.0, disable_warnings=True)
 
     def quantus_flips() -> None:
         peer(model=classifier, x_batch=pixels, y_batch=target, a_batch=maps, device=options.device, softmax=True)
