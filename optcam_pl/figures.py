@@ -30,6 +30,8 @@ COLORS = "viridis"
 _FONT = 13
 _WIDEST = 34  # characters of a line above or below a picture
 _LINE = _FONT + 4
+_CARD_FONT = 28
+_CARD_LINE = _CARD_FONT + 8
 
 
 def picture(image: Tensor) -> Picture:
@@ -123,6 +125,43 @@ def column(pictures: Sequence[Picture], gap: int = 4) -> Picture:
         sheet[top : top + p.shape[0], : p.shape[1]] = p
         top += p.shape[0] + gap
     return sheet
+
+
+def card(pictures: Sequence[Picture], captions: Sequence[str], head: Sequence[str] = (), side: int = 280) -> Picture:
+    """Pictures side by side, each under its caption, below lines of text: legible where it is shown small.
+
+    Args:
+        pictures: (H,W,3) each; they are resized to the same width.
+        captions: one for each picture.
+        head: lines above all.
+        side: the width of a picture in pixels. TensorBoard shows three of them at about half of this size.
+    """
+    font, line, gap = ImageFont.load_default(_CARD_FONT), _CARD_LINE, 6
+    tiles = [Image.fromarray(p).resize((side, max(1, round(side * p.shape[0] / p.shape[1])))) for p in pictures]
+    top = line * (len(head) + 1)
+    size = (side * len(tiles) + gap * (len(tiles) - 1), top + max(tile.height for tile in tiles))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(head):
+        draw.text((2, number * line), _fitting(text, sheet.width - 2, font), "black", font)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        draw.text((i * (side + gap) + 2, top - line), _fitting(caption, side - 2, font), "black", font)
+        sheet.paste(tile, (i * (side + gap), top))
+    return np.asarray(sheet)
+
+
+def titled(picture: Picture, title: str) -> Picture:
+    """A card with one more line above it."""
+    font, line = ImageFont.load_default(_CARD_FONT), _CARD_LINE
+    sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + line), "white")
+    sheet.paste(Image.fromarray(picture), (0, line))
+    ImageDraw.Draw(sheet).text((2, 0), _fitting(title, sheet.width - 2, font), "black", font)
+    return np.asarray(sheet)
+
+
+def small_figure(width: float = 3.6, height: float = 2.7) -> Figure:
+    """An empty figure whose text is legible where it is shown as small as a thumbnail; sizes in inches of 200 dots."""
+    return Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
@@ -228,7 +267,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
 
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
     """A figure of the objective against the iteration: the mean in black, single images in gray."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = small_figure()
     axes = figure.add_subplot()
     for curve in curves:
         axes.plot(curve, color="0.75", linewidth=0.8)

@@ -138,16 +138,6 @@ TOUCHED = (
     ),
     Touched("torch", "_C", "As `_current_graph_task_id`."),
     Touched("torch:_C", "_current_graph_task_id", "Nothing public says whether a backward pass runs this."),
-    Touched(
-        "lightning.pytorch.callbacks:TQDMProgressBar",
-        "_train_progress_bar",
-        "The properties without an underscore fail where a bar has not been made yet.",
-        of_instances=True,
-    ),
-    *(
-        Touched("lightning.pytorch.callbacks:TQDMProgressBar", name, "As `_train_progress_bar`.", of_instances=True)
-        for name in ("_val_progress_bar", "_test_progress_bar", "_predict_progress_bar")
-    ),
     Touched("torchmetrics:Metric", "_defaults", "The names of a metric's states.", of_instances=True),
     Touched("torchmetrics:Metric", "_plot", "What torchmetrics' own metrics call in `plot`."),
 )
@@ -249,17 +239,6 @@ def uncompiled(network: nn.Module) -> nn.Module:
     if compiled:
         twin.__dict__["_compiled_call_impl"] = None
     return twin
-
-
-def progress_bars(callback: Any) -> list[Any]:
-    """The bars that a TQDMProgressBar has created so far."""
-    bars = (
-        callback._train_progress_bar,
-        callback._val_progress_bar,
-        callback._test_progress_bar,
-        callback._predict_progress_bar,
-    )
-    return [bar for bar in bars if bar is not None]
 
 
 def state_defaults(metric: Any) -> dict[str, Any]:

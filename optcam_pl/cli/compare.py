@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import yaml
@@ -37,9 +38,10 @@ _DESCRIPTION = """Test several explainers on the same data and print one table. 
 --model.target predicted ...) go to `optcam test`, once for each explainer.
 
 --explainers takes classes (GradCAM, my.module.MyExplainer), blocks of configs/explainer/ by name (rise) and YAML files
-of such blocks; a table's row and a run's folder are named so. `all` is every block but is_cam and ss_cam (10 and 35
-times the passes of score_cam); those of its methods that cannot work on the network are listed below the table, with
-the reason."""
+of such blocks; a table's row and a run's folder are named so. Without it, the config's own list is run: its key
+`explainers` has such names, and classes with settings ({class_path: OptiCAM, init_args: {lr: 0.1}, name: slow}). `all`
+is every block but is_cam and ss_cam (10 and 35 times the passes of score_cam); those of its methods that cannot work on
+the network are listed below the table, with the reason."""
 
 
 class Method(NamedTuple):
@@ -47,13 +49,22 @@ class Method(NamedTuple):
 
     Attributes:
         name: name of its row and its run folder.
-        given: value of `--model.explainer`, a class or a file.
+        given: value of `--model.explainer`: a class, a file, or a class with its settings as JSON.
         asked: whether the user named it; False for a method of `all`.
+        listed: whether it stands in a config's list. Then it has its settings there, and nothing of the settings that
+            the config's `model.explainer` has for another class.
     """
 
     name: str
     given: str
     asked: bool = True
+    listed: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """The words of `optcam test` that choose it."""
+        # A change of the class drops the settings that the new class does not have; FakeCAM has none of its own.
+        return [f"--model.explainer={given}" for given in (["FakeCAM"] if self.listed else []) + [self.given]]
 
 
 class Dataset(NamedTuple):
@@ -99,16 +110,16 @@ def compare_command(argv: Sequence[str]) -> int:
     """
     options, rest = _parser().parse_known_args(argv)
     datasets = [_dataset(given) for given in options.data] or [Dataset()]
-    methods = choose(options.explainers)
+    methods = choose(options.explainers) if options.explainers else listed_methods(options.config)
     _check_distinct("--data", [dataset.name for dataset in datasets])
     _check_distinct("--explainers", [method.name for method in methods])
     above = None if options.run_dir is None else expanded_path(options.run_dir)
     if above is not None:
         check_no_others(above)
-    outcome = Outcome(skipped=_left_out(methods) if "all" in options.explainers else {})
+    outcome = Outcome(skipped=_left_out(methods) if "all" in (options.explainers or ()) else {})
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
-    _check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
+    check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
@@ -128,7 +139,7 @@ def _left_out(methods: Sequence[Method]) -> dict[str, str]:
     return {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
 
 
-def _check_settings(words: Sequence[str]) -> None:
+def check_settings(words: Sequence[str]) -> None:
     """Make the objects of an `optcam test`, and ask the explainer whether it can work on the network."""
     model = OptcamCLI(words, dry=True).model
     if isinstance(model, SaliencyTask):
@@ -143,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--explainers", nargs="+", required=True, metavar="NAME", help="all, " + ", ".join(sorted(_known())))
+    add("--explainers", nargs="+", metavar="NAME", help="all, " + ", ".join(sorted(_known())))
     add(
         "-c",
         "--config",
@@ -194,6 +205,50 @@ def _method(name: str) -> Method:
     )
 
 
+def listed_methods(configs: Sequence[str]) -> list[Method]:
+    """The explainers that configs list under `explainers`, in that order; those of the last config that has the key.
+
+    Raises:
+        ValueError: no config has such a list, or an entry names no explainer.
+        TypeError: the list is none, or an entry is neither a name nor a class with settings.
+    """
+    listed = config_key(configs, "explainers")
+    if listed is None:
+        raise ValueError(
+            "Expected explainers to compare: `--explainers NAME ...`, or a config with the list `explainers`."
+        )
+    if not isinstance(listed, list) or not listed:
+        raise TypeError(f"Expected `explainers` of a config to be a list of explainers, but got {listed!r}.")
+    methods = [_listed(entry) for entry in listed]
+    _check_distinct("explainers", [method.name for method in methods])
+    return methods
+
+
+def _listed(entry: Any) -> Method:
+    """An entry of a config's list: a name, or a class with its settings and maybe a name of its own."""
+    if isinstance(entry, str):
+        return _method(entry)._replace(listed=True)
+    if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
+        raise TypeError(f"Expected an entry of `explainers` to be a name or to have a `class_path`, but got {entry!r}.")
+    if unknown := [key for key in entry if key not in ("class_path", "init_args", "name")]:
+        raise ValueError(
+            f"Expected the keys class_path, init_args and name in an entry of `explainers`, but got {unknown[0]!r}."
+        )
+    known = _method(entry["class_path"])
+    given = json.dumps({key: entry[key] for key in ("class_path", "init_args") if entry.get(key)})
+    return Method(str(entry.get("name", known.name)), given, listed=True)
+
+
+def config_key(configs: Sequence[str], key: str) -> Any:
+    """A top-level entry of config files, that of the last one that has it; None if there is none."""
+    found = None
+    for file in configs:
+        content = yaml.safe_load(expanded_path(file).read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get(key) is not None:
+            found = content[key]
+    return found
+
+
 def _known() -> list[str]:
     """The explainers that can be named without their module."""
     members = {name: getattr(_explainers, name) for name in _explainers.__all__}
@@ -229,7 +284,7 @@ def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], o
     An error of another kind, from the network or another package, is noted as a failure of the method.
     """
     try:
-        _check_settings([*words, f"--model.explainer={method.given}"])
+        check_settings([*words, *method.words])
     except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise
@@ -258,7 +313,7 @@ def _run_all(
     for method in methods:
         own = [] if folder is None else [f"--run_dir={folder / method.name}"]
         try:
-            cli = OptcamCLI([*words, *own, f"--model.explainer={method.given}"], method.name)
+            cli = OptcamCLI([*words, *own, *method.words], method.name)
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever

@@ -61,6 +61,13 @@ ERRORS_EXIT_CODE = 3
 INCOMPLETE_EXIT_CODE = 4
 """Exit code of a run that a limit of the Trainer cut short."""
 
+SEVERAL_RUNS: dict[str, tuple[Any, str]] = {
+    "explainers": (list[Any] | None, "What `optcam compare`, `sweep` and `paper` run, each with its settings."),
+    "grid": (dict[str, Any] | None, "What `optcam sweep` and `paper` vary: a list of values for each setting."),
+    "stages": (list[str] | None, "The stages of the network that `optcam sanity` randomizes, in this order."),
+}
+"""Keys of a config that are for the commands that make several runs of it, with their types and purposes."""
+
 _TRAINER_HARDWARE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
 
 
@@ -176,6 +183,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         )
         parser.add_argument("--shard", type=str | None, help="i/n: do the i-th of n parts, into the same --run_dir.")
         parser.add_argument("--threads", type=int | None, help="CPU threads a process; results depend on it slightly.")
+        for name, (kind, purpose) in SEVERAL_RUNS.items():
+            parser.add_argument(f"--{name}", type=kind, help=f"{purpose} This command ignores it.")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
@@ -212,7 +221,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         """See that the run can be written, and note which folders that makes."""
         if run_dir is not None:
             if resume == "require" and not run_dir.exists():
-                raise RunFolderError(f"Expected a run in {run_dir} to go on with, but there is no such folder.")
+                raise RunFolderError(f"Expected a run in {run_dir} to continue, but there is no such folder.")
             check_no_others(run_dir)
         folder = run_dir or Path("logs")
         self._made = missing_folders(folder)

@@ -51,6 +51,12 @@ COMMANDS = {
     "sanity": Command(
         "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
     ),
+    "sweep": Command(
+        "optcam_pl.cli.sweep", "--config FILE --grid KEY=A,B ...", "test every point of a grid, draw it", several=True
+    ),
+    "paper": Command(
+        "optcam_pl.cli.paper", "TABLE --data.root FOLDER", "a table of the paper beside its own values", several=True
+    ),
     "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
 }
 TRAINER_COMMANDS = {

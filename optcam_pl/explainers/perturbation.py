@@ -19,6 +19,7 @@ from optcam_pl.explainers.batching import Chunks
 from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
+from optcam_pl.steps import tell
 
 Game: TypeAlias = Literal["preserve", "delete", "dual"]
 Reward: TypeAlias = Literal["logit", "contrastive"]
@@ -237,6 +238,7 @@ class MeaningfulPerturbation(MaskOptimizer):
             check_differentiable(p, classifier)
             loss = p.to(m.dtype) + self._regularizer(m)
             trace.append(-loss.detach())
+            tell("iteration", t, self.max_iter, trace[-1])
             if t < self.max_iter:
                 with backward_errors(classifier):
                     (m.grad,) = torch.autograd.grad(loss.sum(), [m])
@@ -339,6 +341,7 @@ class ExtremalPerturbation(MaskOptimizer):
                 distance = full.flatten(1).sort(dim=1, stable=True).values - goal
                 penalty = 300 * 1.0035**t * distance.square().mean(1)
             trace.append((reward.detach(), penalty.detach()))
+            tell("iteration", t, self.max_iter, trace[-1][0] - trace[-1][1])
             if t < self.max_iter:
                 check_differentiable(reward, classifier)
                 with backward_errors(classifier):

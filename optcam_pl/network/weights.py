@@ -88,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except SafetensorError as error:
-        raise ValueError(f"The weight file is damaged or no safetensors file: {path} ({error})") from error
+        raise ValueError(f"The weight file is damaged or not a safetensors file: {path} ({error})") from error
 
 
 def _read_pickle(path: Path, mmap: bool = False) -> Any:
@@ -98,11 +98,11 @@ def _read_pickle(path: Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"The weight file is refused: {path}. It is damaged, or holds Python objects besides tensors, and reading"
-            " those would run code out of the file. Save the state dict alone: torch.save(network.state_dict(), path)."
+            f"The weight file is refused: {path}. It is damaged, or contains objects other than tensors, and reading"
+            " those could run code from the file. Save the state dict alone: torch.save(network.state_dict(), path)."
         ) from error
     except Exception as error:  # for a cut or random file, the exception depends on where reading fails
-        raise ValueError(f"The weight file is damaged or no PyTorch file: {path} ({_first_line(error)})") from error
+        raise ValueError(f"The weight file is damaged or not a PyTorch file: {path} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -121,7 +121,7 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
             raise ValueError(
                 f"Expected a state dict (name -> tensor) in {path}, or one under {_some(_WRAPPERS, shown=99)},"
-                f" but found entries that are no tensors: {_some(others)}."
+                f" but found entries that are not tensors: {_some(others)}."
             )
         content = wrapped[0]
     raise ValueError(
@@ -208,7 +208,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], network_name:
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
         words = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise ValueError(f"The weights in {source} are of another architecture than {network_name}: {words}.")
+        raise ValueError(f"The weights in {source} belong to another architecture than {network_name}: {words}.")
     network.load_state_dict(dict(state))
 
 
@@ -221,7 +221,7 @@ def load_in_order(network: nn.Module, state: Mapping[str, Tensor], network_name:
     own = network.state_dict()
     if len(own) != len(state):
         raise ValueError(
-            f"The weights in {source} are of another architecture than {network_name}: {len(state)} tensors for"
+            f"The weights in {source} belong to another architecture than {network_name}: {len(state)} tensors for"
             f" {len(own)}."
         )
     load_strictly(network, dict(zip(own, state.values(), strict=True)), network_name, source)
@@ -325,7 +325,7 @@ def _call(path: str) -> nn.Module:
     try:
         inspect.signature(make).bind()
     except TypeError as error:
-        raise TypeError(f"{what}, but it wants arguments: {error}. Write a function that gives them.") from error
+        raise TypeError(f"{what}, but it needs arguments: {error}. Write a function that passes them.") from error
     network = make()
     if not isinstance(network, nn.Module):
         raise TypeError(f"{what}, but it made {type(network).__name__}.")
@@ -388,15 +388,17 @@ def _download(fetch: Callable[[], Any], name: str) -> Any:
         return fetch()
     except Exception as error:  # the source's libraries pass on any error of their HTTP client
         raise RuntimeError(
-            f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). Where no download is"
-            " possible, give a weight file: weights=PATH (.pth or .safetensors); or weights=None for random ones."
+            f"Could not get the pretrained weights of {name} ({type(error).__name__}: {error}). If no download is"
+            " possible, give a weight file (weights=PATH, .pth or .safetensors), or weights=None for random weights."
         ) from error
 
 
 def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
     from torchvision import models
 
-    _check_known(name, models.list_models(module=models), "torchvision")
+    segmentation, detection = (models.list_models(module=part) for part in (models.segmentation, models.detection))
+    dense = name in [*segmentation, *detection]
+    _check_known(name, [*models.list_models(module=models), *segmentation, *detection], "torchvision")
     full_name, sets = f"torchvision/{name}", models.get_model_weights(name)
 
     def build(classes: int | None, state: Mapping[str, Tensor] | None) -> nn.Module:
@@ -405,25 +407,42 @@ def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | 
             # Build as for the pretrained weights, with the auxiliary heads that the file has.
             aux = any(re.search(r"(^|\.)(aux1|AuxLogits)\.", key) for key in state or ())
             options |= {"transform_input": True, "aux_logits": aux, "init_weights": state is None}
+        if dense:
+            options["weights_backbone"] = None
+        if name in segmentation and not name.startswith("lraspp"):
+            options["aux_loss"] = any(key.startswith("aux_classifier.") for key in state or ())
         network: nn.Module = models.get_model(name, weights=None, **options)
         return network
 
     rename = rename_densenet if name.startswith("densenet") else dict
-    chosen, new = sets.DEFAULT, False
+    chosen, new, own_names = sets.DEFAULT, False, num_classes is None
     if weights is None:
         network = build(num_classes, None)
     elif weights != "default" and str(weights) not in sets.__members__:
         network, new = _load_file(build, weights, full_name, num_classes, rename)
+        own_names = False  # a file of the user's own may have other classes
     else:
         chosen = sets.DEFAULT if weights == "default" else sets[str(weights)]
         state = rename(_download(lambda: chosen.get_state_dict(progress=False, check_hash=True), full_name))
         network = build(num_classes, state)
         new = load_but_head(network, state, full_name, chosen.url)
+    if dense:
+        names = chosen.meta["categories"] if own_names else None
+        return Loaded(network, **_dense_settings(network, chosen.transforms()), class_names=names, new_head=new)
     transform = chosen.transforms()
     size = transform.crop_size[0]
     fraction = size / transform.resize_size[0]
     interpolation = transform.interpolation.value
     return Loaded(network, transform.mean, transform.std, (size, size), interpolation, fraction, new_head=new)
+
+
+def _dense_settings(network: nn.Module, transform: Any) -> dict[str, Any]:
+    """The preprocessing of a detector or a segmentation network of torchvision: the whole image, without a crop."""
+    whole = {"interpolation": "bilinear", "crop_fraction": 1.0}
+    if carried := carried_settings(network):
+        return {**whole, **carried}
+    side = transform.resize_size[0]
+    return {**whole, "mean": transform.mean, "std": transform.std, "input_size": (side, side)}
 
 
 def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -460,9 +479,11 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
     own = config.num_labels
     named = config.id2label if num_classes in (None, own) else {}
 
+    auto = getattr(hub, _auto_class(config))
+
     def build(classes: int | None, _state: object = None) -> nn.Module:
         config.num_labels = own if classes is None else classes
-        network: nn.Module = hub.AutoModelForImageClassification.from_config(config)
+        network: nn.Module = auto.from_config(config)
         return network
 
     new = False
@@ -472,13 +493,24 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         network, new = _load_file(build, weights, full_name, num_classes)
     else:
         other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
-        network = _download(lambda: hub.AutoModelForImageClassification.from_pretrained(name, **other), full_name)
+        network = _download(lambda: auto.from_pretrained(name, **other), full_name)
         new = num_classes not in (None, own)
+    if auto is not hub.AutoModelForImageClassification:
+        return _with_processor_settings(network, processor)._replace(new_head=new)
     # A file may also have another number of classes; transformers invents class names if none are given.
     classes = heads(network)[0].get_parameter("weight").shape[0]
     known = len(named) == classes and "LABEL_0" not in named.values()
     names = [named[index] for index in range(classes)] if known else None
     return _with_processor_settings(network, processor)._replace(class_names=names, new_head=new)
+
+
+def _auto_class(config: Any) -> str:
+    """The class of transformers that makes the network of a configuration: what it was saved as, as far as it fits."""
+    saved_as = next(iter(config.architectures or ()), "")
+    if saved_as.endswith(("ForObjectDetection", "ForSemanticSegmentation")):
+        return f"AutoModelFor{saved_as.rpartition('For')[2]}"
+    # a network with a text tower besides the vision tower, such as CLIPModel
+    return "AutoModel" if hasattr(config, "text_config") else "AutoModelForImageClassification"
 
 
 def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -> Loaded:
@@ -496,6 +528,23 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     """(H,W) from the size in transformers' processors: height and width, or the shorter side."""
     edge = size.get("shortest_edge")
     return (edge, edge) if edge else (size["height"], size["width"])
+
+
+def _load_open_clip(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(f'open_clip/{name} needs a package: pip install "optcam_pl[open_clip]"') from error
+    _check_known(name, open_clip.list_models(), "open_clip")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights == "default":
+        raise ValueError(f"Expected `weights` of open_clip/{name} to be a file, random, or one of {', '.join(tags)}.")
+    tag = str(weights) if str(weights) in tags else None
+    full_name = f"open_clip/{name}"
+    network = _download(lambda: open_clip.create_model(name, pretrained=tag, load_weights=tag is not None), full_name)
+    if weights is not None and tag is None:
+        load_strictly(network, fit_prefix(read_state_dict(weights), network), full_name, weights)
+    return Loaded(network, **{**_PLAIN, **carried_settings(network)})
 
 
 def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -534,5 +583,6 @@ _SOURCES: dict[str, Callable[[str, str | Path | None, int | None], Loaded]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
     "transformers": _load_transformers,
+    "open_clip": _load_open_clip,
     "demo": _load_demo,
 }

@@ -105,6 +105,10 @@ class Summary:
     notes: tuple[str, ...] = ()
     metric_info: Mapping[str, MetricInfo] = field(default_factory=dict)
 
+    def named(self, method: str) -> Summary:
+        """The summary with another name of the method, such as that of its settings."""
+        return replace(self, explainer=method)
+
     def info(self, key: str) -> MetricInfo:
         """The description of a metric; if the summary has none, that of the package's metric with this key."""
         return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
@@ -131,18 +135,28 @@ def _words(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """A table for human readers: plain cells and, below them, the settings that all runs share and the notes."""
+class Grid:
+    """A table for human readers: plain cells and, below them, the settings that all runs share and the notes.
+
+    Attributes:
+        header: The headings of the columns.
+        body: The rows, each with one cell per column.
+        left: The number of leading columns that hold words; the others hold numbers.
+        common: The settings that all rows share.
+        notes: Sentences below the table.
+        title: A line above the table.
+    """
 
     header: list[str]
     body: list[list[str]]
-    left: int  # the number of leading columns that hold words; the others hold numbers
+    left: int
     common: list[str]
     notes: list[str]
     title: str = ""
 
     @property
     def below(self) -> list[str]:
+        """The lines below the table."""
         return [line for line in ["; ".join(self.common), *self.notes] if line]
 
 
@@ -156,7 +170,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _decimals(value: float | None, digits: int) -> str:
+def decimals(value: float | None, digits: int) -> str:
+    """A number with so many decimals, or "-" for none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -164,17 +179,18 @@ def _signed(info: MetricInfo, value: float | None) -> str:
     return "-" if value is None else f"{value:+.{info.digits}f}"
 
 
-def _cell(summary: Summary, key: str) -> str:
+def estimate_cell(summary: Summary, key: str) -> str:
+    """A metric's value with its interval, "-" where the run has none."""
     if key not in summary.metrics:
         return "-"
     estimate, digits = summary.metrics[key], summary.info(key).digits
-    text = _decimals(estimate.value, digits)
+    text = decimals(estimate.value, digits)
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _head(key: str, info: MetricInfo) -> str:
+def heading(key: str, info: MetricInfo) -> str:
     """Label, unit and better direction; the package's own percentages have no unit in the heading, as in papers."""
     usual = key in METRICS and info.unit == "%"
     arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
@@ -183,7 +199,7 @@ def _head(key: str, info: MetricInfo) -> str:
 
 def _columns(summaries: Sequence[Summary]) -> dict[tuple[str, str], None]:
     """(key, head) of the summaries' metrics; different metrics with the same key get a column each."""
-    return dict.fromkeys((key, _head(key, s.info(key))) for s in summaries for key in s.metrics)
+    return dict.fromkeys((key, heading(key, s.info(key))) for s in summaries for key in s.metrics)
 
 
 def _union(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -199,7 +215,7 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     return _union([[key for (key, _), found in values.items() if len(found) > 1]])
 
 
-def _grid(summaries: Sequence[Summary]) -> _Grid:
+def run_grid(summaries: Sequence[Summary]) -> Grid:
     """One row per run. Settings in which the runs differ are columns; shared settings appear once, below."""
     columns = _differing(("", s.conditions) for s in summaries)
     own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
@@ -213,8 +229,8 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
         [
             *([s.run] if named else []),
             *row,
-            *(_cell(s, key) if (key, head) in _columns([s]) else "-" for key, head in metrics),
-            _decimals(s.seconds_per_image, 4),
+            *(estimate_cell(s, key) if (key, head) in _columns([s]) else "-" for key, head in metrics),
+            decimals(s.seconds_per_image, 4),
             _images(s),
         ]
         for s, row in zip(summaries, words, strict=True)
@@ -226,12 +242,12 @@ def _grid(summaries: Sequence[Summary]) -> _Grid:
         common |= {f"({s.explainer})": f"{s.explainer}({options})"} if options else {}
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
-    return _Grid(
+    return Grid(
         [*header, *(head for _, head in metrics), "s/image", "images"], body, len(header), list(common.values()), notes
     )
 
 
-def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
+def _published_grid(summaries: Sequence[Summary]) -> Grid | None:
     """The paper's values next to ours, one row for each."""
     body, reasons = [], []
     for summary in summaries:
@@ -239,25 +255,39 @@ def _published_grid(summaries: Sequence[Summary]) -> _Grid | None:
             if (paper := estimate.published) is None:
                 continue
             info = summary.info(key)
-            values = [_decimals(value, info.digits) for value in (estimate.value, paper.value)]
+            values = [decimals(value, info.digits) for value in (estimate.value, paper.value)]
             difference = _signed(info, estimate.beyond_published)
-            body.append([summary.explainer, _head(key, info), *values, difference, paper.table])
-            if paper.differences:
-                reasons.append(
-                    f"{summary.explainer}, table {paper.table}: not comparable: {', '.join(paper.differences)}"
-                )
+            body.append([summary.explainer, heading(key, info), *values, difference, paper.table])
+            reasons.append((f"{summary.explainer}, table {paper.table}", paper.differences))
     header = ["method", "metric", "ours", "paper", "difference", "table"]
     title = "Beside the published values (Zhang et al., CVIU 2024):"
-    return _Grid(header, body, 2, [], list(dict.fromkeys(reasons)), title) if body else None
+    return Grid(header, body, 2, [], not_comparable(reasons), title) if body else None
 
 
-def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
+def not_comparable(found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Sentences that name the settings in which runs differ from the paper, one for each set of settings.
+
+    Args:
+        found: what was compared, and the settings that differ.
+
+    Example:
+        >>> not_comparable([("GradCAM, table 1", ["images 9, not 50000"]), ("LIME, table 1", ["images 9, not 50000"])])
+        ['GradCAM, table 1; LIME, table 1: not comparable: images 9, not 50000']
+    """
+    of: dict[str, list[str]] = {}
+    for name, settings in found:
+        if settings:
+            of.setdefault(", ".join(settings), []).append(name)
+    return [f"{'; '.join(dict.fromkeys(names))}: not comparable: {settings}" for settings, names in of.items()]
+
+
+def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
     """The paired differences, one row for each."""
     pairs = [(s, k, s.info(k), e.against) for s in summaries for k, e in s.metrics.items() if e.against is not None]
     twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
         [
-            *(s.run if twice else s.explainer, _head(key, info), _signed(info, pair.difference)),
+            *(s.run if twice else s.explainer, heading(key, info), _signed(info, pair.difference)),
             f"[{_signed(info, pair.low)}, {_signed(info, pair.high)}]",
             *(f"{pair.p:.2g}", str(pair.images)),
         ]
@@ -265,15 +295,15 @@ def _against_grid(summaries: Sequence[Summary]) -> _Grid | None:
     ]
     header = ["method", "metric", "difference", "95 % interval", "p (Holm)", "images"]
     title = f"Difference to {pairs[0][3].run}, on the images of both:" if pairs else ""
-    return _Grid(header, body, 2, [], [], title) if body else None
+    return Grid(header, body, 2, [], [], title) if body else None
 
 
-def _grids(summaries: Sequence[Summary]) -> list[_Grid]:
+def _grids(summaries: Sequence[Summary]) -> list[Grid]:
     others = (_published_grid(summaries), _against_grid(summaries))
-    return [_narrow(_grid(summaries)), *(grid for grid in others if grid is not None)]
+    return [_narrow(run_grid(summaries)), *(grid for grid in others if grid is not None)]
 
 
-def _narrow(grid: _Grid) -> _Grid:
+def _narrow(grid: Grid) -> Grid:
     """The grid; if it is too wide to read, the transposed grid (one row per metric) where that is narrower."""
     turned = replace(
         grid,
@@ -284,7 +314,7 @@ def _narrow(grid: _Grid) -> _Grid:
     return min((grid, turned), key=_width) if _width(grid) > _WIDEST else grid
 
 
-def _width(grid: _Grid) -> int:
+def _width(grid: Grid) -> int:
     return sum(2 + max(map(cell_len, column)) for column in zip(grid.header, *grid.body, strict=True)) - 2
 
 
@@ -331,7 +361,7 @@ def aligned(header: Sequence[str], body: Sequence[Sequence[str]], left: int) -> 
     return [line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])]
 
 
-def _text(grid: _Grid) -> str:
+def _text(grid: Grid) -> str:
     lines = [printable(grid.title)] if grid.title else []
     lines += aligned(grid.header, grid.body, grid.left)
     whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # no line break within a setting
@@ -340,7 +370,7 @@ def _text(grid: _Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown(grid: _Grid) -> str:
+def _markdown(grid: Grid) -> str:
     def escape(text: str) -> str:
         return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(printable(text), quote=False))
 
@@ -357,7 +387,7 @@ _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
 }
 
 
-def _latex(grid: _Grid) -> str:
+def _latex(grid: Grid) -> str:
     def escape(text: str) -> str:
         return "".join(_TEX.get(c, c) for c in printable(text))
 
@@ -369,7 +399,8 @@ def _latex(grid: _Grid) -> str:
     return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", *below]) + "\n"
 
 
-def _plain(text: str) -> str:
+def spreadsheet_cell(text: str) -> str:
+    """A text for CSV; what a spreadsheet would read as a formula gets a quote in front."""
     return re.sub(r"\A([=+@-])", r"'\1", printable(text))
 
 
@@ -385,12 +416,21 @@ def _csv(summaries: Sequence[Summary]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [f"{key}{'_' + kind if kind else ''}" for key, kind in columns]
-    writer.writerow([*fixed, *map(_plain, settings), "images", *statuses, "seconds_per_image", *map(_plain, names)])
+    writer.writerow(
+        [
+            *fixed,
+            *map(spreadsheet_cell, settings),
+            "images",
+            *statuses,
+            "seconds_per_image",
+            *map(spreadsheet_cell, names),
+        ]
+    )
     for s, found in zip(summaries, numbers, strict=True):
         words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
         values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
         counts = [s.images, *(s.statuses[status] for status in statuses)]
-        texts = [_plain(_words(word)) for word in words]
+        texts = [spreadsheet_cell(_words(word)) for word in words]
         writer.writerow([*texts, *counts, *("" if value is None else repr(value) for value in values)])
     return out.getvalue()
 
@@ -442,6 +482,20 @@ _FORMATS: dict[Format, Callable[[Sequence[Summary]], str]] = {
     "latex": lambda summaries: "\n".join(map(_latex, _grids(summaries))),
     "json": _json,
 }
+
+
+PagesFormat = Literal["text", "markdown", "latex"]
+_RENDERERS: dict[PagesFormat, Callable[[Grid], str]] = {"text": _text, "markdown": _markdown, "latex": _latex}
+
+
+def render(grid: Grid, format: PagesFormat = "text") -> str:
+    """Show a table of plain cells, with everything that stands below it.
+
+    Raises:
+        ValueError: If the format is not one of these.
+    """
+    check_choice("format", format, PagesFormat)
+    return _RENDERERS[format](grid)
 
 
 def table(summaries: Sequence[Summary], format: Format = "text") -> str:

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves them whole, and the lock of a run folder, which the kernel releases."""
+"""Crash-safe file writes, and the lock of a run folder."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-sync_data = getattr(os, "fdatasync", os.fsync)  # what a file holds, its length included, without its times
+sync_data = getattr(os, "fdatasync", os.fsync)  # the content and length of a file, without its times
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 class RunFolderError(ToldError):
-    """A run folder cannot be written, or what it holds contradicts itself; the message names the file."""
+    """A run folder cannot be written, or its contents contradict each other; the message names the file."""
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write bytes to an open file, all of them (one call of the system may take a part)."""
+    """Write all bytes to an open file; a single system call may write only a part of them."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system lets folders be opened."""
+    """Make the names in a folder durable, on systems on which folders can be opened."""
     with contextlib.suppress(PermissionError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -46,14 +46,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file so that its name leads to the old or the new content at any moment, never to a part.
+    """Write a file atomically: at any moment its name leads to the old or the new content, never to a part.
 
     Args:
-        path: The file; its folder is made where it is missing.
+        path: The file; its folder is created if it is missing.
         data: The content; text is written as UTF-8.
 
     Raises:
-        RunFolderError: If it cannot be written; an old file is then as it was.
+        RunFolderError: If the file cannot be written; an old file is then unchanged.
     """
     path = Path(path)
     data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
@@ -80,7 +80,7 @@ _held: set[int] = set()
 
 
 def _drop_held() -> None:
-    """In a forked child (a data worker): give up the parent's locks, which else would outlive the parent with it."""
+    """Release the parent's locks in a forked child (a data worker); otherwise they would outlive the parent."""
     for fd in _held:
         os.close(fd)
     _held.clear()
@@ -91,28 +91,30 @@ if hasattr(os, "register_at_fork"):
 
 
 def _try_lock(fd: int, shared: bool = False) -> None:
-    """Take the lock of an open file, or raise OSError; the system gives it back when the process ends, however."""
+    """Lock an open file, or raise OSError. The system releases the lock when the process ends for any reason."""
     if sys.platform == "win32":
-        os.lseek(fd, 1 << 30, os.SEEK_SET)  # a byte beyond the text, which others may then still read
+        os.lseek(fd, 1 << 30, os.SEEK_SET)  # a byte after the text, so that others can still read the text
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
     else:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 class RunLock:
-    """Keeps a second process out of a run folder while this one writes; a crash does not leave it behind.
+    """Keeps other processes out of a run folder while this one writes. A crash does not leave the lock behind.
 
-    A context manager on `RUN/.lock` (flock; on Windows a locked byte). The file stays, with the last holder's process
-    id, host and time in it; only the kernel's lock counts. On a file system without locks it warns and lets pass.
+    This is a context manager on `RUN/.lock` (flock; on Windows a locked byte). The file remains and contains the last
+    holder's process id, host and time, but only the kernel's lock counts. On a file system without locks, entering
+    warns and succeeds.
 
     Args:
-        run_dir: The run's folder, made where it is missing.
-        name: Name of the file, for parts of a run that go on side by side (the shards of a job array).
-        shared: Let others in that want to share it too, and nobody else (on Windows nobody at all).
-        wait: Seconds to wait for the other process.
+        run_dir: The run's folder; it is created if it is missing.
+        name: Name of the file, for parts of a run that work at the same time (the shards of a job array).
+        shared: Admit other processes that also ask for a shared lock (on Windows, none).
+        wait: Seconds to wait for another process to release it.
 
     Raises:
-        RunFolderError: If another process holds it (named with its host), or the folder cannot be written.
+        RunFolderError: If another process holds the lock (the message names it and its host), or the folder cannot be
+            written.
     """
 
     def __init__(
@@ -173,10 +175,10 @@ class RunLock:
 
 
 def probe_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and check that files can be written into it, before a network is loaded or runs for hours.
+    """Create a folder and check that files can be written into it, before hours of work.
 
     Raises:
-        RunFolderError: If they cannot; the message names the folder and the reason.
+        RunFolderError: If files cannot be written; the message names the folder and the reason.
     """
     path = Path(folder) / f".probe-{uuid.uuid4().hex}"
     try:

@@ -1,4 +1,4 @@
-"""Choosing a run's folder, which does not depend on the logger."""
+"""Chooses a run's folder, independently of the logger."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from optcam_pl.photos.decode import IMAGE_SUFFIXES
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import MANIFEST
 
-# Names that a run writes, or that people keep beside it: logs, configs, a page. Locks begin with a dot.
-_NAMES = {"checkpoints", "curves", "maps", "overlays", "rows", "weights", "metrics.csv", "sanity.png"}
+REPORT = "report"
+"""Name of the folder in which commands that make several runs write their tables and figures, beside the runs."""
+
+# Names that a run writes or that people keep beside a run: logs, configs, a page. Locks begin with a dot.
+_NAMES = {"checkpoints", "curves", "maps", "overlays", REPORT, "rows", "weights", "metrics.csv", "sanity.png"}
 _SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
 _EVENTS = "events.out.tfevents"
 
 
 def choose_run_dir(trainer: L.Trainer, given: Path | None) -> Path:
-    """The folder of a run, as the first process chooses it. All processes have to call this together.
+    """The folder of a run, chosen by the first process. All processes must call this together.
 
     Args:
-        trainer: the run's.
-        given: the folder that the user asked for; None is the logger's, or without a logger the trainer's.
+        trainer: the trainer of the run.
+        given: the folder that the user asked for; None: the logger's, or, without a logger, the trainer's.
     """
     own = given or trainer.log_dir or trainer.default_root_dir
     return Path(trainer.strategy.broadcast(str(own)))
 
 
 def check_no_others(folder: Path) -> None:
-    """Refuse a folder that holds other files and was never a run's.
+    """Refuse a folder that contains other files and never belonged to a run.
 
-    A run's folder has a manifest, checkpoints, or files of TensorBoard. Commands that make several runs may be given a
-    folder of runs.
+    A run's folder has a manifest, checkpoints, or files of TensorBoard. A folder
+    of runs is also accepted, for commands that make several runs.
 
     Raises:
-        RunFolderError: the folder holds images, or files that no run writes. The message names the first of them.
+        RunFolderError: the folder contains images, or files that no run writes; the message names the first ones.
     """
     if not folder.is_dir():
         return
@@ -46,8 +49,8 @@ def check_no_others(folder: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise RunFolderError(
-            f"Expected `run_dir` to be a new folder or a run's, but {folder} holds other files: {shown}. A run would "
-            f"write its own among them: give a folder that does not exist, such as {folder / 'run'}."
+            f"Expected `run_dir` to be a new folder or a run's, but {folder} contains other files: {shown}. A run "
+            f"would write its own among them: give a folder that does not exist, such as {folder / 'run'}."
         )
 
 
@@ -57,19 +60,21 @@ def _foreign(folder: Path) -> Iterator[str]:
             continue
         if path.is_dir():
             yield from (
-                f"{path.name}/{file.name}" for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES
+                f"{path.name}/{file.name}"
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.name not in _NAMES
             )
         elif path.suffix.lower() not in _SUFFIXES:
             yield path.name
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folders to make so that a folder exists, the deepest first."""
+    """The folders to create so that a folder exists, the deepest first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that a start has made, the deepest first, up to the first that is not empty."""
+    """Remove folders that a start has created, the deepest first, until one is not empty."""
     for folder in folders:
         try:
             folder.rmdir()

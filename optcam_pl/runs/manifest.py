@@ -1,4 +1,4 @@
-"""What a run is: `RUN/manifest.json`, and the fingerprint in it by which a run is known again."""
+"""A run's description, `RUN/manifest.json`, and the fingerprint in it that identifies the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFEST_KEYS = (
 
 
 class FingerprintMismatch(RunFolderError):  # noqa: N818 - named after what it reports
-    """A run was started with other settings than the folder's.
+    """A run was started with settings that differ from those of the run in its folder.
 
     Attributes:
         keys: The dotted names of the settings that differ.
@@ -33,36 +33,36 @@ class FingerprintMismatch(RunFolderError):  # noqa: N818 - named after what it r
 
 
 def check_metric_keys(keys: Sequence[str]) -> None:
-    """See that metrics can stand beside each other and beside a row's own entries.
+    """Check that the keys of metrics clash neither with each other nor with a row's own entries.
 
     Raises:
-        ValueError: a key twice, or one that means something else in rows and reports.
+        ValueError: a key occurs twice, or means something else in rows and reports.
 
     Example:
         >>> check_metric_keys(["average_drop", "seconds"])
         Traceback (most recent call last):
-        ValueError: Expected `metrics` to have other keys than rows and reports have entries, but got 'seconds'.
+        ValueError: Expected `metrics` to have keys that are no entries of rows and reports, but got 'seconds'.
     """
     if len(set(keys)) < len(keys):
         raise ValueError(f"Expected each of `metrics` once, but got {', '.join(keys)}.")
     own = {*(entry.name for entry in fields(Row)), "crc", *MANIFEST_KEYS, *STATUSES, "missing", "seconds_per_image"}
     if taken := [repr(key) for key in keys if key in own]:
         raise ValueError(
-            f"Expected `metrics` to have other keys than rows and reports have entries, but got {', '.join(taken)}."
+            f"Expected `metrics` to have keys that are no entries of rows and reports, but got {', '.join(taken)}."
         )
 
 
 def write_manifest(run_dir: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
-    """Write `RUN/manifest.json` at once.
+    """Write `RUN/manifest.json` atomically.
 
     Args:
-        run_dir: The run's folder, made where it is missing.
-        manifest: The entries of `MANIFEST_KEYS` (`format` is added), as JSON has them; a run that measures has also
-            `metric_info`, each metric's `MetricInfo` by key.
+        run_dir: The run's folder; it is created if it is missing.
+        manifest: The entries of `MANIFEST_KEYS` as JSON values (`format` is added). A run that measures also has
+            `metric_info`, the `MetricInfo` of each metric by key.
 
     Raises:
         ValueError: If an entry is missing or a number is not finite.
-        TypeError: If an entry is not JSON.
+        TypeError: If an entry is not a JSON value.
         RunFolderError: If the file cannot be written.
     """
     manifest = {"format": FORMAT, **manifest}
@@ -75,7 +75,7 @@ def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Read `RUN/manifest.json`.
 
     Raises:
-        RunFolderError: If there is none, or it is not a manifest of this format.
+        RunFolderError: If the file is missing or not a manifest of this format.
     """
     path = Path(run_dir) / MANIFEST
     try:
@@ -85,12 +85,14 @@ def read_manifest(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"Cannot read {path}: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not {*MANIFEST_KEYS} <= {*manifest}:
-        raise RunFolderError(f"{path} is not a manifest of format {FORMAT}: it has to have {', '.join(MANIFEST_KEYS)}.")
+        raise RunFolderError(
+            f"{path} is not a manifest of format {FORMAT}. Expected the entries {', '.join(MANIFEST_KEYS)}."
+        )
     return manifest
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts with their dotted names."""
+    """The leaves of nested dicts by their dotted names."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
@@ -99,14 +101,14 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that was started differently.
+    """Refuse to continue a run that was started with other settings.
 
     Args:
-        old: The fingerprint in the folder's manifest.
-        new: This run's; compared as JSON, so a tuple equals a list.
+        old: The fingerprint in the manifest of the folder.
+        new: The fingerprint of this run. Both are compared as JSON, so a tuple equals a list.
 
     Raises:
-        FingerprintMismatch: If a key differs; the message has each with its two values, nested keys dotted.
+        FingerprintMismatch: If a key differs; the message lists each such key (dotted if nested) with its two values.
 
     Example:
         >>> check_fingerprint({"block": 8, "data": {"root": "a"}}, {"block": 8, "data": {"root": "b"}})

@@ -1,4 +1,4 @@
-"""The processes that work on one run, and what they tell each other."""
+"""The processes that work on one run, and the messages between them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def _store_errors() -> Iterator[None]:
 
 
 class Processes:
-    """The processes of one run. They tell each other what happens through the store of their process group.
+    """The processes of one run. They exchange messages through the store of their process group.
 
-    A collective in the loop would wait for the slowest process. One after the loop would run into the group's timeout
-    if a process is much slower than the others. The store answers at once, or fails when its process is dead.
+    A collective inside the loop would wait for the slowest process. A collective after the loop would run into the
+    group's timeout if one process is much slower than the others. The store answers at once, or fails when its process
+    is dead.
 
     Args:
         rank: number of this process.
         size: number of processes.
-        store: store of a process group (`torch.distributed.Store`); None is that of the default group, if any.
+        store: store of a process group (`torch.distributed.Store`); None: that of the default group, if any.
     """
 
     _runs = itertools.count()  # every process counts the same runs
@@ -51,26 +52,26 @@ class Processes:
         self._store = store
 
     def stop(self, reason: int) -> None:
-        """Tell all processes to leave the loop after their block; `reason` is a signal or a constant of above."""
+        """Tell all processes to leave the loop after their block; `reason` is a signal or one of the constants."""
         self._told = reason
         if self._store is not None:
             self._store.set("stop", str(reason))
 
     def stopped(self) -> int | None:
-        """The reason that any of the processes gave to `stop`, or None."""
+        """The reason that any process has given to `stop`, or None."""
         if self._told is None and self._store is not None and self._store.check(["stop"]):
             self._told = int(self._store.get("stop"))
         return self._told
 
     def add(self, name: str, number: int) -> int:
-        """Add to a number that all processes share; returns the sum."""
+        """Add to a number that all processes share, and return the sum."""
         if self._store is not None:
             return int(self._store.add(name, number))
         self._numbers[name] += number
         return self._numbers[name]
 
     def leave(self) -> int | None:
-        """Wait until every process has left the loop, and return the reason of `stopped`.
+        """Wait until every process has left the loop, then return the result of `stopped`.
 
         Raises:
             RunFolderError: the process that holds the store has died.
@@ -88,7 +89,7 @@ class Processes:
         return reason
 
     def heed(self) -> int | None:
-        """Pass on a signal that this process got, and return the reason of `stopped`; raises what `leave` raises."""
+        """Forward a signal that this process has received, and return `stopped`; raises what `leave` raises."""
         signum = requested()
         with _store_errors():
             if signum is not None and self._told is None:

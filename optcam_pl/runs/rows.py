@@ -1,15 +1,15 @@
-"""The rows of a run: one per image, written durably, found again after any crash, read by the report.
+"""The rows of a run: one per image, written durably and read by the report.
 
 A run folder is::
 
-    RUN/manifest.json       what the run is: written once, atomically, before the first row
-    RUN/rows/*.jsonl        the rows: one new file per attempt and rank, a checksum per line
-    RUN/weights, RUN/maps   tensors, each file written under a temporary name and renamed
-    RUN/.lock               held by the running process, released by the kernel when it dies
+    RUN/manifest.json       the description of the run, written once, atomically, before the first row
+    RUN/rows/*.jsonl        the rows, in a new file per attempt and rank, with a checksum per line
+    RUN/weights, RUN/maps   tensors, in files that are written under a temporary name and then renamed
+    RUN/.lock               held by the running process; the kernel releases it when the process dies
 
-What is promised: a row that `RowWriter.write` returned from survives the death of the process and, as far as the
-file system keeps its word, of the machine. A line that a crash cut short is not taken for a row, a line whose bytes
-have changed is noticed, and nothing here ever overwrites or deletes a row.
+Guarantees: after `RowWriter.write` has returned, its rows survive a crash of the process and, as far as the file
+system keeps its promises, of the machine. A line that a crash has cut short is not read as a row, a line with changed
+bytes is detected, and rows are never overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ def _score(value: Any) -> Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a run found out about one image.
+    """The results of a run for one image.
 
-    Numbers that are not finite become None at construction (a list with such a number as a whole), so that a row is
-    equal to itself read back from its file.
+    Numbers that are not finite become None at construction; a list with such a number becomes None as a whole. A row
+    that is read back from its file is therefore equal to the original.
 
     Attributes:
-        index: Place of the image in the dataset, from 0.
+        index: Position of the image in the dataset, from 0.
         id: Name of the image, the same in every run and on every machine.
-        status: "ok"; "degenerate" where the map is constant or a score is undefined; "error" where there is no result.
+        status: "ok"; "degenerate" if the map is constant or a score is undefined; "error" if there is no result.
         reason: Why the status is not "ok".
-        target: Class that was explained.
-        predicted: Class that the network predicts for the unmasked image; -1 where it is not known.
-        p: Probability of the target for the image, in [0, 1], or its score, where the network's `link` is identity;
-            None where there is none.
+        target: The explained class.
+        predicted: The class that the network predicts for the unmasked image; -1 if unknown.
+        p: Probability of the target for the image, in [0, 1], or its score if the network's `link` is identity; None
+            if there is none.
         o: The same for the masked image.
-        scores: Per-image values by metric; None where the metric is undefined for this image.
+        scores: Values by metric; None if the metric is undefined for this image.
         seconds: Time spent on this image.
 
     Raises:
-        ValueError: If the index is negative (the padding of a block is no image), the status unknown, or the time
-            negative or not finite.
-        TypeError: If a number is none.
+        ValueError: If the index is negative (padding is not an image), the status is unknown, or the time is negative
+            or not finite.
+        TypeError: If a value has another type.
 
     Example:
         >>> row = Row(index=3, id="cat.png", status="ok", target=281, predicted=281, p=0.5, o=0.75,
@@ -115,23 +115,23 @@ class Row:
         object.__setattr__(self, "scores", {key: _score(value) for key, value in self.scores.items()})
 
     def to_json(self) -> str:
-        """One line of ASCII JSON: no newline inside, no NaN, whatever the id holds (undecodable bytes as well)."""
+        """One line of ASCII JSON without newlines or NaN, whatever the id contains (even undecodable bytes)."""
         return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Row:
-        """The row of a line; ValueError or TypeError where the text is none."""
+        """Read a row from its line. Raises ValueError or TypeError if the text is not a row."""
         return cls(**json.loads(text))
 
 
 def _seal(row: Row) -> bytes:
-    """The row's line: its JSON with a checksum of the bytes before it as the last entry."""
+    """The line of a row: its JSON, with a checksum of the preceding bytes as the last entry."""
     body = row.to_json().encode("ascii")[:-1]
     return b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
 
 def _unseal(line: bytes) -> Row:
-    """The row of a sealed line; ValueError says what is wrong with it."""
+    """Read a row from its sealed line. Raises a ValueError that says what is wrong with the line."""
     seal = _SEAL.search(line)
     if seal is None:
         raise ValueError("no checksum at its end")
@@ -146,7 +146,7 @@ def _unseal(line: bytes) -> Row:
 
 @dataclass(frozen=True)
 class Rows(Sequence[Row]):
-    """The rows of a run, sorted by index, each index once, and in `damaged` a sentence for each unreadable line."""
+    """The rows of a run, one for each index, sorted by index; `damaged` has a sentence for each unreadable line."""
 
     rows: tuple[Row, ...] = ()
     damaged: tuple[str, ...] = ()
@@ -162,17 +162,17 @@ class Rows(Sequence[Row]):
 
 
 def _row_files(run_dir: Path) -> list[tuple[int, int, Path]]:
-    """(attempt, rank, path) of every row file, oldest attempt first."""
+    """(attempt, rank, path) of every row file, the oldest attempt first."""
     found = ((_ROW_FILE.fullmatch(path.name), path) for path in (run_dir / "rows").glob("*.jsonl"))
     return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
 
 
 def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
-    """Read every row of a run; a folder without rows has none.
+    """Read all rows of a run; a folder without row files has none.
 
-    The last line of a file may be cut short, as a crash leaves it: it is no row. An index may stand in several files if
-    the rows are equal but for their seconds and the words of their reason (a block that was done again); the oldest is
-    kept. Other lines that are no rows are collected in `Rows.damaged`; with `strict`, the first one is raised.
+    A crash may have cut the last line of a file short; such a line is ignored. An index may occur in several files
+    (after a block was repeated) if the rows differ only in their seconds and the wording of their reason; the oldest
+    row is kept. Other unreadable lines are collected in `Rows.damaged`; with `strict`, the first one raises an error.
 
     Raises:
         RunFolderError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
@@ -201,19 +201,19 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
 
 
 class RowWriter:
-    """Appends rows to a file of its own: `RUN/rows/a<attempt>-r<rank>.jsonl`, the attempt one more than the last.
+    """Appends rows to a new file, `RUN/rows/a<attempt>-r<rank>.jsonl`; the attempt is one more than the last.
 
-    A context manager; entering it makes the folder and the file, so an unwritable place is noticed at once. Rows are
-    durable when `write` returns; after a failed write the writer is closed, and rows written before stay readable. A
-    run that goes on writes the missing rows only: on a device that does not repeat its results bit for bit, a row
-    written again would contradict the first.
+    This is a context manager. Entering it creates the folder and the file, so an unwritable place is noticed at once.
+    Rows are durable when `write` returns. After a failed write the writer is closed, and earlier rows remain readable.
+    A run that is continued writes only the missing rows: on a device that does not repeat its results bit for bit, a
+    second row of an image would contradict the first.
 
     Args:
         run_dir: The run's folder.
         rank: Number of the process (or shard), 0 or more.
 
     Raises:
-        RunFolderError: If the folder or the file cannot be made or written; the message names it.
+        RunFolderError: If the folder or the file cannot be created or written; the message names it.
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], rank: int = 0) -> None:
@@ -238,14 +238,14 @@ class RowWriter:
         while True:
             attempt = 1 + max((a for a, rank, _ in _row_files(self.run_dir) if rank == self.rank), default=0)
             path = folder / f"a{attempt:04d}-r{self.rank:05d}.jsonl"
-            with contextlib.suppress(FileExistsError):  # another shard was quicker: the next number
+            with contextlib.suppress(FileExistsError):  # another shard was faster: try the next number
                 return os.open(path, NEW_FILE, 0o666), path
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows (a block's) and return when they are on the disk: one write, one sync.
+        """Append the rows of a block and return when they are on the disk, after one write and one sync.
 
         Raises:
-            RunFolderError: If the disk is full, the file was deleted, or anything else is in the way.
+            RunFolderError: If they cannot be written, for example because the disk is full or the file was deleted.
         """
         if self._fd is None:
             raise RunFolderError(f"The writer of {self.path or self.run_dir} is closed.")
@@ -253,7 +253,7 @@ class RowWriter:
         try:
             write_all(self._fd, data)
             sync_data(self._fd)
-            if not os.fstat(self._fd).st_nlink:  # writing to a deleted file succeeds, and is for nothing
+            if not os.fstat(self._fd).st_nlink:  # writing to a deleted file succeeds but keeps nothing
                 raise FileNotFoundError(errno.ENOENT, "the file was deleted")  # noqa: TRY301 - reported like the others
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -265,7 +265,7 @@ class RowWriter:
         self._size += len(data)
 
     def close(self) -> None:
-        """Close the file; `write` is refused from now on."""
+        """Close the file. From then on, `write` raises an error."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -275,13 +275,13 @@ class RowWriter:
 
 
 def missing(rows: Iterable[Row], n: int) -> list[int]:
-    """The indices below `n` that have no row, in order."""
+    """The indices below `n` without a row, in order."""
     have = {row.index for row in rows}
     return [index for index in range(n) if index not in have]
 
 
 def completed_blocks(rows: Iterable[Row], n: int, block_size: int) -> set[int]:
-    """The blocks of a dataset of `n` images whose every image has a row; block k starts at index k * `block_size`.
+    """The blocks in which every image has a row, for `n` images; block k starts at index k * `block_size`.
 
     Raises:
         ValueError: If `block_size` is not positive.
@@ -296,7 +296,7 @@ def completed_blocks(rows: Iterable[Row], n: int, block_size: int) -> set[int]:
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Write integers as ranges, for messages.
+    """Format integers as ranges, for messages.
 
     Example:
         >>> format_ranges([7, 1, 2, 3])

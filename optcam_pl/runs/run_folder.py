@@ -1,4 +1,4 @@
-"""A run's folder while the run is at work: its lock and manifest, which blocks are left, and its new rows."""
+"""The folder of an active run: its lock and manifest, the blocks that are left, and its new rows."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Shard: TypeAlias = tuple[int, int]  # which, counted from 1, of how many
 
 
 class FileWriter(Callback, ABC):
-    """A callback that stores files for each image. A block is done only when these files exist."""
+    """A callback that stores files for each image. A block is only done when these files exist."""
 
     @abstractmethod
     def lacking(self, run_dir: Path, rows: Iterable[Row]) -> set[int]:
-        """The indices of the rows' images whose files are not all there."""
+        """The indices of the images with a row whose files are incomplete."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a start of a run finds in its folder, and what it has to do. One process makes it for all.
+    """What a start of a run has found in its folder and has to do. One process makes the plan for all.
 
     Attributes:
-        todo: numbers of the blocks to do.
-        known: indices of images in these blocks that have a row already, so that none is written again.
-        done: number of images of the dataset with a row.
-        errors: number of those that could not be read.
+        todo: the numbers of the blocks to do.
+        known: the indices of images in these blocks that already have a row, so that no row is written twice.
+        done: the number of images of the dataset with a row.
+        errors: the number of those that could not be read.
     """
 
     todo: tuple[int, ...]
@@ -47,15 +47,15 @@ class Plan:
 
 
 class RunFolder:
-    """The folder of a run at work: locked, with one manifest, and at most one row for each image.
+    """The folder of an active run: locked, with one manifest and at most one row per image.
 
     Args:
         run_dir: the run's folder.
-        resume: "auto" continues a run that is in the folder, or begins one; "never" refuses a folder with a run,
-            "require" one without.
-        shard: for (i, n), do only the blocks k with k mod n = i - 1. Independent processes do the other blocks into
-            the same folder.
-        processes: the processes that share these blocks.
+        resume: "auto" continues the run in the folder or begins a new one; "never" refuses a folder with a run, and
+            "require" refuses a folder without one.
+        shard: (i, n) does only the blocks k with k mod n = i - 1. Independent processes do the other blocks in the same
+            folder.
+        processes: the processes that share the blocks.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class RunFolder:
         lacking: Callable[[Sequence[Row]], set[int]],
         broadcast: Callable[[Any], Any],
     ) -> Plan:
-        """Decide on rank 0 what there is to do, and tell the other processes.
+        """Decide on rank 0 what has to be done, and tell the other processes.
 
         Args:
-            manifest: the run's; its fingerprint must equal that of a run that is in the folder.
-            block_size: images in a block.
-            lacking: tells which rows' images lack a file and have to be done again.
-            broadcast: gives every process the first one's argument.
+            manifest: the manifest of the run; its fingerprint must equal that of the run in the folder.
+            block_size: the number of images in a block.
+            lacking: returns the indices of images that lack a file and have to be done again.
+            broadcast: gives every process the argument of the first process.
 
         Raises:
-            RunFolderError: another process works in this folder, or it cannot be read or written.
-            FingerprintMismatch: the folder's run was made with other settings.
+            RunFolderError: another process uses this folder, or it cannot be read or written.
+            FingerprintMismatch: the run in the folder was started with other settings.
             SystemExit: on the other processes in these cases. The first one says why.
         """
         plan: Plan | None = None
@@ -93,7 +93,7 @@ class RunFolder:
         try:
             if self.processes.rank == 0:
                 plan = self._plan(manifest, block_size, lacking)
-        finally:  # also after an error: else the others would wait for ever
+        finally:  # also after an error, or the other processes would wait forever
             self.plan = broadcast(plan)
         if self.plan is None:
             raise SystemExit(2)
@@ -101,7 +101,7 @@ class RunFolder:
 
     def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
         if self.resume == "require" and not (self.run_dir / MANIFEST).exists():  # before anything is written
-            raise RunFolderError(f"Expected a run in {self.run_dir} to go on with, but there is none.")
+            raise RunFolderError(f"Expected a run in {self.run_dir} to continue, but there is none.")
         self._lock()
         self._check(manifest)
         n, rows = manifest["images"], read_rows(self.run_dir)
@@ -113,7 +113,7 @@ class RunFolder:
     def _blocks_left(
         self, rows: Sequence[Row], n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]
     ) -> list[int]:
-        """The blocks of this shard in which an image has no row or lacks a file."""
+        """The blocks of this shard with an image that has no row or lacks a file."""
         without = lacking(rows)
         done = completed_blocks([row for row in rows if row.index not in without], n, block_size)
         i, shards = self.shard or (1, 1)
@@ -127,27 +127,27 @@ class RunFolder:
         return sorted(index for index in without if index // block_size in blocks)
 
     def left(self, rows: Sequence[Row]) -> list[int]:
-        """The indices of the images that this start had to do and did not.
+        """The indices of the images that this start should have done but did not.
 
         Args:
-            rows: of the folder, once the run has ended.
+            rows: the rows in the folder after the run has ended.
         """
         return self._left(rows)
 
     def _lock(self) -> None:
-        """Lock the folder for this process, or for the shards of one number of shards."""
+        """Lock the folder for this process, or for all shards of the same division."""
         self._open.enter_context(RunLock(self.run_dir, shared=self.shard is not None))
         if self.shard is None:
             return
         i, n = self.shard
         for path in self.run_dir.glob(".shard-*-of-*.lock"):
             if not path.name.endswith(f"-of-{n}.lock"):
-                with RunLock(self.run_dir, path.name):  # refused where shards of another number are at work
+                with RunLock(self.run_dir, path.name):  # refused while shards of another division are active
                     pass
         self._open.enter_context(RunLock(self.run_dir, f".shard-{i}-of-{n}.lock"))
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest at the first start; compare with it at a later one."""
+        """Write the manifest at the first start; compare with it at later starts."""
         with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
@@ -168,17 +168,17 @@ class RunFolder:
             ) from None
 
     def open(self) -> None:
-        """Make this process's file of rows."""
+        """Create the row file of this process."""
         i, _ = self.shard or (1, 1)
         self._writer = RowWriter(self.run_dir, (i - 1) * self.processes.size + self.processes.rank)
         self._open.enter_context(self._writer)
 
     def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
-        """Write the rows of a block that are not there yet. They are durable on return.
+        """Write those rows of a block that are not there yet. They are durable when this returns.
 
         Args:
-            rows: of one block.
-            max_errors: end the run on all processes if more images than this could not be read.
+            rows: the rows of one block.
+            max_errors: end the run on all processes when more images than this could not be read.
 
         Raises:
             RunFolderError: they cannot be written.
@@ -193,7 +193,7 @@ class RunFolder:
             self.processes.stop(TOO_MANY_ERRORS)
 
     def heed(self) -> None:
-        """Call between two blocks: ends the run if any of its processes was told to.
+        """End the run if any of its processes was told to; call this between two blocks.
 
         Raises:
             Stopped: by a signal.
@@ -203,7 +203,7 @@ class RunFolder:
             self.finish()
 
     def finish(self) -> None:
-        """Close the rows and wait for the other processes; raises what `heed` raises."""
+        """Close the row file and wait for the other processes; raises what `heed` raises."""
         if self._writer is not None:
             self._writer.close()
         reason = self.processes.leave()
@@ -211,23 +211,23 @@ class RunFolder:
             return
         self.close()
         if reason == FAILED:
-            raise RunFolderError("Ended because another process of this run failed, which said why.")
+            raise RunFolderError("Ended because another process of this run failed; its message says why.")
         if reason != TOO_MANY_ERRORS:
             raise Stopped(reason)
         if self.processes.rank != 0:
             raise SystemExit(2)
         errors = [row for row in read_rows(self.run_dir) if row.status == "error"]
         raise RunFolderError(
-            f"Ended because more images than `max_errors` allows could not be read: {len(errors)} in {self.run_dir}, "
-            f"the last of them {errors[-1].id!r} ({errors[-1].reason})."
+            f"Ended because more images could not be read than `max_errors` allows: {len(errors)} in {self.run_dir}, "
+            f"most recently {errors[-1].id!r} ({errors[-1].reason})."
         )
 
     def fail(self) -> None:
-        """Tell the other processes, on this machine and others, that this one has failed; then `close`."""
-        with suppress(RuntimeError):  # they may have ended before
+        """Tell the other processes, on all machines, that this one has failed, then `close`."""
+        with suppress(RuntimeError):  # they may have ended already
             self.processes.stop(FAILED)
         self.close()
 
     def close(self) -> None:
-        """Close the rows and give the lock back; may be called at any time, any number of times."""
+        """Close the row file and release the lock. This may be called at any time, any number of times."""
         self._open.close()

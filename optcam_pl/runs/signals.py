@@ -1,8 +1,8 @@
-"""Ending a run from outside: after a signal it finishes the block in hand; processes end with their parent.
+"""Ends a run from outside: after a signal it finishes the current block; processes end with their parent.
 
-A cluster asks for its machine by SIGTERM or SIGUSR1, a person by Ctrl-C. Inside `stop_signals` these signals are only
-noted. The run looks at them (`requested`) after every block and ends with `Stopped`. A second signal ends the process
-at once, which loses no more than the block in hand.
+A cluster ends a job by SIGTERM or SIGUSR1, a person by Ctrl-C. Inside `stop_signals`, these signals are only recorded.
+The run checks for them (`requested`) after every block and ends with `Stopped`. A second signal ends the process at
+once, which loses at most the current block.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ LAUNCHER = "OPTCAM_LAUNCHER"
 """Environment variable with the process id of the process that started the others of its machine."""
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-# A cluster may signal each process, and a launcher pass its own signal on: what comes so soon is the same request.
+# A cluster may signal each process, and a launcher may forward its own signal: soon after the first, it is the same
+# request.
 _ECHO_SECONDS = 1.0
 
 
 class Stopped(BaseException):
-    """The run ended because it was told to, with everything written that it had done.
+    """The run ended because it was told to; everything that it had done is written.
 
-    It is not an Exception, so that code that continues after errors does not continue after this.
+    This is not an Exception, so that code that continues after errors does not continue after it.
 
     Attributes:
-        exit_code: exit code of the command: 130 after SIGINT, 143 after the others, as in shells after SIGTERM.
+        exit_code: the exit code of the command: 130 after SIGINT, 143 after the other signals, as in shells.
 
     Example:
         >>> Stopped(signal.SIGINT).exit_code, Stopped(signal.SIGTERM).exit_code
@@ -49,7 +50,7 @@ def _exit_code(signum: int) -> int:
 
 
 class _Request:
-    """The first signal that came, and its time."""
+    """The first signal that was received, and its time."""
 
     signum: int | None = None
     since = 0.0
@@ -67,15 +68,15 @@ _request = _Request()
 
 
 def requested() -> int | None:
-    """The signal that told the run to end, or None."""
+    """The signal that asked the run to end, or None."""
     return _request.signum
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Note SIGINT, SIGTERM and SIGUSR1 instead of ending the process; the old handlers are restored at the end.
+    """Record SIGINT, SIGTERM and SIGUSR1 instead of ending the process; restore the old handlers at the end.
 
-    Only the main thread may set handlers; in another thread this does nothing.
+    Only the main thread can set handlers; in another thread this does nothing.
     """
     global _request  # noqa: PLW0603 - handlers belong to the process, and so does what they note
     if threading.current_thread() is not threading.main_thread():
@@ -94,13 +95,13 @@ def stop_signals() -> Iterator[None]:
 
 
 def follow_launcher() -> bool:
-    """In a process that was started as one of several on this machine: end when the one that started it ends.
+    """Let this process end when the launcher that started it on this machine ends.
 
-    Otherwise the others would wait for a dead first process, with their memory and their GPUs. Every process has to
-    call this first.
+    Otherwise the processes would wait for a dead first process and keep their memory and GPUs. Every process must call
+    this first.
 
     Returns:
-        Whether Lightning started this process: then the first process speaks for the run, and gives its exit code.
+        Whether Lightning started this process. If so, the first process reports for the run and gives the exit code.
     """
     mine, launcher = str(os.getpid()), os.environ.get(LAUNCHER)
     rank = os.environ.get("LOCAL_RANK")

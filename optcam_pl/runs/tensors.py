@@ -1,4 +1,4 @@
-"""Tensors of a run, in safetensors files with a checksum: the weights that a `fit` found, the curves of a `test`."""
+"""The tensors of a run, in safetensors files with a checksum: the weights of a `fit`, the curves of a `test`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.manifest import check_fingerprint, read_manifest
 from optcam_pl.runs.rows import Row
 
-# What a map depends on when its weights are given; the rest of a fingerprint (metrics, versions ...) may differ.
+# What a map depends on if its weights are given. The rest of a fingerprint (metrics, versions, ...) may differ.
 FINGERPRINT_KEYS = ("classifier", "explainer", "target", "baseline", "data", "block_size")
 _CHECKSUM = "crc32"
 
@@ -30,9 +30,9 @@ _CHECKSUM = "crc32"
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, from any device, as a safetensors file, under a temporary name that is then renamed.
+    """Write tensors from any device to a safetensors file, atomically.
 
-    The metadata gets a checksum of itself and of the tensors' names and values.
+    A checksum of the metadata and of the tensors' names and values is added to the metadata.
 
     Raises:
         RunFolderError: If the file cannot be written.
@@ -51,10 +51,10 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors file, on the CPU, and its metadata.
+    """Read the tensors (on the CPU) and the metadata of a safetensors file.
 
     Raises:
-        RunFolderError: If the file is missing or damaged; a changed bit is found by the checksum.
+        RunFolderError: If the file is missing or damaged; the checksum detects any changed bit.
     """
     try:
         data = Path(path).read_bytes()
@@ -74,13 +74,13 @@ def _file(run_dir: Path, block: int) -> Path:
 
 
 def save_weights(run_dir: Path, block: int, ids: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Store what an optimizing explainer found for a block: `weights` (B,K), `objective` (T+1,B) and `target` (B,).
+    """Store the results of an optimizing explainer for a block: `weights` (B,K), `objective` (T+1,B), `target` (B,).
 
     Args:
-        run_dir: the fit's run folder.
-        block: number of the block in the dataset.
-        ids: of the B images.
-        tensors: these three.
+        run_dir: the run folder of the fit.
+        block: the number of the block in the dataset.
+        ids: the ids of the B images.
+        tensors: the three tensors.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
@@ -89,7 +89,7 @@ def save_weights(run_dir: Path, block: int, ids: Sequence[str], tensors: Mapping
 
 
 def lacking_weights(run_dir: Path, rows: Iterable[Row], block_size: int) -> set[int]:
-    """The indices of the rows' images whose block has no whole weight file; images with an error need none."""
+    """The indices of images with a row whose block has no complete weight file; images with an error need none."""
 
     @cache
     def whole(block: int) -> bool:
@@ -108,8 +108,8 @@ class StoredWeights:
         run_dir: the run folder of a finished `fit`.
 
     Raises:
-        RunFolderError: no run folder.
-        ValueError: the run is no `fit`.
+        RunFolderError: this is not a run folder.
+        ValueError: the run is not a `fit`.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -122,36 +122,36 @@ class StoredWeights:
             )
 
     def check(self, fingerprint: Mapping[str, Any]) -> None:
-        """Refuse weights that were found for something else.
+        """Refuse weights that were found under other settings.
 
         Raises:
-            FingerprintMismatch: naming each key that differs.
+            FingerprintMismatch: a key differs; the message names each.
         """
         check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
-        """The weights (B,K) of a block's images, on the CPU.
+        """The weights (B,K) of the images of a block, on the CPU.
 
-        The file may hold more: older versions fitted the padding of a last block, named "", and black images in the
+        The file may contain more: older versions also fitted the padding of a last block (named "") and black images in
         place of those that could not be read.
 
         Args:
-            block: number of the block in the dataset.
-            ids: of the B images.
-            target: (B,) their classes.
+            block: the number of the block in the dataset.
+            ids: the ids of the B images.
+            target: (B,) the classes of the images.
 
         Raises:
-            ValueError: the block was never fitted, or not for these images or targets.
+            ValueError: the block was not fitted, or not for these images or targets.
         """
         path = _file(self.run_dir, block)
         if not path.is_file():
             raise ValueError(
-                f"Expected weights of block {block} (first image {ids[0]!r}) in {path}, but it is missing."
+                f"Expected the weights of block {block} (first image {ids[0]!r}) in {path}, but this file is missing."
             )
         stored, metadata = load_tensors(path)
         place = {image_id: i for i, image_id in enumerate(json.loads(metadata["ids"]))}
         if unknown := [image_id for image_id in ids if image_id not in place]:
-            raise ValueError(f"{path} holds the weights of other images than {', '.join(unknown)}.")
+            raise ValueError(f"{path} has no weights for {', '.join(unknown)}.")
         chosen = [place[image_id] for image_id in ids]
         if not torch.equal(stored["target"][chosen], target.cpu()):
             raise ValueError(
@@ -161,7 +161,7 @@ class StoredWeights:
 
 
 def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[str, Tensor]) -> None:
-    """Store the curves (n,T) of a block's n images, by metric.
+    """Store the curves (n,T) of the n images of a block, by metric.
 
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
@@ -171,9 +171,9 @@ def save_curves(run_dir: Path, block: int, ids: Sequence[str], curves: Mapping[s
 
 
 def mean_curves(run_dir: Path) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Mean (T,), half its 95 % band (T,) and number of images of the curves that a run stored, by metric.
+    """The mean (T,), half the width of its 95 % band (T,) and the number of images of a run's curves, by metric.
 
-    Images without a defined curve are left out; the band, that of a normal mean, is NaN for a single one.
+    Images without a defined curve are left out. The band is that of a normal mean, and NaN for a single image.
     """
     found: dict[str, list[Tensor]] = {}
     for path in sorted((run_dir / "curves").glob("b*.safetensors")):
@@ -190,7 +190,7 @@ def mean_curves(run_dir: Path) -> dict[str, tuple[Tensor, Tensor, int]]:
 
 
 def _of_weights(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights depend on: not on the exponent of the map that is made of them."""
+    """What the weights depend on, which excludes the exponent of the map that is made of them."""
     chosen = {key: fingerprint.get(key) for key in FINGERPRINT_KEYS}
     explainer = {key: value for key, value in (chosen["explainer"] or {}).items() if key != "selectivity"}
     return {**chosen, "explainer": explainer}

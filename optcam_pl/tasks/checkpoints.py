@@ -54,7 +54,7 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
     if file.exists() and resume == "never":
         raise FileExistsError(f"Expected no fit in {str(run_dir)!r} with `resume` never, but there is {file}.")
     if not file.exists() and resume == "require":
-        raise FileNotFoundError(f"Expected a fit to go on with in {str(run_dir)!r}, but there is no {file}.")
+        raise FileNotFoundError(f"Expected a fit to continue in {str(run_dir)!r}, but there is no {file}.")
     return file if file.exists() else None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from optcam_pl.checks import check_choice, check_positive
-from optcam_pl.data import Batch
+from optcam_pl.data import Batch, EachBox
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import (
@@ -97,6 +97,7 @@ class SaliencyTask(RunTask):
         shard: which part of the blocks to do; see `RunFolder`. None means all.
         cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
             otherwise "".
+        result: what the last block gave; None before the first.
 
     Raises:
         ValueError: a setting is out of range.
@@ -162,7 +163,7 @@ class SaliencyTask(RunTask):
     def run(self) -> Run:
         """The content of the run's folder after the run has ended; it is read once and only on rank 0."""
         if self._run is None:
-            self._run = load_run(self.run_dir, self._measured())
+            self._run = load_run(self.run_dir, self.measured)
         return self._run
 
     # What Lightning calls ------------------------------------------------------------------------------------------
@@ -174,10 +175,12 @@ class SaliencyTask(RunTask):
             ValueError: the network's head is new; the network lacks the explainer's layer; or the data do not fit.
         """
         self._run = None
+        if isinstance(self.data, EachBox):  # whose boxes the network may have to find
+            self.classifier.to(self.trainer.strategy.root_device)
         match(self.classifier, self.explainer, self.data, self.target)
         if self._every_metric:
             self._set_metrics(all_metrics(self.data, self.classifier))
-        check_annotations(self.data, self._measured(), self.region)
+        check_annotations(self.data, self.measured, self.region)
         self._run_dir = self.find_folder(self.trainer)
         if stage == "fit":
             self._setup_fit()
@@ -313,7 +316,7 @@ class SaliencyTask(RunTask):
         self.result = None
         if not bool((block["index"] >= 0).any()):  # this process has no block left
             return
-        metrics = self._measured() if measure else []
+        metrics = self.measured if measure else []
         what = (self.classifier, self.explainer, block, self.target, metrics)
         result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
         for metric in metrics:
@@ -393,20 +396,25 @@ class SaliencyTask(RunTask):
                 text = json.dumps(as_dict(summary_to_store(run, summary)), indent=2, allow_nan=False) + "\n"
                 write_file(self.run_dir / SUMMARY, text)
         values = self.trainer.strategy.broadcast(values)
+        shown = {f"{stage}/{key}": value for key, value in values.items()}
+        if shown:
+            # Lightning takes "step" as the step of the others; without it, it would add the epoch as a number.
+            shown["step"] = float(len(self.data.table))
         # Every rank already has the same values, so there is nothing to reduce.
-        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+        self.log_dict(shown, rank_zero_only=True)
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
-        parts = (self.classifier, self.explainer, self.data, self._measured(), self.target, self.region)
+        parts = (self.classifier, self.explainer, self.data, self.measured, self.target, self.region)
         subject = Subject(*parts, precision=str(self.trainer.precision), device=self.device.type)
         return subject.manifest(stage, str(self.run_dir))
 
     def running(self) -> list[ImageMetric]:
         """The metrics that have seen an image on this rank, with this rank's sums, for a progress bar."""
-        return [metric for metric in self._measured() if int(metric.count)]
+        return [metric for metric in self.measured if int(metric.count)]
 
-    def _measured(self) -> list[ImageMetric]:
+    @property
+    def measured(self) -> list[ImageMetric]:
         """The metrics in the order in which they were given; the collection has its own order."""
         found = dict(self.metrics.items(keep_base=True))
         return [metric for key in self._keys if isinstance(metric := found[key], ImageMetric)]

@@ -180,7 +180,7 @@ def test_every_metric_is_measured_with_an_interval_and_its_curves_are_kept(
     assert curve.mean().item() == pytest.approx(found["metrics"]["insertion"]["value"], abs=1e-4)
     accumulator = EventAccumulator("r", size_guidance={"images": 0})
     accumulator.Reload()
-    assert {"curves/insertion", "curves/selectivity_gain"} <= set(accumulator.Tags()["images"])
+    assert {"test_plots/insertion", "test_plots/selectivity_gain"} <= set(accumulator.Tags()["images"])
 
 
 @pytest.mark.parametrize("region", ["inside_box", "outside_box", "box", "complement"])

@@ -12,7 +12,8 @@ from PIL import Image
 
 from optcam_pl import GradCAM
 from optcam_pl.cli import compare, main
-from optcam_pl.cli.compare import choose, mean_over
+from optcam_pl.cli.compare import choose, listed_methods, mean_over
+from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.explainers import XGradCAM
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
@@ -81,6 +82,16 @@ def test_all_runs_every_block_and_says_which_it_does_not(
     assert "few_masks" in table
     assert "more_masks" in table
     assert load_run("logs/photos/more_masks/version_0").manifest["explainer_settings"]["num_masks"] == 9
+
+
+def test_a_listed_explainer_has_its_own_settings_and_none_of_another_class(photos: Path) -> None:
+    Path("own.yaml").write_text("explainers: [ExtremalPerturbation, {class_path: OptiCAM, init_args: {lr: 1.0}}]")
+    perturbation, opticam = listed_methods([TINY, "own.yaml"])
+    words = ["test", "--config", TINY, "--config", "own.yaml", f"--data.root={photos}"]
+    iterations = [OptcamCLI([*words, *m.words], dry=True).model.explainer.max_iter for m in (perturbation, opticam)]
+    assert iterations == [800, 100]  # tiny.yaml has 4 of Opti-CAM's
+    with pytest.raises(ValueError, match="`--explainers NAME ...`, or a config with the list `explainers`"):
+        run(photos)
 
 
 def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ import pytest
 import timm
 import torch
 import yaml
-from data_cases import make_coco, make_cub, make_pets, make_tree, make_voc
+from data_cases import make_boxes, make_coco, make_cub, make_pets, make_tree, make_voc
 
+from optcam_pl import explainers
 from optcam_pl.cli import main
+from optcam_pl.cli.compare import listed_methods
+from optcam_pl.cli.points import points, read_axes
 from optcam_pl.data import ChestXRay, Kvasir
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.report import load_run
@@ -51,6 +55,9 @@ def made_up(data: dict[str, Any]) -> list[str]:
     name, here = data["class_path"], Path("made up")
     if name in ("ImageNet", "ImageFolder"):
         make_tree(here, imagenet_wnids()[:2], {"": 6})
+        if "boxes" in data["init_args"]:
+            make_boxes(here, Path("boxes"))
+            return [f"--data.root={here}", "--data.boxes=boxes"]
     elif name == "ImagePaths":
         return [f"--data.paths={make_tree(here, ['x'], {'': 4})}"]
     elif name == "ChestXRay":
@@ -101,7 +108,7 @@ def tiny(config: dict[str, Any], fit: bool) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("paper/*.yaml")), ids=lambda p: p.stem
+    "path", sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("paper/*_fit.yaml")), ids=lambda p: p.stem
 )
 def test_every_config_runs_with_a_tiny_network(path: Path) -> None:
     config = read(path)
@@ -119,6 +126,29 @@ def test_every_config_runs_with_a_tiny_network(path: Path) -> None:
         assert Path("run/checkpoints/best.ckpt").is_file()
     elif config["model"]["class_path"] == "SaliencyTask":
         assert read_rows("run")
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("paper/*")) - set(CONFIGS.glob("paper/*_fit.yaml"))),
+                         ids=lambda p: p.stem)  # fmt: skip
+def test_every_config_of_the_paper_runs_on_two_images(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read(path)
+    point = points(read_axes([], config.get("grid")))[-1]  # the settings that are farthest from the usual ones
+    words = [word.replace("features.6", "layer1") for word in point.words]
+    words += ["--data.size=64"]
+    words = ["test", "--config", str(path), *tiny(config, False), *made_up(config["data"]), *QUIET, *SMALL, *words]
+    assert main([*words, "--data.limit=2", "--model.explainer.max_iter=2", "--run_dir=run"]) == 0
+    assert len(read_rows("run")) == 2
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["test", "--config", str(path), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["explainers"], printed["grid"]) == (saved["explainers"], saved["grid"])
+    for method in listed_methods([str(path)]) if config.get("explainers") else []:
+        given = json.loads(method.given) if method.given.startswith("{") else {"class_path": method.given}
+        getattr(explainers, given["class_path"])(**given.get("init_args", {}))
+    settings = config["model"]["init_args"]["explainer"]["init_args"]
+    assert {**settings, "max_iter": 100} == {"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda p: p.stem)

@@ -285,7 +285,7 @@ def test_what_a_metric_lacks_is_told_when_it_is_made() -> None:
 
 @pytest.mark.parametrize("key", ["seconds", "status", "p", "seconds_per_image", "explainer", "missing"])
 def test_keys_that_mean_something_else_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=f"other keys than rows and reports have entries, but got '{key}'"):
+    with pytest.raises(ValueError, match=f"keys that are no entries of rows and reports, but got '{key}'"):
         manifests.check_metric_keys(["average_drop", key])
 
 

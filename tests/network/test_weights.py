@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "shape": (lambda s: {**s, "5.bias": torch.ones(9)}, r"1 of another shape: 5.bias \(9,\) for \(3,\)"),
     "half prefixed": (lambda s: {**prefixed("model.")(s), "head.bias": torch.ones(1)}, "8 missing: .*more.*unexpected"),
     "other network": (lambda _: nn.LSTM(2, 2).state_dict(), "another architecture than Sequential: 8 missing"),
-    "no tensors": (lambda s: {"epoch": 3, "lr": 0.1}, "entries that are no tensors: epoch, lr"),
+    "no tensors": (lambda s: {"epoch": 3, "lr": 0.1}, "entries that are not tensors: epoch, lr"),
     "empty": (lambda s: {}, "but found dict without one"),
     "a tensor": (lambda s: torch.ones(3), "but found Tensor without one"),
     "too deep": (lambda s: {"model": {"model": {"model": {"model": s}}}}, "without one"),
@@ -164,7 +164,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(case: st
 
 def test_weights_of_another_network_of_the_source_are_refused_with_the_first_names(tmp_path: Path) -> None:
     torch.save(Classifier("timm/test_resnet", weights=None).network.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w.pth are of another architecture than torchvision/squeezenet1_1: \d+ miss"):
+    with pytest.raises(ValueError, match=r"w.pth belong to .* architecture than torchvision/squeezenet1_1: \d+ miss"):
         Classifier("torchvision/squeezenet1_1", tmp_path / "w.pth")
 
 
@@ -232,7 +232,7 @@ def test_cut_files_are_refused_wherever_they_are_cut(suffix: str, legacy: bool, 
         ("demo/resnet50", "Unknown network 'resnet50' of demo. The nearest are: 'efficientnet_lite0'"),
         (
             "resnet50",
-            "torchvision/NAME, timm/NAME, transformers/NAME, demo/NAME, or .*my_module.Net.*, but got 'resnet50'",
+            "torchvision/NAME, timm/NAME, .*open_clip/NAME, demo/NAME, or .*my_module.Net.*, but got 'resnet50'",
         ),
         ("keras/resnet50", "but got 'keras/resnet50'"),
         ("torchvision/", "but got 'torchvision/'"),

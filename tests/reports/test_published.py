@@ -25,7 +25,7 @@ def a_summary(**changes) -> Summary:
             "target": "label",
             "layer": ["layer4.2"],
             "input_size": [224, 224],
-            "weights": "default",
+            "weights": "IMAGENET1K_V1",
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
             "score": "probability",
@@ -74,7 +74,11 @@ def test_a_run_with_the_papers_settings_stands_beside_table_1():
     ("summary", "differences"),
     [
         (with_settings(baseline="mean"), ("baseline mean, not black",)),
-        (with_settings(weights="random"), ("weights random, not pretrained",)),
+        (with_settings(weights="random"), ("weights random, not IMAGENET1K_V1",)),
+        (with_settings(weights="default"), ("weights default, not IMAGENET1K_V1",)),  # torchvision's are its second
+        (with_settings(weights="IMAGENET1K_V2"), ("weights IMAGENET1K_V2, not IMAGENET1K_V1",)),
+        (with_settings(input="224x224 crop, bilinear"), ("resize crop, not stretch",)),
+        (with_settings(selectivity=2.0), ("selectivity 2.0, not 1.0",)),
         (with_settings(input_size=[288, 288]), ("input_size [288, 288], not [224, 224]",)),
         (with_settings(layer=["layer3.5"]), ("layer layer3.5, not layer4.2",)),
         (with_settings(score="logit"), ("score logit, not probability",)),

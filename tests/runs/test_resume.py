@@ -162,7 +162,7 @@ def test_a_run_of_other_settings_is_refused_by_name_and_leaves_the_folder_as_it_
 
 @pytest.mark.usefixtures("photos")
 def test_what_another_process_holds_and_what_resume_forbids_is_refused() -> None:
-    with pytest.raises(RunFolderError, match="Expected a run in run to go on with, but there is no"):
+    with pytest.raises(RunFolderError, match="Expected a run in run to continue, but there is no"):
         run("test", "run", "--resume=require")
     run("test", "run")
     with RunLock("run"), pytest.raises(RunFolderError, match="run folder run is in use by process"):
@@ -244,7 +244,8 @@ def test_more_errors_than_allowed_end_the_run_and_more_may_be_allowed_later(phot
         (photos / "n01440764" / f"photo {i}.png").write_text("this is no image")
     words = ["--data.on_error=record"]
     with pytest.raises(
-        RunFolderError, match=r"more images than `max_errors` allows .* 2 in run, .*'n01440764/photo 3.png'"
+        RunFolderError,
+        match=r"more images could not be read than `max_errors` allows: 2 in run, .*'n01440764/photo 3.png'",
     ):
         run("test", "run", *words, "--data.max_errors=1")
     assert len(read_rows("run")) < 7

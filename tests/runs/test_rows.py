@@ -235,7 +235,7 @@ def test_the_manifest_comes_back_and_is_complete(tmp_path):
         ("{", "Cannot read"),
         ("[]", "is not a manifest of format 1"),
         ('{"format": 2}', "is not a manifest of format 1"),
-        ('{"format": 1}', "it has to have format, stage"),
+        ('{"format": 1}', "Expected the entries format, stage"),
     ],
 )
 def test_what_is_no_manifest_is_refused_in_words(tmp_path, content, message):

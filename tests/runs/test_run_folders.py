@@ -206,7 +206,7 @@ def test_a_folder_with_configs_locks_or_a_run_is_one(tmp_path: Path) -> None:
 def test_a_start_that_fails_leaves_no_folder_behind() -> None:
     with pytest.raises(ValueError, match="resnet50"):
         main(["test", *words("--run_dir=a/b", "--model.classifier.network=torchvision/resnet5")])
-    with pytest.raises(RunFolderError, match="Expected a run in c to go on with, but there is no such folder"):
+    with pytest.raises(RunFolderError, match="Expected a run in c to continue, but there is no such folder"):
         main(["test", *words("--run_dir=c", "--resume=require")])
     assert sorted(path.name for path in Path().iterdir()) == ["photos"]
 
@@ -322,7 +322,7 @@ def test_weights_of_padded_blocks_are_still_taken(photos: Path) -> None:
     found = [[(row.p, row.o, row.scores) for row in read_rows(folder)] for folder in ("alone", "new", "old")]
     assert found[0] == found[1] == found[2]
     path.unlink()
-    with pytest.raises(ValueError, match="Expected weights of block 1"):
+    with pytest.raises(ValueError, match="Expected the weights of block 1"):
         run("test", "lacking", weights_from="fit")
 
 

@@ -195,7 +195,7 @@ def test_a_fit_that_was_stopped_and_goes_on_ends_as_one_that_was_not(tree: Path,
 
 def test_a_fit_does_not_go_on_with_other_settings_but_for_longer(tree: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(FileNotFoundError, match="Expected a fit to go on with in .*run', but there is no"):
+    with pytest.raises(FileNotFoundError, match="Expected a fit to continue in .*run', but there is no"):
         last_checkpoint(run, "require")
     assert last_checkpoint(run, "never") is None
     fit(ClassificationTask(classifier(), head_epochs=1, epochs=1), tree, run)
