@@ -19,18 +19,16 @@ import yaml
 
 from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.words import CONFIGS
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
-from optcam_pl.network.layers import nearest
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
 
-# The blocks come with a wheel inside the package, and stand beside it in a checkout.
-_PACKAGE = Path(__file__).resolve().parents[1]
-BLOCKS = next((d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir()), _PACKAGE) / "explainer"
+BLOCKS = CONFIGS / "explainer"
 # What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
 _COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
 
@@ -194,6 +192,11 @@ def choose(names: Sequence[str]) -> list[Method]:
 
 def _method(name: str) -> Method:
     if name.endswith((".yaml", ".yml")):
+        if not expanded_path(name).is_file():
+            raise FileNotFoundError(
+                f"Expected `--explainers` to name explainers or their files, but there is no file {name!r}. The "
+                f"nearest names are: {nearest(Path(name).stem, [*_known(), *_blocks()])}."
+            )
         return Method(Path(name).stem, name)
     if name in _known() or "." in name:
         return Method(name.rpartition(".")[2], name)

@@ -22,11 +22,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
 from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
@@ -297,7 +297,7 @@ def check(
         seed: the seed of the random weights.
     """
     classifier = original_of(classifier)  # weights that are folded into others cannot be drawn anew
-    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     data.setup("test")
     blocks: list[tuple[Batch, Tensor, Tensor]] = []
     for block in data.test_dataloader():

@@ -5,7 +5,6 @@ Shape letters: B images, K channels (D in a transformer), h x w feature grid, H 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections import deque
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import nearest as nearest  # noqa: PLC0414 (others import it from here)
 from optcam_pl.private import children_of
 
 if TYPE_CHECKING:
@@ -82,17 +82,6 @@ _MAX_PREFIX = 8  # class, distillation and register tokens together: DINOv2 with
 def families(network: nn.Module) -> list[tuple[str, str]]:
     """(source, class) of a network, most derived class first: the keys for the tables of this module."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(network).__mro__]
-
-
-def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
-    """The known names most like `name`, as words for an error message.
-
-    Example:
-        >>> nearest("layer4.7", ["layer3.0", "layer4.0", "layer4.1", "fc"], count=2)
-        "'layer4.1', 'layer4.0'"
-    """
-    known = list(known)
-    return ", ".join(repr(match) for match in difflib.get_close_matches(name, known, count, 0.3) or known[:count])
 
 
 def canonical_name(network: nn.Module, name: str) -> str:
@@ -168,7 +157,10 @@ def _unknown(network: nn.Module, name: str) -> ValueError:
     # The name inside a wrapper is nearer than any that merely looks alike.
     inner = [known for known in names if name and known.endswith(f".{name}")]
     near = ", ".join(map(repr, inner[:5])) or nearest(name, names)
-    return ValueError(f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {near}.")
+    return ValueError(
+        f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {near}. Where no layer is named, "
+        "one that suits the network is taken."
+    )
 
 
 def members(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -397,7 +389,7 @@ def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network
     return last and (not first or any(f in _CHANNELS_LAST for f in families(family_member(network, layer))))
 
 
-def zeros_for(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """One black image (1,3,H,W) in the network's dtype, on its device."""
+def zeros_for(network: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Tensor:
+    """One black image (1,channels,H,W) in the network's dtype, on its device."""
     like = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, 3, *image_size, dtype=like.dtype, device=like.device)
+    return torch.zeros(1, channels, *image_size, dtype=like.dtype, device=like.device)

@@ -6,8 +6,6 @@ running code inside it. Every name and every shape has to fit; a `ValueError` na
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import pickle
 import re
 import warnings
@@ -21,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.network.carried import carried_settings, normalizes_itself, timm_settings
-from optcam_pl.network.layers import heads, nearest
+from optcam_pl.network.layers import heads
+from optcam_pl.network.own import is_import_path, make_network
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
@@ -59,7 +58,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = expanded_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"The weight file does not exist: {path}")
+        raise FileNotFoundError(f"The weight file does not exist: {path} (`default` is the word for the source's own)")
     if not path.is_file():
         raise ValueError(f"Expected a weight file, but got a folder: {path}")
     if path.stat().st_size == 0:
@@ -106,7 +105,12 @@ def _read_pickle(path: Path, mmap: bool = False) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong; a KeyError only says the byte that it met."""
+    return (
+        "it does not begin as one"
+        if isinstance(error, KeyError)
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -274,11 +278,11 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
         raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
     if is_import_path(network):
         own = "default" if weights is None else weights  # the network that a call returns already has random weights
-        return _load_module(_call(network), own, network, num_classes)
+        return _load_module(make_network(network), own, network, num_classes)
     if not is_source_name(network):
         raise ValueError(
-            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or the import path of a "
-            f"class or function of your own (my_module.Net), but got {network!r}."
+            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or a class or function "
+            f"of your own by its import path (my_module.Net) or file (my_net.py:Net), but got {network!r}."
         )
     source, _, name = network.partition("/")
     return _SOURCES[source](name, weights, num_classes)
@@ -288,48 +292,6 @@ def is_source_name(network: object) -> bool:
     """Whether this is the name of a network from a known source, such as "timm/resnet18"."""
     source, _, name = network.partition("/") if isinstance(network, str) else ("", "", "")
     return source in _SOURCES and bool(name)
-
-
-def is_import_path(network: object) -> bool:
-    """Whether this is the import path of an object in a module: "my_module.Net" or "my_module:Net".
-
-    Example:
-        >>> is_import_path("my_module.Net"), is_import_path("timm/resnet18.a1_in1k"), is_import_path("resnet18")
-        (True, False, False)
-    """
-    return isinstance(network, str) and re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", network) is not None
-
-
-def _call(path: str) -> nn.Module:
-    """Call the class or function at an import path without arguments and return the network.
-
-    Raises:
-        ImportError: there is no such module, or no object of this name in it.
-        TypeError: it cannot be called without arguments, or the result is not a module.
-    """
-    where, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
-    try:
-        make = getattr(importlib.import_module(where), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # a package that the user's module needs is missing
-        raise ImportError(
-            f"Expected `network` {path!r} to be in a module that Python finds, but there is no module {error.name!r}. "
-            "Run the command in its folder, or name that folder in PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise ImportError(f"Expected {name!r} in the module {where!r}, as `network` is {path!r}: {error}.") from error
-    what = f"Expected `network` {path!r} to be a class or function without arguments that makes a torch.nn.Module"
-    if not callable(make) or isinstance(make, nn.Module):
-        raise TypeError(f"{what}, but it is {type(make).__name__}.")
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise TypeError(f"{what}, but it needs arguments: {error}. Write a function that passes them.") from error
-    network = make()
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{what}, but it made {type(network).__name__}.")
-    return network
 
 
 def _load_module(network: nn.Module, weights: str | Path, name: str, num_classes: int | None) -> Loaded:
