@@ -27,7 +27,7 @@ def most_points(images: int) -> int:
     >>> most_points(5), most_points(50000)
     (5, 100)
     """
-    return images // _every(images)
+    return -(-images // _every(images))
 
 
 def _every(images: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
+from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
@@ -168,7 +169,7 @@ def cascade(
     Yields:
         (the stage that was randomized last, the copy). It is the same object each time, with one more stage randomized.
     """
-    forgetting = copy.deepcopy(classifier)
+    forgetting = copy.deepcopy(original_of(classifier))
     for number, (name, module) in enumerate(stages(forgetting.network, names)):
         randomize(module, seed + number)
         yield name, forgetting
@@ -220,6 +221,34 @@ class SanityResult:
         write_file(folder / "sanity.json", json.dumps(asdict(self), indent=1) + "\n")
         self.figure().savefig(folder / "sanity.png", dpi=100)
 
+    @classmethod
+    def load(cls, folder: Path) -> SanityResult:
+        """Read ``sanity.json``."""
+        stored = json.loads((folder / "sanity.json").read_bytes())
+        lists = {
+            key: {name: tuple(values) for name, values in stored[key].items()} for key in ("similarity", "undefined")
+        }
+        return cls(**{**stored, **lists, "stages": tuple(stored["stages"])})
+
+
+def figure_of_several(results: Mapping[str, SanityResult]) -> Figure:
+    """A plot for each similarity, with the methods as curves against the stages.
+
+    Args:
+        results: method -> its result.
+    """
+    figure = Figure(figsize=(4 * len(SIMILARITIES), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(SIMILARITIES), sharey=True)
+    for panel, name in zip(panels, SIMILARITIES, strict=True):
+        for method, result in results.items():
+            values = [1.0, *(np.nan if v is None else v for v in result.similarity[name])]
+            panel.plot(["trained", *result.stages], values, "o-", label=method)
+        panel.set(title=name.replace("_", " "), xlabel="randomized from the head down to")
+        panel.tick_params(axis="x", rotation=45)
+    panels[0].set_ylabel("similarity to the trained network's map")
+    panels[-1].legend()
+    return figure
+
 
 def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:
     """Combine the similarities of all blocks.
@@ -267,6 +296,7 @@ def check(
         names: the names of the stages; see `stages`.
         seed: the seed of the random weights.
     """
+    classifier = original_of(classifier)  # weights that are folded into others cannot be drawn anew
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
     data.setup("test")
     blocks: list[tuple[Batch, Tensor, Tensor]] = []

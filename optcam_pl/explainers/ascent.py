@@ -120,36 +120,49 @@ class Ascent:
         self._errors, self._scale = errors, _GRADIENT_SCALE.get(dtype, 1.0)
         self.size = size
         self.active = torch.ones_like(size, dtype=torch.bool)
+        self.eps = torch.finfo(dtype).eps
+        self._fresh = torch.ones((), dtype=torch.bool, device=size.device)  # nothing to compare with yet
         self._kept = torch.zeros_like(size)  # the objective from which movements count
         self._still = torch.zeros_like(size, dtype=torch.int32)  # iterations without one
         self._before = [parameter.detach().clone() for parameter in self.u]
-        self._start = [parameter.detach().clone() for parameter in self.u]
         self.schedule: Schedule = schedule
         self._part = self._before[0].new_ones(())  # of the step; a tensor, so that a captured step can read it
 
-    def restart(self) -> None:
-        """Begin again where u was first, with all images active; the optimizer's state is the caller's business."""
-        for parameter, start in zip(self.u, self._start, strict=True):
-            parameter.detach().copy_(start)
+    def restart(self, start: Tensor) -> None:
+        """Begin again, in the same memory; the optimizer's state is the caller's business.
+
+        Args:
+            start: (B,K) where u begins.
+        """
+        for parameter, rows in zip(self.u, [start] if self._together else start, strict=True):
+            parameter.detach().copy_(rows)
         self.active.fill_(True)
+        self._fresh.fill_(True)
         self._still.zero_()
+
+    def state(self) -> list[Tensor]:
+        """Everything that an iteration changes, besides the optimizer's state."""
+        return [*self.u, self.active, self._fresh, self._kept, self._still]
+
+    def take(self, part: float) -> None:
+        """Take this part of the steps from now on; see `schedule`."""
+        self._part.fill_(part)
 
     def weights(self) -> Tensor:
         """``softmax(u)`` (B,K), in float32 or float64."""
         rows = self.u[0] if self._together else torch.stack(tuple(self.u))
         return torch.softmax(wide(rows), dim=1)
 
-    def judge(self, F: Tensor, first: bool = False) -> None:
+    def judge(self, F: Tensor) -> None:
         """Step 2, for an objective (B,) without a graph; the first one has nothing to be compared with."""
-        if first:
-            self._kept.copy_(F)
-            return
         movement = (F - self._kept).abs()
         moved = movement >= self.rule.threshold(torch.maximum(self.size, F.abs()))
+        moved |= self._fresh
         self._still.add_(1).masked_fill_(moved, 0)
-        torch.where(moved, F, self._kept, out=self._kept)
+        self._kept.copy_(torch.where(moved, F, self._kept))
         # A NaN also stops the image: no step leads anywhere from there.
-        self.active &= (self._still < self.rule.patience) & ~movement.isnan()
+        self.active &= (self._still < self.rule.patience) & ~movement.isnan() | self._fresh
+        self._fresh.fill_(False)
 
     def step(self, F: Tensor) -> None:
         """Step 3."""
@@ -187,14 +200,14 @@ class Ascent:
             weights = self.weights()
             F = self.objective(weights)
             trace[t] = F.detach()
-            self.judge(trace[t], first=t == 0)
+            self.judge(trace[t])
             tell("iteration", t, max_iter, trace[t])
             if watch is not None:
                 watch(t, trace[t].clone(), weights.detach())
             if self.stopped(t):
                 trace[t + 1 :] = trace[t]
                 break
-            self._part.fill_(factor(self.schedule, t, max_iter))
+            self.take(factor(self.schedule, t, max_iter))
             self.step(F)
         else:
             with torch.no_grad():

@@ -84,6 +84,8 @@ class AttentionExplainer(Explainer):
             mixes its tokens in other ways, is compiled, or reads its tokens in a way that cannot be determined.
     """
 
+    needs_original = True  # it watches single operations, which compiled code and graphs hide
+
     def __init__(self, **shared: Any) -> None:
         super().__init__(None, "black", **shared)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,14 @@ from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import Layers, layer_list, layer_name
 from optcam_pl.network.plain import Remembers, check_plain, plain
 from optcam_pl.network.scores import check_references
+from optcam_pl.network.speed import original_of
 from optcam_pl.photos.advice import conversion, out_of_range, reshaping
 
 __all__ = ["Causes", "Explainer", "Explanation", "Target", "check_classifier", "seen", "why"]
 
 Target: TypeAlias = "Tensor | int | str | Sequence[int] | Sequence[str] | None"
 
+_logger = logging.getLogger(__name__)
 _PIXEL_SLACK = 1e-4  # resampling in float32 may leave [0,1] by rounding
 Causes: TypeAlias = Sequence[tuple[str, Callable[[], Tensor]]]
 """Why a map carries no information: each reason, and a function that tells which images it holds for (B,).
@@ -66,12 +69,15 @@ class Explainer(Remembers, nn.Module, ABC):
 
     Attributes:
         needs_gradient: whether a method reads the gradient of the logits at its layers.
+        needs_original: whether a method needs the network's modules as they were given, and not a faster copy; see
+            `speed` of `Classifier`.
 
     Raises:
         TypeError: an argument of your own explainer cannot be stored with a run; see `settings`.
     """
 
     needs_gradient: ClassVar[bool] = False
+    needs_original: ClassVar[bool] = False
     _unstored: ClassVar[tuple[str, ...]] = ("selectivity", "augment")  # see `changes`
 
     def __init__(
@@ -149,6 +155,7 @@ class Explainer(Remembers, nn.Module, ABC):
         """
         check_classifier(classifier)
         check_references(classifier.scores)
+        classifier = self.network_for(classifier)
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
             return self.select(self._of_views(classifier, image, target))
@@ -193,6 +200,7 @@ class Explainer(Remembers, nn.Module, ABC):
             ImportError: a package is missing.
         """
         self.check_network(classifier)
+        classifier = self.network_for(classifier)
         with own_grad_mode():
             self.explain(classifier, *self.prepare(classifier, _noise(classifier), 0))
 
@@ -202,6 +210,13 @@ class Explainer(Remembers, nn.Module, ABC):
         check_classifier(classifier)
         classifier.check_frozen()
         classifier.check_function()
+
+    def network_for(self, classifier: Classifier) -> Classifier:
+        """The classifier that the method works on: the one with the original modules, if it needs them."""
+        if not self.needs_original or classifier.fast is None:
+            return classifier
+        _tell_original(self.title, classifier.fast.speed)
+        return original_of(classifier)
 
     def check_layers(self, classifier: Classifier) -> None:
         """The part of `check` without the method: the layers are called once and have a grid for each image."""
@@ -256,8 +271,8 @@ class Explainer(Remembers, nn.Module, ABC):
         chosen = {}
         for layer in layer_list(self._layer[0]):
             if isinstance(layer, nn.Module):
-                self._layer_names[layer] = layer_name(classifier.network, layer)
-                chosen[self._layer_names[layer]] = layer
+                self._layer_names[layer] = name = layer_name(original_of(classifier).network, layer)
+                chosen[name] = layer if classifier.fast is None else classifier.layer(name)
             else:
                 chosen[layer] = classifier.layer(layer)
         return chosen
@@ -367,6 +382,12 @@ def check_classifier(classifier: Classifier) -> None:
                 else "."
             )
         )
+
+
+@functools.cache
+def _tell_original(title: str, speed: str) -> None:
+    """Say once that a method gains nothing from a setting."""
+    _logger.info("%s needs the network's own modules: it runs on the plain network, not with `speed` %s.", title, speed)
 
 
 def why(silent: Tensor, causes: Causes) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from optcam_pl.network.speed import forget_captured
 from optcam_pl.steps import tell
 
 _logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Chunks:
                 tell("pass", start, total)
                 continue
             # Outside of the except block the exception is gone, and so is the memory that its frames held.
+            forget_captured()
             torch.cuda.empty_cache()
             _tell(self.size, self.size // 2)
             self.size //= 2

@@ -39,6 +39,8 @@ class FullGrad(Explainer):
             be seen (by hand, or under `torch.compile`).
     """
 
+    needs_original = True  # folding hides biases
+
     def __init__(self, **shared: Any) -> None:
         super().__init__(None, "black", **shared)
 

@@ -15,6 +15,7 @@ from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.ascent import Ascent, Stepper, StopRule, Watch
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.explainers.presets import PRESETS, Preset, Schedule, Start, balanced
+from optcam_pl.explainers.replay import climb
 from optcam_pl.maps import (
     Baseline,
     Normalizer,
@@ -198,6 +199,9 @@ class OptiCAM(Explainer):
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
         problem = self.problem(classifier, image, target)
+        if (replayed := climb(self, classifier, problem)) is not None:
+            trace, weights = replayed
+            return replace(self._explanation(weights, problem), objective=trace)
         u = self.parameters_of(problem)
         return self._optimize(classifier, problem, u, self.make_optimizer(u))
 
@@ -303,6 +307,7 @@ class OptiCAM(Explainer):
         with torch.no_grad(), self.recording(classifier) as record:
             logit = wide(of_class(classifier(image), target))
             features = self.grids(record, classifier, image)
+        features = [A.contiguous() for A in features]  # read in every iteration; some networks lay channels last
         return [A.relu() for A in features] if self.relu else features, logit
 
     def make_optimizer(self, u: Iterable[nn.Parameter]) -> Optimizer:

@@ -26,10 +26,10 @@ from optcam_pl.network.arguments import (
     from_words,
 )
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
-from optcam_pl.network.errors import NetworkError, forward_error, hint, is_own
-from optcam_pl.network.layers import Layers, Layout, nearest
+from optcam_pl.network.errors import NetworkError, forward_error, is_own, size_error
+from optcam_pl.network.layers import Layers, Layout
 from optcam_pl.network.link import Link, check_link, probabilities_of
-from optcam_pl.network.outputs import misshapen, stated_classes
+from optcam_pl.network.outputs import index_of, misshapen, stated_classes
 from optcam_pl.network.photographs import TakesPhotos
 from optcam_pl.network.plain import state_digest
 from optcam_pl.network.scores import (
@@ -38,6 +38,7 @@ from optcam_pl.network.scores import (
     as_scores,
     scores_settings,
 )
+from optcam_pl.network.speed import FasterNetwork, Speed, WeightsDtype, check_speed
 from optcam_pl.network.weights import Network, is_source_name, load_network, read_settings
 from optcam_pl.photos import Interpolation
 from optcam_pl.photos.advice import conversion, reshaping
@@ -93,6 +94,10 @@ class Classifier(TakesPhotos, nn.Module):
         link: from scores to the probabilities p and o that metrics compare: "softmax", "sigmoid" (each column for
             itself), "identity" (the scores have no probability) or your own increasing function onto [0,1]. None: the
             scores' own, "softmax" for class logits.
+        speed: "plain": the network as it is. "folded": a copy with batch norms folded into convolutions, channels last.
+            "graph": the same, replayed as a CUDA graph. "compile": the same, by torch.compile. "auto": the fastest that
+            needs no compiler. Last digits differ from those of "plain"; see `optcam_pl.network.speed`.
+        weights_dtype: "bfloat16" or "float16" for the weights of the faster copy; None keeps the network's.
         trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
             error. This setting is printed with the results.
 
@@ -137,11 +142,15 @@ class Classifier(TakesPhotos, nn.Module):
         trust_network: bool = False,
         scores: ScoresLike = None,
         link: Link | None = None,
+        speed: Speed = "plain",
+        weights_dtype: WeightsDtype | None = None,
     ) -> None:
         super().__init__()
+        check_speed(speed, weights_dtype)
         if num_classes is not None:
             check_positive("num_classes", num_classes)
         self.trust_network = trust_network
+        self.fast: FasterNetwork | None = None
         self.scores = as_scores(scores)
         self.link: Link = check_link(link, self.scores)
         self._checked: frozenset[str] = frozenset()
@@ -166,6 +175,11 @@ class Classifier(TakesPhotos, nn.Module):
             self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
             known = stored.get("class_names", loaded.class_names)
             self._set_classes(num_classes, class_names, known, by_name=is_source_name(network))
+            self.link = check_link(self.scores.link_of(self.network) if link is None else link, self.scores)
+            if speed != "plain":
+                self.fast = FasterNetwork(self.network, speed, weights_dtype, self.input_size, self._find_layers())
+                self.network = self.fast.network
+            self.scores.attach(self)
         except BaseException:
             self.release()
             raise
@@ -207,9 +221,10 @@ class Classifier(TakesPhotos, nn.Module):
                 stacklevel=3,
             )
         by_name = by_name and self.scores.own_classes
-        known = known if by_name or self.scores.own_classes else self.scores.names()
+        # What each image has of its own is a box or a region of one of the network's classes.
+        known = known if self.scores.own_classes or self.scores.per_image else self.scores.names()
         self._classes = stated_classes(self.network, self.name) if by_name else None
-        if number is not None and number != self.num_classes:
+        if number is not None and self.scores.own_classes and number != self.num_classes:
             raise ValueError(f"Expected {number} classes, but {self.name} has {self.num_classes}.")
         chosen = known if names is None else names
         if chosen is None and by_name and self.num_classes == len(imagenet_names()):
@@ -323,12 +338,7 @@ class Classifier(TakesPhotos, nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 return self(layers.zeros_for(self.network, self.input_size))  # type: ignore[no-any-return]
         except NetworkError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            advice = hint(cause, self.network) or " If it wants images of another size, give `input_size`."
-            raise NetworkError(
-                f"{self.name} fails on a black image of {self.input_size[0]} x {self.input_size[1]} pixels"
-                f" ({type(cause).__name__}: {cause}).{advice}"
-            ) from cause
+            raise size_error(error, self.name, self.network, self.input_size) from (error.__cause__ or error)
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores of images, by default the class logits; see `scores`.
@@ -388,7 +398,7 @@ class Classifier(TakesPhotos, nn.Module):
         if torch.compiler.is_compiling():  # locks cannot be compiled
             return self.scores.run(self.network, image)
         with passing(self.network):
-            return self.scores.run(self.network, image)
+            return self.scores.run(self.network, image) if self.fast is None else self.fast.run(self.scores.run, image)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """The link's values of the scores, (B,C), in float32, or in float64 if the scores are; by default the softmax.
@@ -470,7 +480,10 @@ class Classifier(TakesPhotos, nn.Module):
         Raises:
             ValueError: there is no such layer; the message lists the nearest names.
         """
-        return self.network.get_submodule(layers.canonical_name(self.network, name))
+        name = layers.canonical_name(self.network, name)
+        if self.fast is not None:
+            self.fast.unfold(name)
+        return self.network.get_submodule(name)
 
     def to_grid(self, activation: Tensor, image_size: tuple[int, int], layer: str = "the layer") -> Tensor:
         """A layer's activations as feature maps (B,K,h,w); see `layers.to_grid`, used with the classifier's `layout`.
@@ -507,23 +520,15 @@ class Classifier(TakesPhotos, nn.Module):
         Raises:
             ValueError: no class or several classes have this name, or no names are known.
         """
-        if self.class_names is None:
-            raise ValueError(
-                f"Expected a class's number, as {self.name} has no `class_names`, but got the name {name!r}."
-            )
-        found = [index for index, known in enumerate(self.class_names) if known == name]
-        if not found:
-            raise ValueError(f"Unknown class {name!r}. The nearest are: {nearest(name, self.class_names)}.")
-        if len(found) > 1:
-            raise ValueError(f"Expected the number of a class, as the classes {found} are all called {name!r}.")
-        return found[0]
+        return index_of(name, self.class_names, self.name)
 
     def weight_hash(self) -> str:
         """SHA-256 over name, type, shape and bytes of everything in the network's state dict, as 64 hex digits.
 
         It is the same on every device and is only computed again after a tensor has been replaced or written to.
         """
-        state = {name: value.detach() for name, value in self.network.state_dict().items()}
+        network = self.network if self.fast is None else self.fast.original
+        state = {name: value.detach() for name, value in network.state_dict().items()}
         versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
         known = self._hash
         if known is None or known[0] != versions:
@@ -540,6 +545,7 @@ class Classifier(TakesPhotos, nn.Module):
             "std": [round(value, 7) for value in self.std.tolist()],
             "input_size": list(self.input_size),
             **({"trust_network": True} if self.trust_network else {}),
+            **({} if self.fast is None else self.fast.describe()),
             **scores_settings(self.scores, self.link),
         }
 
@@ -583,12 +589,7 @@ class Classifier(TakesPhotos, nn.Module):
         Raises:
             ValueError: a part of the network is not in eval mode; the message names the first one.
         """
-        thawed = [name or "all of it" for name, module in self.network.named_modules() if module.training]
-        if thawed:
-            raise ValueError(
-                f"Expected {self.name} in eval mode, but {len(thawed)} of its modules are in training mode (the first: "
-                f"{thawed[0]}). Call classifier.eval() first."
-            )
+        suitability.check_eval(self.name, self.network)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors have other addresses, and the stored hash is valid only for the original's addresses.

@@ -58,6 +58,15 @@ def forward_error(error: Exception, name: str, network: nn.Module, image: Tensor
     )
 
 
+def size_error(error: NetworkError, name: str, network: nn.Module, size: tuple[int, int]) -> NetworkError:
+    """The exception that replaces a failure on a black image of the network's own `size` (H,W)."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    advice = hint(cause, network) or " If it wants images of another size, give `input_size`."
+    return NetworkError(
+        f"{name} fails on a black image of {size[0]} x {size[1]} pixels ({type(cause).__name__}: {cause}).{advice}"
+    )
+
+
 def hint(error: Exception, network: nn.Module) -> str:
     """Advice, as a sentence with a space before it; empty if nothing is known."""
     wanted = input_channels(network)

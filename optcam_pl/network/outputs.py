@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from optcam_pl.checks import nearest
 from optcam_pl.network.layers import heads
 
 
@@ -98,3 +99,23 @@ def stated_classes(network: nn.Module, name: str) -> int:
     if classes < 1:
         raise ValueError(f"{name} puts out features, not classes. Give `num_classes` to get a new head.")
     return classes
+
+
+def index_of(name: str, names: Sequence[str] | None, network: str) -> int:
+    """The number of a class by its name.
+
+    Raises:
+        ValueError: no class or several classes of the network have this name, or no names are known.
+
+    Example:
+        >>> index_of("dog", ["cat", "dog"], "the network")
+        1
+    """
+    if names is None:
+        raise ValueError(f"Expected a class's number, as {network} has no `class_names`, but got the name {name!r}.")
+    found = [index for index, known in enumerate(names) if known == name]
+    if not found:
+        raise ValueError(f"Unknown class {name!r}. The nearest are: {nearest(name, names)}.")
+    if len(found) > 1:
+        raise ValueError(f"Expected the number of a class, as the classes {found} are all called {name!r}.")
+    return found[0]

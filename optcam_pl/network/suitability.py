@@ -395,3 +395,17 @@ def _equal(ours: Tensor, theirs: Tensor, share: tuple[int, int]) -> bool:
 def _named(classifier: Classifier, name: str) -> str:
     kind = type(classifier.network.get_submodule(name)).__name__
     return f"module {name!r} ({kind})" if name else f"{kind}'s own forward, outside of its modules"
+
+
+def check_eval(name: str, network: nn.Module) -> None:
+    """Check that all parts of a network are in eval mode.
+
+    Raises:
+        ValueError: a part is not; the message names the first one.
+    """
+    thawed = [part or "all of it" for part, module in network.named_modules() if module.training]
+    if thawed:
+        raise ValueError(
+            f"Expected {name} in eval mode, but {len(thawed)} of its modules are in training mode (the first: "
+            f"{thawed[0]}). Call classifier.eval() first."
+        )

@@ -114,6 +114,11 @@ class ClassificationTask(RunTask):
     ) -> None:
         super().__init__()
         _check_scores(classifier)
+        if classifier.fast is not None:
+            raise ValueError(
+                f"Expected `speed` of the classifier to be plain, because only its own network can be trained, but got "
+                f"{classifier.fast.speed}."
+            )
         _check_epochs(head_epochs, epochs, patience)
         check_number("head_lr", head_lr, positive=True)
         check_number("lr", lr, positive=True)

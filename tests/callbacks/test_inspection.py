@@ -43,8 +43,8 @@ def run(stage: str, logger: Any, folder: Path, explainer: Any, images: int = 7, 
     task = SaliencyTask(Classifier(network, input_size=16, target_layer="1"), explainer, target="predicted")
     task.run_dir = folder
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=logger, callbacks=[TensorBoardPanels(images=shown)], inference_mode=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=1, logger=logger, callbacks=[TensorBoardPanels(images=shown)],
+        inference_mode=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         use_distributed_sampler=False,
     )  # fmt: skip
     options = {} if stage == "fit" else {"verbose": False}
@@ -134,7 +134,7 @@ def test_a_panel_is_drawn_only_for_images_that_are_kept() -> None:
 def test_a_csv_logger_gets_numbers_settings_and_pictures(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="csv", version="")
     run("test", logger, tmp_path / "run", GradCAM())
-    lines = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").open()))
+    lines = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
     assert float(lines[-1]["test/average_drop"] or lines[-2]["test/average_drop"]) >= 0
     assert "explainer: GradCAM" in Path(logger.log_dir, "hparams.yaml").read_text()
     pictures = sorted(path.name for path in Path(logger.log_dir, "pictures", "test_examples").iterdir())

@@ -292,8 +292,8 @@ def test_an_image_that_stands_still_for_long_is_stopped_in_bfloat16_too() -> Non
 def test_the_stop_rule_counts_from_the_last_value_that_could_be_told_apart() -> None:
     rule = StopRule(tol=0.1, eps=2**-7, patience=3)
     ascent = Ascent(lambda w: w.sum(1), [nn.Parameter(torch.zeros(3, 2))], None, rule, torch.tensor([64.0, 64.0, 0.0]))  # type: ignore[arg-type]
-    for t, F in enumerate([[5.0, 5.0, 5.0], [5.1, 5.2, 5.2], [5.2, 5.4, 5.2], [5.24, 5.6, float("nan")]]):
-        ascent.judge(torch.tensor(F), first=t == 0)  # the threshold is 64 / 256 = 0.25, and 0.1 around 5
+    for F in ([5.0, 5.0, 5.0], [5.1, 5.2, 5.2], [5.2, 5.4, 5.2], [5.24, 5.6, float("nan")]):
+        ascent.judge(torch.tensor(F))  # the threshold is 64 / 256 = 0.25, and 0.1 around 5
     assert ascent.active.tolist() == [False, True, False]
 
 

@@ -1,0 +1,201 @@
+"""A copy of a frozen network in which batch norms are part of the convolutions before them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+
+from optcam_pl.network.layers import zeros_for
+from optcam_pl.private import forward_hooks, forward_pre_hooks
+
+TOLERANCE = 1e-4
+"""The largest difference of outputs that folding may make, relative to their largest magnitude. Float32 makes 3e-6."""
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # module and class; importing it takes seconds
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution and the batch norm that takes its output, by their dotted names."""
+
+    convolution: str
+    norm: str
+
+
+class Folded:
+    """A copy of a network that gives the same outputs with fewer layers.
+
+    1. One pass of noise shows which batch norms take exactly the output of a convolution; both must be called once.
+       Other layers, layers with hooks and parametrized layers are left alone.
+    2. ``y = g (W x + b - m) / s + h`` is one convolution with the weights ``g W / s`` and the bias ``g (b - m) / s +
+       h``, computed in float64. The batch norm becomes an identity; timm's keeps its activation. All modules keep their
+       names, so layers are found and recorded as before. Only the output of a folded convolution is another.
+    3. The outputs of noise are compared with the network's own (`TOLERANCE`). Where they differ, for example because
+       the convolution's output is used elsewhere, too, halves of the pairs are tried until the culprits are found.
+
+    Args:
+        network: it stays as it is.
+        size: (H,W) of images in pixels.
+        keep: names of layers whose outputs are recorded; their own convolution stays as it is.
+
+    Attributes:
+        network: the copy.
+        pairs: what is folded.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int], keep: Iterable[str] = ()) -> None:
+        self.network = copy.deepcopy(network)
+        self._parts: dict[Pair, tuple[nn.Module, nn.Module]] = {}
+        like = zeros_for(network, (1, 1))
+        noise = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(like)
+        kept = set(keep)
+        with torch.inference_mode(False), torch.no_grad():
+            found = [pair for pair in _pairs(self.network, noise[:1]) if pair.convolution not in kept]
+            self._try(found, noise, _tensors(network(noise)))
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The folded pairs, in the order of the network's calls."""
+        return tuple(self._parts)
+
+    def unfold(self, layer: str) -> bool:
+        """Take a convolution and its batch norm apart again, because its own output is wanted.
+
+        Returns:
+            Whether this layer was folded.
+        """
+        found = [pair for pair in self._parts if pair.convolution == layer]
+        for pair in found:
+            self._undo(pair)
+        return bool(found)
+
+    def _try(self, pairs: Sequence[Pair], noise: Tensor, right: list[Tensor]) -> None:
+        """Step 3."""
+        for pair in pairs:
+            self._fold(pair)
+        if not pairs or _same(_tensors(self.network(noise)), right):
+            return
+        for pair in pairs:
+            self._undo(pair)
+        if len(pairs) > 1:
+            half = len(pairs) // 2
+            self._try(pairs[:half], noise, right)
+            self._try(pairs[half:], noise, right)
+
+    def _fold(self, pair: Pair) -> None:
+        """Step 2."""
+        convolution, norm = (self.network.get_submodule(name) for name in (pair.convolution, pair.norm))
+        assert isinstance(convolution, nn.Conv2d)  # see _pairs
+        assert isinstance(norm, _NORMS)  # timm's class is one, too
+        self._parts[pair] = (convolution, norm)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        w, b, m, v, g, h = (
+            None if value is None else value.detach().double()
+            for value in (
+                *(convolution.weight, convolution.bias),
+                *(norm.running_mean, norm.running_var, norm.weight, norm.bias),
+            )
+        )
+        weight, bias = fuse_conv_bn_weights(w, b, m, v, norm.eps, g, h)  # type: ignore[arg-type]
+        fused = copy.deepcopy(convolution)
+        fused.weight = nn.Parameter(weight.to(convolution.weight), requires_grad=False)
+        fused.bias = nn.Parameter(bias.to(convolution.weight), requires_grad=False)
+        rest = [(name, child) for name, child in norm.named_children() if name in ("drop", "act")]
+        self._put(pair.convolution, fused)
+        self._put(pair.norm, nn.Sequential(OrderedDict(rest)).eval() if rest else nn.Identity().eval())
+
+    def _undo(self, pair: Pair) -> None:
+        convolution, norm = self._parts.pop(pair)
+        like = self.network.get_submodule(pair.convolution).get_parameter("weight")  # it may have been moved meanwhile
+        self._put(pair.convolution, convolution.to(like))
+        self._put(pair.norm, norm.to(like))
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        parent, _, own = name.rpartition(".")
+        setattr(self.network.get_submodule(parent), own, module)
+
+
+def _pairs(network: nn.Module, image: Tensor) -> list[Pair]:
+    """Step 1 of `Folded`."""
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    inputs: list[tuple[str, Any]] = []
+    calls: dict[str, int] = {}
+    with _watching(network, outputs, inputs, calls):
+        network(image)
+    pairs = []
+    for norm, given in inputs:
+        convolution, output = outputs.get(id(given), ("", None))
+        if output is given and calls[norm] == calls[convolution] == 1:
+            pairs.append(Pair(convolution, norm))
+    return pairs
+
+
+class _watching:  # noqa: N801 (used like a function, as contextlib's own)
+    """Hooks that note the outputs of convolutions and the inputs of batch norms; gone on exit."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        outputs: dict[int, tuple[str, Tensor]],
+        inputs: list[tuple[str, Any]],
+        calls: dict[str, int],
+    ) -> None:
+        self._network, self._outputs, self._inputs, self._calls = network, outputs, inputs, calls
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for name, module in list(_foldable(self._network)):
+            self._calls[name] = 0
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._calls[name] += 1
+            if isinstance(module, nn.Conv2d):
+                self._outputs[id(output)] = (name, output)  # kept, so that no other tensor gets its id
+            elif args:
+                self._inputs.append((name, args[0]))
+
+        return hook
+
+
+def _foldable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The convolutions and batch norms that may be folded, each by its only name."""
+    for name, module in network.named_modules():
+        hooked = forward_hooks(module) or forward_pre_hooks(module) or "forward" in vars(module)
+        kind = type(module)
+        known = kind in _NORMS or (kind.__module__, kind.__name__) == _WITH_ACTIVATION
+        norm = known and getattr(module, "running_mean", None) is not None
+        if (norm or isinstance(module, nn.Conv2d)) and not (hooked or is_parametrized(module) or module.training):
+            yield name, module
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors of a network's output."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        return [tensor for value in output.values() for tensor in _tensors(value)]
+    return [tensor for value in output for tensor in _tensors(value)] if isinstance(output, (tuple, list)) else []
+
+
+def _same(ours: list[Tensor], right: list[Tensor]) -> bool:
+    """Whether outputs are equal but for rounding; without any tensor nothing is proved."""
+    return bool(right) and all(
+        a.shape == b.shape and bool((a - b).abs().max() <= max(TOLERANCE, 8 * torch.finfo(b.dtype).eps) * b.abs().max())
+        for a, b in zip(ours, right, strict=True)
+    )

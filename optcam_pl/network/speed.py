@@ -1,0 +1,318 @@
+"""The same frozen network, faster: folded, in channels-last layout, in less precision, compiled or replayed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from optcam_pl.checks import check_choice
+from optcam_pl.network.folding import Folded
+from optcam_pl.private import forward_hooks, forward_pre_hooks
+
+if TYPE_CHECKING:
+    from optcam_pl.network.classifier import Classifier
+
+Speed: TypeAlias = Literal["plain", "folded", "graph", "compile", "auto"]
+WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+_Run: TypeAlias = Callable[[nn.Module, Tensor], Any]
+
+_logger = logging.getLogger(__name__)
+_GRAPHS = 4  # shapes of which a graph is kept; each keeps the memory of a pass
+_WARM = 3  # passes before a capture, as torch.cuda.graph asks for
+_PROBES = 3  # timed passes of each candidate
+
+
+_ALL: WeakSet[FasterNetwork] = WeakSet()
+
+
+class FasterNetwork:
+    """A faster copy of a network, and how its passes run.
+
+    ===========  ====================================================================================================
+    folded       batch norms folded into convolutions (see `Folded`), channels-last memory layout
+    graph        the same; on a GPU, passes without a gradient are captured once for each shape and replayed
+    compile      the same, by torch.compile, which takes its time at the first pass of each shape
+    auto         on a GPU, "graph" or "folded", whichever a short probe finds faster; elsewhere "folded"
+    ===========  ====================================================================================================
+
+    Passes in which a layer is recorded or changed run the folded network itself, because neither graphs nor compiled
+    code run hooks.
+
+    Args:
+        network: it stays as it is.
+        speed: one of the above.
+        dtype: the type of the copy's weights; None keeps the network's.
+        size: (H,W) of the images, for the proof that the copy gives the same outputs.
+        keep: names of layers whose outputs are explained.
+
+    Attributes:
+        original: the network that was given.
+        network: the copy.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        speed: Speed,
+        dtype: WeightsDtype | None,
+        size: tuple[int, int],
+        keep: Iterable[str],
+    ) -> None:
+        self.original, self.speed, self.dtype = network, speed, dtype
+        self._folded = Folded(network, size, keep)
+        self.network = self._folded.network.to(memory_format=torch.channels_last)
+        if dtype is not None:
+            self.network.to(getattr(torch, dtype))
+        self._compiled: Any = None
+        self._shapes: set[object] = set()
+        self._graphs = Graphs(only_if_faster=speed == "auto")
+        self._kept: dict[object, list[Any]] = {}
+        _ALL.add(self)
+
+    @property
+    def pairs(self) -> int:
+        """How many batch norms are folded."""
+        return len(self._folded.pairs)
+
+    def describe(self) -> dict[str, str]:
+        """The settings that are printed with results and are part of a run's identity."""
+        return {"speed": self.speed} | ({} if self.dtype is None else {"weights_dtype": self.dtype})
+
+    def unfold(self, layer: str) -> None:
+        """See `Folded.unfold`; called for every layer that is recorded."""
+        if self._folded.unfold(layer):
+            self.forget()
+            self._compiled = None
+
+    def forget(self) -> None:
+        """Give back the memory of everything that is captured; it is captured again when it is needed."""
+        self._graphs.clear()
+        self._kept.clear()
+
+    def replays(self, image: Tensor) -> bool:
+        """Whether work on such images is to be captured and replayed."""
+        return self.speed in ("graph", "auto") and image.device.type == "cuda" and not hooked(self.network)
+
+    @contextmanager
+    def borrowed(self, key: object) -> Iterator[list[Any]]:
+        """What is kept for a key, empty at first, for this thread alone; another thread starts with an empty list."""
+        kept = self._kept.pop(key, [])
+        yield kept
+        self._kept[key] = kept
+
+    def run(self, run: _Run, image: Tensor) -> Any:
+        """A pass.
+
+        Args:
+            run: calls a network with an image.
+            image: (B,3,H,W), normalized and in the copy's dtype.
+        """
+        image = image.contiguous(memory_format=torch.channels_last)
+        if self.speed == "folded" or hooked(self.network) or torch.compiler.is_compiling():
+            return run(self.network, image)
+        if self.speed == "compile":
+            return self._by_compiler(run, image)
+        if image.device.type != "cuda" or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
+            return run(self.network, image)
+        return self._graphs.run(partial(run, self.network), image)
+
+    def _by_compiler(self, run: _Run, image: Tensor) -> Any:
+        if self._compiled is None:
+            self._compiled = torch.compile(self.network)
+        if self._compiled is False:
+            return run(self.network, image)
+        key = (image.shape, image.dtype, image.device, torch.is_grad_enabled(), image.requires_grad)
+        start = time.perf_counter()
+        try:
+            output = run(self._compiled, image)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch.compile may fail in any way
+            if key in self._shapes:
+                raise
+            self._compiled = False
+            warnings.warn(f"torch.compile fails, so passes run uncompiled: {first_line(error)}", stacklevel=2)
+            return run(self.network, image)
+        if key not in self._shapes:
+            self._shapes.add(key)
+            seconds = time.perf_counter() - start
+            _logger.info("torch.compile took %.1f s for images of %s.", seconds, tuple(image.shape))
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code cannot be copied: a copy makes its own.
+        return {**self.__dict__, "_compiled": None, "_shapes": set(), "_kept": {}}
+
+
+class Graphs:
+    """Passes of a network that are captured as CUDA graphs, one for each kind of input, and replayed.
+
+    Each graph is proved when it is made: replayed on the images and on their mirror images, it has to give what a plain
+    pass gives. If it does not, or if the capture fails, all passes of this kind are plain, and one line says why.
+
+    Args:
+        only_if_faster: also time both, and replay only where that is faster.
+    """
+
+    def __init__(self, only_if_faster: bool = False) -> None:
+        self._only_if_faster = only_if_faster
+        self._known: dict[object, _Graph | None] = {}
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[bool]]:
+        # A graph cannot be copied: a copy makes its own.
+        return Graphs, (self._only_if_faster,)
+
+    def clear(self) -> None:
+        """Forget all graphs and give their memory back."""
+        with self._lock:
+            self._known.clear()
+
+    def run(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
+        """The function of an image (B,3,H,W) on a GPU, without a gradient."""
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (tuple(image.shape), image.dtype, image.device, autocast)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = self._capture(function, image)
+                made = [other for other, graph in self._known.items() if graph is not None]
+                for oldest in made[:-_GRAPHS]:
+                    del self._known[oldest]
+            graph = self._known[key]
+            return function(image) if graph is None else graph(image)
+
+    def _capture(self, function: Callable[[Tensor], Any], image: Tensor) -> _Graph | None:
+        try:
+            with torch.inference_mode(False), torch.no_grad(), uncached_autocast(image.device):
+                graph = _Graph(function, image)
+                graph.prove(function, image)
+                if self._only_if_faster and _seconds(graph, image) > _seconds(function, image):
+                    return None
+        except torch.OutOfMemoryError:
+            _logger.warning("Passes of %s are plain: no memory for a CUDA graph.", tuple(image.shape))
+        except Exception as error:  # a capture may fail in any way
+            _logger.warning("Passes of %s are plain: no CUDA graph, as %s", tuple(image.shape), first_line(error))
+        else:
+            return graph
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return None
+
+
+class _Graph:
+    """One captured pass."""
+
+    def __init__(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
+        self._input = torch.empty_like(image.detach(), memory_format=torch.preserve_format).copy_(image)
+        stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(image.device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM):
+                function(self._input)
+        torch.cuda.current_stream(image.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders of data work in threads
+            self._output = function(self._input)
+        if not isinstance(self._output, Tensor):
+            raise TypeError(f"the network returns {type(self._output).__name__}, not a tensor.")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        self._input.copy_(image)
+        self._graph.replay()
+        output: Tensor = self._output.clone()
+        return output
+
+    def prove(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
+        """Compare replays with plain passes.
+
+        Raises:
+            ValueError: they differ by more than rounding.
+        """
+        for images in (image, image.flip(3)):
+            ours, right = self(images).float(), function(images).float()
+            bound = 8 * torch.finfo(self._output.dtype).eps * float(right.abs().max())
+            largest = float((ours - right).abs().max())
+            if not largest <= bound:
+                raise ValueError(f"a replay differs from a plain pass by {largest:.2g}, where {bound:.2g} is rounding.")
+
+
+def _seconds(function: Callable[[Tensor], Any], image: Tensor) -> float:
+    """The fastest of a few passes on a GPU."""
+    found = []
+    for _ in range(_PROBES):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function(image)
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@contextmanager
+def uncached_autocast(device: torch.device) -> Iterator[None]:
+    """Autocast as it is, but without its cache of converted weights: a graph would go on to read it after its end."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.get_autocast_dtype(device.type), cache_enabled=False):
+        yield
+
+
+def forget_captured() -> None:
+    """Give back the memory of everything that is captured in this process, where memory runs out."""
+    for network in list(_ALL):
+        network.forget()
+
+
+def hooked(network: nn.Module) -> bool:
+    """Whether any module has a hook or a replaced forward, which compiled code and graphs would leave out."""
+    return any(
+        forward_hooks(module) or forward_pre_hooks(module) or "forward" in vars(module) for module in network.modules()
+    )
+
+
+def check_speed(speed: Speed, dtype: WeightsDtype | None) -> None:
+    """Check the two settings.
+
+    Raises:
+        ValueError: unknown, or a dtype for the plain network.
+    """
+    check_choice("speed", speed, Speed)
+    if dtype is not None:
+        check_choice("weights_dtype", dtype, WeightsDtype)
+        if speed == "plain":
+            raise ValueError(
+                f"Expected `speed` to be folded, graph, compile or auto for `weights_dtype` {dtype}, because the plain "
+                "network keeps its own weights, but got plain."
+            )
+
+
+def original_of(classifier: Classifier) -> Classifier:
+    """The classifier with the network that it was given, for methods that need its modules as they were.
+
+    Returns:
+        The classifier itself if its `speed` is "plain", otherwise a second one that shares everything but the network.
+    """
+    if classifier.fast is None:
+        return classifier
+    twin = copy.copy(classifier)
+    # The tables of buffers and modules are shared by a shallow copy, and the twin gets another module.
+    vars(twin).update({name: value.copy() for name, value in vars(classifier).items() if isinstance(value, dict)})
+    twin.network, twin.fast = classifier.fast.original.to(classifier.mean.device), None
+    return twin
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,129 @@
+"""Opti-CAM by replays: on a CPU the capture is played by a plain call, which shows everything but the graph itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optcam_pl import Classifier, OptiCAM, ScoreCAM
+from optcam_pl.explainers import replay
+from optcam_pl.explainers.batching import Chunks
+from optcam_pl.network.speed import FasterNetwork
+
+
+class _Again:
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a GPU, with plain calls in place of replays; the sizes of the captured batches."""
+    made: list[int] = []
+
+    def capture(work: Callable[[], None], device: torch.device) -> _Again:
+        made.append(1)
+        for _ in range(3):
+            work()
+        return _Again(work)
+
+    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: True)
+    monkeypatch.setattr(replay, "capture", capture)
+    monkeypatch.setattr(replay, "_make_capturable", lambda optimizer: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return made
+
+
+def fast(**settings: Any) -> Classifier:
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    return Classifier(network.eval(), target_layer="4", mean=0, std=1, input_size=16, **{"speed": "graph", **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"preset": "fast"}, {"objective": "io_diff", "normalizer": "sigmoid"}, {"tol": 1e-2}, {"baseline": "blur"}],
+)
+def test_replays_give_the_digits_of_plain_iterations(captures: list[int], settings: dict[str, Any]) -> None:
+    classifier, first, second = fast(), torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16)
+    explainer = OptiCAM(**{"max_iter": 12, **settings})
+    ours = [explainer(classifier, image, 1) for image in (first, second, first)]
+    assert captures == [1]  # one for all batches of this shape
+    assert ours[0].objective is not None
+    assert torch.equal(ours[0].objective, ours[2].objective)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FasterNetwork, "replays", lambda self, image: False)
+        right = [explainer(classifier, image, 1) for image in (first, second)]
+    for a, b in zip(ours, right, strict=False):
+        assert torch.equal(a.objective, b.objective)  # type: ignore[arg-type]
+        assert torch.equal(a.weights, b.weights)  # type: ignore[arg-type]
+        assert torch.equal(a.saliency, b.saliency)
+
+
+def test_another_shape_or_setting_is_captured_anew_and_the_watcher_is_called(captures: list[int]) -> None:
+    classifier, explainer, seen = fast(), OptiCAM(max_iter=4), []
+    explainer.watch = lambda t, F, weights: seen.append((t, F))
+    found = explainer(classifier, torch.rand(2, 3, 16, 16), 1)
+    assert torch.equal(torch.stack([F for _, F in seen]), found.objective)  # type: ignore[arg-type]
+    explainer(classifier, torch.rand(3, 3, 16, 16), 1)
+    OptiCAM(max_iter=4, lr=0.2)(classifier, torch.rand(3, 3, 16, 16), 1)
+    assert len(captures) == 3
+
+
+def test_a_replay_that_is_wrong_is_found_and_told(
+    captures: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(replay, "capture", lambda work, device: (work(), _Again(lambda: None))[1])
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    with caplog.at_level(logging.WARNING):
+        found = OptiCAM(max_iter=4)(classifier, image, 1)
+        OptiCAM(max_iter=4)(classifier, image, 1)
+    assert (
+        len([r for r in caplog.records if "are not replayed: the iteration cannot be a CUDA graph: its" in r.message])
+        == 1
+    )
+    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: False)
+    assert torch.equal(found.saliency, OptiCAM(max_iter=4)(classifier, image, 1).saliency)
+
+
+def test_a_network_that_cannot_be_captured_and_an_optimizer_without_it_are_told(
+    captures: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(work: Callable[[], None], device: torch.device) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(replay, "capture", failing)
+    with caplog.at_level(logging.WARNING):
+        OptiCAM(max_iter=2)(fast(), torch.rand(2, 3, 16, 16), 1)
+    assert caplog.records[-1].message.endswith("CUDA graph: operation not permitted when stream is capturing")
+    monkeypatch.undo()
+    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        OptiCAM(max_iter=2, optimizer=lambda u: torch.optim.SGD(u, lr=0.1))(fast(), torch.rand(2, 3, 16, 16), 1)
+    assert caplog.records[-1].message.endswith("SGD has no `capturable`.")
+
+
+def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[int]) -> None:
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    OptiCAM(max_iter=2)(classifier, image, 1)
+    failed: list[int] = []
+
+    def step(part: slice) -> Tensor:
+        if part.stop - part.start > 1:
+            failed.append(1)
+            raise torch.OutOfMemoryError
+        return torch.zeros(1, 1)
+
+    Chunks(2).cat(step, 3)
+    OptiCAM(max_iter=2)(classifier, image, 1)
+    assert len(captures) == 2
+    assert failed
+    ScoreCAM()(classifier, image, 1)

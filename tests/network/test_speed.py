@@ -1,0 +1,251 @@
+"""Faster copies of a network: the same outputs, the same maps, and the original modules where they are needed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from explainer_cases import tiny_cnn
+from torch import Tensor, nn
+
+from optcam_pl import Classifier, GradCAM, OptiCAM, ScoreCAM
+from optcam_pl.explainers import (
+    AblationCAM,
+    CallableExplainer,
+    CaptumExplainer,
+    EigenCAM,
+    Explainer,
+    FullGrad,
+    GradientSHAP,
+    RawAttention,
+)
+from optcam_pl.network import speed
+from optcam_pl.network.folding import Folded, Pair
+from optcam_pl.tasks import ClassificationTask
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """Batch norms with statistics and weights as after training, so that folding changes every number."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value, low, high in (
+                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
+            ):  # fmt: skip
+                if isinstance(value, Tensor):
+                    value.detach().uniform_(low, high)
+    return network.eval()
+
+
+def small() -> nn.Module:
+    return trained(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+            nn.Conv2d(8, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+        )
+    )  # fmt: skip
+
+
+class _Branching(nn.Module):
+    """The first convolution's output goes around its batch norm, too; the second pair may be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.second, self.norm2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.shared, self.norm3 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.first(image)
+        x = self.norm2(self.second(torch.relu(self.norm(x) + x)))
+        x = self.norm3(self.shared(x)) + self.shared(x)
+        return x.mean((2, 3))
+
+
+def test_every_batch_norm_of_a_plain_network_is_folded_and_outputs_stay() -> None:
+    network = small()
+    folded, image = Folded(network, (16, 16)), torch.rand(3, 3, 16, 16)
+    assert folded.pairs == (Pair("0", "1"), Pair("3", "4"))
+    assert isinstance(folded.network.get_submodule("1"), nn.Identity)
+    assert isinstance(network[1], nn.BatchNorm2d)  # type: ignore[index]
+    torch.testing.assert_close(folded.network(image), network(image), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "pairs"),
+    [
+        (lambda: torchvision.models.resnet18(num_classes=10), 20),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25), 52),
+        (lambda: timm.create_model("test_efficientnet"), None),
+        (lambda: timm.create_model("test_vit"), 0),
+        (lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=10), 5),  # most of its norms come first
+    ],
+)
+def test_folding_equals_the_plain_network_on_real_families(make: Any, pairs: int | None) -> None:
+    network = trained(make())
+    size = (160, 160) if pairs in (None, 0) else (64, 64)
+    folded, image = Folded(network, size), torch.rand(2, 3, *size)
+    right = network(image)
+    assert pairs is None or len(folded.pairs) == pairs
+    assert pairs is not None or not any(isinstance(m, nn.BatchNorm2d) for m in folded.network.modules())
+    assert (folded.network(image) - right).abs().max() <= 2e-5 * right.abs().max()
+    wide, wide_copy = copy.deepcopy(network).double(), Folded(copy.deepcopy(network).double(), size).network
+    torch.testing.assert_close(wide_copy(image.double()), wide(image.double()), rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_folded_is_found_by_numbers() -> None:
+    network = trained(_Branching())
+    folded = Folded(network, (12, 12))
+    assert folded.pairs == (Pair("second", "norm2"),)
+    image = torch.rand(2, 3, 12, 12)
+    torch.testing.assert_close(folded.network(image), network(image), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_with_hooks_and_in_training_mode_are_left_alone() -> None:
+    network = small()
+    handle = network[1].register_forward_hook(lambda m, a, o: o * 2)  # type: ignore[index]
+    assert Folded(network, (16, 16)).pairs == (Pair("3", "4"),)
+    handle.remove()
+    network[4].train()  # type: ignore[index]
+    assert Folded(network, (16, 16)).pairs == (Pair("0", "1"),)
+
+
+def test_the_explained_convolution_keeps_its_own_output() -> None:
+    network, image = small(), torch.rand(2, 3, 16, 16)
+    plain = Classifier(network, target_layer="3", mean=0, std=1, input_size=16)
+    fast = Classifier(network, target_layer="3", mean=0, std=1, input_size=16, speed="folded")
+    assert fast.fast is not None
+    assert fast.fast.pairs == 1
+    torch.testing.assert_close(GradCAM()(fast, image).saliency, GradCAM()(plain, image).saliency, atol=1e-4, rtol=0)
+    other = GradCAM(layer="0")  # asked for later: its batch norm is taken out again
+    torch.testing.assert_close(other(fast, image).saliency, other(plain, image).saliency, atol=1e-4, rtol=0)
+    assert fast.fast.pairs == 0
+    assert isinstance(fast.network.get_submodule("1"), nn.BatchNorm2d)
+
+
+def test_a_layer_may_be_given_as_the_module_of_the_own_network() -> None:
+    network, image = small(), torch.rand(2, 3, 16, 16)
+    fast = Classifier(network, target_layer="5", mean=0, std=1, input_size=16, speed="folded")
+    by_module, by_name = GradCAM(layer=network[2]), GradCAM(layer="2")  # type: ignore[index]
+    assert torch.equal(by_module(fast, image).saliency, by_name(fast, image).saliency)
+    assert by_module.layer == "2"
+
+
+EXPLAINERS: list[Explainer] = [
+    *(GradCAM(), ScoreCAM(), EigenCAM(), AblationCAM(), OptiCAM(max_iter=5), FullGrad()),
+    *(GradientSHAP(n_samples=3), CaptumExplainer("DeepLift"), CaptumExplainer("GuidedBackprop")),
+    CallableExplainer(lambda classifier, image, target: image.mean(1)),
+]
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS, ids=lambda explainer: explainer.title)
+@pytest.mark.parametrize("how", ["folded", "graph", "auto"])
+def test_every_kind_of_explainer_gives_the_map_of_the_plain_network(explainer: Explainer, how: Any) -> None:
+    network, image, target = small(), torch.rand(2, 3, 16, 16), torch.tensor([1, 3])
+    settings: dict[str, Any] = {"target_layer": "5", "mean": 0, "std": 1, "input_size": 16}
+    plain, fast = Classifier(network, **settings), Classifier(network, **settings, speed=how)
+    right, ours = explainer(plain, image, target), explainer(fast, image, target)
+    torch.testing.assert_close(ours.saliency, right.saliency, atol=1e-3, rtol=0)
+    torch.testing.assert_close(fast.probabilities(image), plain.probabilities(image), atol=1e-6, rtol=0)
+
+
+def test_methods_with_rules_for_modules_say_that_they_use_the_plain_network(caplog: pytest.LogCaptureFixture) -> None:
+    fast = Classifier(small(), target_layer="5", mean=0, std=1, input_size=16, speed="folded")
+    assert FullGrad().network_for(fast).network is not fast.network
+    assert speed.original_of(fast).fast is None
+    assert CaptumExplainer("LRP").needs_original
+    assert not CaptumExplainer("Saliency").needs_original
+    assert RawAttention.needs_original
+    assert GradCAM().network_for(fast) is fast
+    with caplog.at_level(logging.INFO):
+        CaptumExplainer("Deconvolution").network_for(fast)
+    assert "Deconvolution needs the network's own modules: it runs on the plain network" in caplog.text
+
+
+def test_the_identity_of_a_run_names_the_speed_and_keeps_the_weights() -> None:
+    network = small()
+    plain = Classifier(network, target_layer="5", mean=0, std=1, input_size=16)
+    fast = Classifier(network, target_layer="5", mean=0, std=1, input_size=16, speed="auto", weights_dtype="bfloat16")
+    assert plain.weight_hash() == fast.weight_hash()
+    assert fast.describe() == {**plain.describe(), "speed": "auto", "weights_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_a_setting_of_the_copy_and_maps_stay_in_float32(dtype: Any) -> None:
+    network, image = small(), torch.rand(2, 3, 16, 16)
+    settings: dict[str, Any] = {"target_layer": "5", "mean": 0, "std": 1, "input_size": 16}
+    fast = Classifier(network, **settings, speed="folded", weights_dtype=dtype)
+    assert fast.network_dtype == getattr(torch, dtype)
+    assert next(network.parameters()).dtype == torch.float32
+    explanation = OptiCAM(max_iter=4)(fast, image, 1)
+    assert explanation.saliency.dtype == explanation.weights.dtype == torch.float32  # type: ignore[union-attr]
+    right = Classifier(network, **settings)(image)
+    torch.testing.assert_close(fast(image), right, atol=0.05 * float(right.abs().max()), rtol=0)
+
+
+def test_settings_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="Expected `speed` to be one of plain, folded, graph, compile, auto, but got"):
+        Classifier(small(), speed="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected `speed` to be folded, graph, compile or auto for `weights_dtype`"):
+        Classifier(small(), weights_dtype="float16")
+    fast = Classifier(tiny_cnn().network, target_layer="3", input_size=16, speed="folded")
+    with pytest.raises(ValueError, match="Expected `speed` of the classifier to be plain, because only its own"):
+        ClassificationTask(fast)
+
+
+def test_compiled_passes_are_used_only_where_no_layer_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def compiled(network: nn.Module) -> Any:
+        def run(image: Tensor) -> Any:
+            calls.append(len(image))
+            return network(image)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    image = torch.rand(2, 3, 16, 16)
+    fast = Classifier(small(), target_layer="5", mean=0, std=1, input_size=16, speed="compile")
+    with caplog.at_level(logging.INFO):
+        fast(image)
+    assert calls.count(2) == 1
+    assert "torch.compile took 0.0 s for images of (2, 3, 16, 16)." in caplog.text
+    before = len(calls)
+    plain = Classifier(small(), target_layer="5", mean=0, std=1, input_size=16)
+    with OptiCAM().recording(fast) as record:
+        fast(image)
+    assert len(calls) == before
+    assert record["5"].shape == (2, 6, 4, 4)
+    assert plain(image).shape == fast(image).shape
+
+
+def test_a_failing_compiler_is_told_in_one_line_and_passes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(network: nn.Module) -> Any:
+        def run(image: Tensor) -> Any:
+            raise RuntimeError("no compiler here\nand more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    fast = Classifier(small(), target_layer="5", mean=0, std=1, input_size=16, speed="compile")
+    image = torch.rand(2, 3, 16, 16)
+    with pytest.warns(UserWarning, match="torch.compile fails, so passes run uncompiled: no compiler here$"):
+        first = fast(image)
+    assert torch.equal(first, fast(image))
+
+
+def test_copies_and_pickles_of_a_fast_classifier_work() -> None:
+    image = torch.rand(2, 3, 16, 16)
+    fast = Classifier(small(), target_layer="5", mean=0, std=1, input_size=16, speed="auto")
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert twin.fast.network is twin.network
+        assert torch.equal(twin(image), fast(image))
