@@ -57,7 +57,7 @@ class RunTask(L.LightningModule):
     def find_folder(self, trainer: L.Trainer) -> Path:
         """Find the run's folder before `setup`; all processes have to call this together."""
         given = self._given_dir
-        if given is None and trainer.log_dir is None and Path(trainer.default_root_dir) == Path.cwd():
+        if given is None and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
             if self._fresh_dir is None:
                 self._fresh_dir = new_folder(Path("logs", ImageDataModule.of(trainer).name, self.title))
                 self._fresh_dir = Path(trainer.strategy.broadcast(str(self._fresh_dir)))

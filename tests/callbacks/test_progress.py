@@ -21,7 +21,8 @@ pytestmark = pytest.mark.filterwarnings(
     # tensorboard's protobuf classes and torch's own writer, https://github.com/pytorch/pytorch/issues/134958
     "ignore::DeprecationWarning",
 )
-SHAPES = ["--data=Shapes", "--data.images=7", "--data.batch_size=2", "--model.classifier.num_classes=6"]
+SHOWN = "--trainer.enable_progress_bar=true"
+SHAPES = [SHOWN, "--data=Shapes", "--data.images=7", "--data.batch_size=2", "--model.classifier.num_classes=6"]
 
 
 class Terminal(io.StringIO):

@@ -131,11 +131,11 @@ def test_without_run_dir_every_run_gets_a_fresh_folder(name: str) -> None:
 @pytest.mark.usefixtures("photos")
 def test_without_a_logger_a_trainer_gives_each_run_a_new_folder_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     one = trainer()
-    for explainer in (FakeCAM(), GradCAM(), GradCAM()):
+    for explainer in (FakeCAM(), OptiCAM(max_iter=1), OptiCAM(max_iter=1)):
         one.predict(SaliencyTask(classifier(), explainer), ImageFolder("photos"))
     assert {path.name for path in Path().iterdir()} == {"photos", "logs"}
     found = sorted(str(path.parent) for path in Path("logs").rglob(MANIFEST))
-    assert found == ["logs/photos/FakeCAM/version_0", *(f"logs/photos/GradCAM/version_{k}" for k in (0, 1))]
+    assert found == ["logs/photos/FakeCAM/version_0", *(f"logs/photos/OptiCAM/version_{k}" for k in (0, 1))]
     assert "No logger and no `run_dir`: this run is in logs/photos/FakeCAM/version_0." in caplog.text
 
 
