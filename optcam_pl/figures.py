@@ -35,12 +35,13 @@ _CARD_LINE = _CARD_FONT + 8
 
 
 def picture(image: Tensor) -> Picture:
-    """An image (3,H,W) in [0,1] as 8-bit RGB (H,W,3).
+    """An image (C,H,W) in [0,1] as 8-bit RGB (H,W,3): one channel or two are gray, of more the first three are shown.
 
     >>> import torch
     >>> picture(torch.full((3, 1, 1), 0.5)).tolist()
     [[[128, 128, 128]]]
     """
+    image = image[:3] if len(image) >= 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
     array = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(array)
 

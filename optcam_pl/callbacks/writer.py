@@ -27,7 +27,8 @@ _SUFFIX = {"maps": ".npz", "overlays": ".png"}
 def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
     """Image | map | overlay | masked image of the block's i-th image, with class names and probabilities."""
     probes, explanation = result.probes, result.explanation
-    image, saliency = result.batch["image"][i], explanation.saliency[i]
+    shown = task.classifier.shown
+    image, saliency = shown(result.batch["image"][i]), explanation.saliency[i]
     p, o = float(probes.original[i]), float(probes.masked[i])
     predicted, kind = result.predicted_name(i), "p" if task.classifier.has_probabilities else "score"
     titles = [
@@ -36,7 +37,7 @@ def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
         f"{kind} = {p:.3f}",
         f"masked: {kind} = {o:.3f}",
     ]
-    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(probes.masked_image[i])]
+    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(shown(probes.masked_image[i]))]
     return row(tiles, titles)
 
 
