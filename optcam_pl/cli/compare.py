@@ -21,6 +21,7 @@ from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.network.layers import nearest
@@ -121,6 +122,10 @@ def compare_command(argv: Sequence[str]) -> int:
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
     _check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
+    if options.plan:
+        pairs = [(method, dataset) for dataset in datasets for method in methods]
+        print(plan_text([_cost(*pair, words[pair[1]], 60 / len(pairs)) for pair in pairs]))
+        return 0
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
         _run_all(dataset, methods, words[dataset], folder, outcome)
@@ -131,6 +136,11 @@ def compare_command(argv: Sequence[str]) -> int:
         _print_missing(outcome)
         _print_places(outcome)
     return 1 if outcome.failed else outcome.exit_code
+
+
+def _cost(method: Method, dataset: Dataset, words: Sequence[str], seconds: float) -> Cost:
+    name = f"{method.name} on {dataset.name}" if dataset.name else method.name
+    return cost(name, [*words, *method.words], seconds)
 
 
 def _left_out(methods: Sequence[Method]) -> dict[str, str]:
@@ -172,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         "and the last table is the mean over them",
     )
     add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
+    add(
+        "--plan",
+        action="store_true",
+        help="run nothing: measure each method on the first block for about a minute in total, and print what the "
+        "comparison will cost: hours, memory, disk, and its split over several devices",
+    )
     add("--format", default="text", choices=get_args(Format))
     return parser
 
