@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-faults lint bench
+.PHONY: help install docs demo test test-faults lint bench
 
 help:
+	@echo "make install  a virtual environment with the package and the demo; then: source .venv/bin/activate"
 	@echo "make demo   explain real photographs with real weights: a table, pictures, TensorBoard logs"
 	@echo "make test   run every test but those of faults"
 	@echo "make test-faults  kill, starve and signal real runs, for minutes"
 	@echo "make lint   ruff and mypy --strict"
+	@echo "make docs   the documentation as a site, in site/"
 	@echo "make bench  measure side by side with other packages"
 
 # A stamp per set of extras: installed again only when pyproject.toml changes.
@@ -21,11 +23,14 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,transformers,datasets,coco,peers,test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,transformers,datasets,coco,peers,test,lint,docs]"
 	@touch $@ $(VENV)/.demo
 
+install: $(VENV)/.demo
+	@echo "installed: source .venv/bin/activate"
+
 demo: $(VENV)/.demo
-	$(BIN)/optcam compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM GradCAMPlusPlus FakeCAM
+	$(BIN)/optcam compare --config demo --explainers OptiCAM ScoreCAM GradCAM GradCAMPlusPlus FakeCAM
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -39,6 +44,13 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy --strict optcam_pl
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_architecture.py --check
+
+	$(BIN)/python docs/make_metrics.py --check
+	$(MAKE) docs
+
+# MkDocs' authors and those of its theme differ on version 2, and say so at every build.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 bench: $(VENV)/.dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -29,6 +31,22 @@ def expanded_path(path: str | os.PathLike[str]) -> Path:
     if text.startswith("~"):
         expanded = os.path.expanduser(expanded)  # noqa: PTH111 (an unknown user's name stays as it is)
     return Path(expanded)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
+    """The known names most like `name`, as words for an error message. Case does not matter.
+
+    Example:
+        >>> nearest("layer4.7", ["layer3.0", "layer4.0", "layer4.1", "fc"], count=2)
+        "'layer4.1', 'layer4.0'"
+        >>> nearest("gradcam", ["Grad", "GradCAM"])
+        "'GradCAM', 'Grad'"
+    """
+    names: dict[str, list[str]] = {}
+    for one in filter(None, known):
+        names.setdefault(one.casefold(), []).append(one)
+    close = difflib.get_close_matches(name.casefold(), names, count, 0.3) or list(names)[:count]
+    return ", ".join(repr(one) for key in close for one in names[key])
 
 
 def check_choice(name: str, value: Any, choices: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from optcam_pl import explainers as known
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.block import evaluate_block, explained_classes
 from optcam_pl.evaluate.result import by_name
@@ -27,7 +28,6 @@ from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.explainers.base import Target, check_classifier
 from optcam_pl.figures import COLORS, Plot, Tile, contact_sheet
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
 from optcam_pl.photos import AnyPhoto, Photo, Resize, prepare
 
 Method: TypeAlias = "str | Explainer | type[Explainer]"

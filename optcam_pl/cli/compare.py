@@ -19,19 +19,17 @@ import yaml
 
 from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.plan import Cost, cost, plan_text
+from optcam_pl.cli.words import CONFIGS
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
-from optcam_pl.network.layers import nearest
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
 
-# The blocks come with a wheel inside the package, and stand beside it in a checkout.
-_PACKAGE = Path(__file__).resolve().parents[1]
-BLOCKS = next((d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if d.is_dir()), _PACKAGE) / "explainer"
+BLOCKS = CONFIGS / "explainer"
 # What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
 _COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
 
@@ -120,7 +118,7 @@ def compare_command(argv: Sequence[str]) -> int:
     outcome = Outcome(skipped=_left_out(methods) if "all" in (options.explainers or ()) else {})
     configs = [word for file in options.config for word in ("--config", file)]
     words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
-    _check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
+    check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     if options.plan:
         pairs = [(method, dataset) for dataset in datasets for method in methods]
@@ -149,7 +147,7 @@ def _left_out(methods: Sequence[Method]) -> dict[str, str]:
     return {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
 
 
-def _check_settings(words: Sequence[str]) -> None:
+def check_settings(words: Sequence[str]) -> None:
     """Make the objects of an `optcam test`, and ask the explainer whether it can work on the network."""
     model = OptcamCLI(words, dry=True).model
     if isinstance(model, SaliencyTask):
@@ -210,6 +208,11 @@ def choose(names: Sequence[str]) -> list[Method]:
 
 def _method(name: str) -> Method:
     if name.endswith((".yaml", ".yml")):
+        if not expanded_path(name).is_file():
+            raise FileNotFoundError(
+                f"Expected `--explainers` to name explainers or their files, but there is no file {name!r}. The "
+                f"nearest names are: {nearest(Path(name).stem, [*_known(), *_blocks()])}."
+            )
         return Method(Path(name).stem, name)
     if name in _known() or "." in name:
         return Method(name.rpartition(".")[2], name)
@@ -300,7 +303,7 @@ def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], o
     An error of another kind, from the network or another package, is noted as a failure of the method.
     """
     try:
-        _check_settings([*words, *method.words])
+        check_settings([*words, *method.words])
     except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise

@@ -6,10 +6,11 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -27,13 +28,20 @@ from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
 from optcam_pl.checks import ToldError, check_positive, expanded_path
-from optcam_pl.cli.errors import plain
-from optcam_pl.data import ImageDataModule
+from optcam_pl.cli.mistakes import DroppedSettings, told
+from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
-from optcam_pl.runs.folders import check_no_others, choose_run_dir, missing_folders, remove_empty
+from optcam_pl.runs.folders import (
+    check_no_others,
+    choose_run_dir,
+    missing_folders,
+    paths_of_start,
+    remove_empty,
+    remove_start,
+)
 from optcam_pl.runs.manifest import MANIFEST, read_manifest
 from optcam_pl.runs.run_folder import Resume, Shard
 from optcam_pl.runs.signals import Stopped
@@ -117,10 +125,17 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
         self._words, self._name, self._dry = list(args), name, dry
+        self._parsers: dict[str, Any] = {}
+        self._dropped = DroppedSettings(args)
         self._made: list[Path] = []
+        self._started: Path | None = None
+        self._before: set[Path] = set()
         try:
             self._start()
-        except BaseException:
+        except Exception:
+            self._undo_start()
+            raise
+        except BaseException:  # a signal: the run goes on later
             remove_empty(self._made)
             raise
 
@@ -144,9 +159,18 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             parser_kwargs={
                 "prog": "optcam",
                 "formatter_class": argparse.RawDescriptionHelpFormatter,
+                "logger": self._dropped.logger(),
             },
             args=self._words,
         )
+
+    def _undo_start(self) -> None:
+        """Leave no run folder after an error before the first result; other shards may be at work in the same one."""
+        alone = self._started is not None and self.trainer.is_global_zero and self.setting("shard") is None
+        if alone and self._started is not None:
+            remove_start(self._started, self._before, self._made)
+        else:
+            remove_empty(self._made)
 
     @property
     def run_dir(self) -> Path:
@@ -162,15 +186,32 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         return None if given is None else expanded_path(given)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose errors leave out the types that were tried."""
+        """A parser that tells a mistake in one paragraph, and ends the command."""
         parser = super().init_parser(**kwargs)
-        error = parser.error
-        parser.error = lambda message, ex=None: error(plain(message), ex)  # type: ignore[method-assign]
+        parser.error = self._refuse  # type: ignore[method-assign]
         return parser
+
+    def _refuse(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if os.environ.get("OPTCAM_TRACEBACK") and ex is not None:
+            traceback.print_exception(ex)
+        command = self._words[0]
+
+        def options() -> list[str]:
+            return list(self._parsers[command].get_defaults(skip_validation=True).keys())
+
+        print(
+            f"optcam: error: {told(message, self._words, options)}\n(`optcam {command} --help` lists the "
+            f"options, `optcam {command} --model.help NAME` or `--data.help NAME` those of a class)",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words without Lightning's warning about `sys.argv`, which is wrong in `compare` and from Python."""
         self.config = parser.parse_args(args)
+        if self._name is None and not self._dry:  # `compare` names an explainer after the config's
+            for note in self._dropped.notes:
+                print(f"optcam: note: {note}", file=sys.stderr)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the model and the data before the trainer, so that configs and the help show them first."""
@@ -195,6 +236,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def complete_parser(self, subcommand: str, parser: LightningArgumentParser, arguments: set[str]) -> None:
         """A short usage, and defaults for many images."""
         # All options would fill the first page, the trainer's first of all.
+        self._parsers[subcommand] = parser
         parser.usage = f"optcam {subcommand} --config FILE [--config FILE ...] [--KEY=VALUE ...]"
         # Ours prints its own table, and 50 000 maps are written, not kept in memory.
         for quiet in {"verbose", "return_predictions"} & arguments:
@@ -233,6 +275,9 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         logger = self._logger()
         # The logger looks at the disk for a new folder's name when it is asked for it.
         folder = self._given_dir or Path("logs" if self._dry else logger.log_dir)
+        if not self._dry:
+            self._made = [*(path for path in missing_folders(folder) if path not in self._made), *self._made]
+            self._before = paths_of_start(folder)
         if isinstance(self.model, RunTask):
             self.model.run_dir = folder
         if isinstance(self.model, SaliencyTask):
@@ -244,6 +289,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         if isinstance(trainer.strategy, DDPStrategy):
             limit_group_wait(trainer.strategy, GROUP_TIMEOUT)
         leave_signals_alone(trainer)
+        self._started = None if self._dry else folder
         return trainer
 
     @property
@@ -292,7 +338,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError) as error:
             given = ", ".join(f"{key} {config[key]}" for key in _TRAINER_HARDWARE if config.get(key) is not None)
-            raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}") from error
+            advice = _without_gpu(config.get("accelerator"))
+            raise ValueError(f"Lightning refuses the settings of the trainer ({given}): {error}{advice}") from error
         return trainer
 
     def subcommand_arguments(self, subcommand: str) -> dict[str, Any]:
@@ -321,7 +368,13 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
                 words = shlex.join([*self._words, *folder])
                 print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
             raise
-        except ConnectionError as error:
+        except ImageReadError as error:
+            # The last line is the sentence where a loader process passes on its whole traceback.
+            sentence = str(error).strip().splitlines()[-1].removeprefix(f"{_name_of(ImageReadError)}: ")
+            raise ImageReadError(
+                f"{sentence} `--data.on_error record` goes on without such images.", error.reason
+            ) from error
+        except ConnectionResetError as error:
             # One of the ways in which torch notices, beside "killed by signal" and the next one.
             raise _loader_killed(error.strerror or error) from error
         except RuntimeError as error:
@@ -386,6 +439,21 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
+
+
+def _name_of(kind: type[Exception]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _without_gpu(accelerator: Any) -> str:
+    """What to do where a GPU was asked for and torch sees none, as a sentence with a space before it."""
+    if accelerator not in ("gpu", "cuda") or torch.cuda.is_available():
+        return ""
+    return (
+        " This torch sees no GPU here: `--trainer.accelerator auto` (the default) takes what there is, `cpu` the CPU. "
+        "`nvidia-smi` shows whether the machine has one, and `python -c 'import torch; print(torch.version.cuda)'` "
+        "whether torch was built for it."
+    )
 
 
 def _expanded(setting: Any) -> Any:

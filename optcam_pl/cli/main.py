@@ -9,16 +9,18 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.cli.errors import plain
+from optcam_pl.cli.words import unknown_command, with_files, with_paths
 from optcam_pl.network.allocator import keep_freed_memory
 from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
 
@@ -51,8 +53,13 @@ COMMANDS = {
     "sanity": Command(
         "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
     ),
+    "init": Command("optcam_pl.cli.init", "FOLDER", "write a commented config for your own network and images"),
+    "completion": Command("optcam_pl.cli.completion", "bash|zsh", "print completions for your shell"),
     "sweep": Command(
         "optcam_pl.cli.sweep", "--config FILE --grid KEY=A,B ...", "test every point of a grid, draw it", several=True
+    ),
+    "paper": Command(
+        "optcam_pl.cli.paper", "TABLE --data.root FOLDER", "a table of the paper beside its own values", several=True
     ),
     "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
 }
@@ -88,12 +95,13 @@ Explain an image classifier's decisions by saliency maps, and measure the explan
 Commands (each has its own --help):
 {commands}
 
-Several --config are merged in their order; single settings come after them.
+Several --config are merged in their order; single settings come after them. A config is a file, or one of the package's
+by name: demo, predict, data/coco, paper/table1_resnet50 ...
 
 For example:
-  optcam compare --config configs/demo.yaml --explainers OptiCAM GradCAM FakeCAM
-  optcam predict --config configs/predict.yaml --data.paths photo.jpg
-  optcam test --config configs/demo.yaml --model.explainer.max_iter 50 --print_config
+  optcam compare --config demo --explainers OptiCAM GradCAM FakeCAM
+  optcam predict --config predict --data.paths photo.jpg
+  optcam test --config demo --model.explainer.max_iter 50 --print_config
 """
 
 
@@ -113,10 +121,13 @@ def run(argv: Sequence[str]) -> int:
         print(help_text(), end="")
         return 0 if argv else 2
     command = COMMANDS.get(argv[0])
+    if command is None and argv[0] not in TRAINER_COMMANDS:
+        raise ValueError(unknown_command(argv[0], [*TRAINER_COMMANDS, *COMMANDS]))
     if command is not None and not command.several:
         function = _function(argv[0], command)
         with _quiet():
             return function(argv[1:])
+    argv = with_paths(with_files(argv))
     follows = follow_launcher()
     # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
     function = _trainer_command if command is None else _function(argv[0], command)
@@ -181,6 +192,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return run(args)
     keep_freed_memory()
     _find_own_modules()
+    warnings.showwarning = _show_warning
     try:
         return run(sys.argv[1:])
     except Exception as error:
@@ -189,8 +201,27 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("OPTCAM_TRACEBACK"):
             traceback.print_exc()
         else:
-            print(f"optcam: error: {plain(str(error))}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
+            print(f"optcam: error: {_sentence(error)}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A warning that we give is a sentence for the user; its place in the code says nothing to him."""
+    ours = str(message).strip() if issubclass(category, UserWarning) else ""
+    text = f"optcam: note: {ours}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (sys.stderr if file is None else file).write(text)
+
+
+def _sentence(error: Exception) -> str:
+    """The words of an error, without the class in whose constructor jsonargparse met it."""
+    return re.sub(r"\AProblem with given class_path '[^']+':\n\s*", "", plain(str(error)))
 
 
 def _find_own_modules() -> None:

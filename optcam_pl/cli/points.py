@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,6 +21,7 @@ import torch
 from optcam_pl.cli.compare import Method
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.reports.summary import load_run, summarize
+from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Summary, printable
 from optcam_pl.runs.manifest import MANIFEST
 from optcam_pl.runs.run_folder import Shard
@@ -233,15 +235,36 @@ def of_shard(todo: Sequence[Job], shard: Shard | None) -> list[Job]:
 
 
 def finished(of: Iterable[Job]) -> list[tuple[Job, Summary]]:
-    """The runs that have been begun, with their numbers and intervals; a run that is not complete says so itself."""
-    found = []
-    for job in of:
-        if (job.folder / MANIFEST).is_file():
-            summary = summarize(load_run(job.folder), intervals="bca")
-            if job.method is not None:
-                summary = summary.named(job.method.name)
-            found.append((job, summary))
-    return found
+    """The runs that have been begun, with their numbers and intervals; a run that is not complete says so itself.
+
+    A method has the name of its class, or where several have one class the names of the command line.
+    """
+    found = [(job, summarize(load_run(job.folder), "bca")) for job in of if (job.folder / MANIFEST).is_file()]
+    names = {(summary.explainer, job.method.name) for job, summary in found if job.method}
+    several = Counter(title for title, _ in names)
+    return [
+        (job, summary.named(job.method.name) if job.method and several[summary.explainer] > 1 else summary)
+        for job, summary in found
+    ]
+
+
+def check_first(todo: Sequence[Job]) -> None:
+    """Make the parts of the first run, so that what is wrong with all of them is told before anything runs.
+
+    Raises:
+        SystemExit: a setting is unknown or of another type.
+        ValueError: the first run cannot be.
+    """
+    if todo:
+        OptcamCLI(todo[0].words, dry=True)
+
+
+def save_sweep(found: Sequence[tuple[Job, Summary]], axes: Axes, path: Path) -> None:
+    """Draw the figure of a sweep into a file."""
+    names = short_names(list(axes))
+    runs = [Measured(job.point.values, summary) for job, summary in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_figure(runs, {names[key]: values for key, values in axes.items()}).savefig(path, dpi=120)
 
 
 def print_failed(outcome: Outcome) -> None:

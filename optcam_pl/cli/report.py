@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.reports.report import report
+from optcam_pl.reports.agreement import agreement
+from optcam_pl.reports.report import find_runs, load_run, report
 from optcam_pl.reports.statistics import Method
-from optcam_pl.reports.tables import Format, printable
+from optcam_pl.reports.tables import Format, printable, render
 from optcam_pl.runs.files import RunFolderError, write_file
 
 
@@ -39,12 +40,19 @@ def _parser() -> argparse.ArgumentParser:
         help="load metrics of your own first; needed only for those that define `of_means`",
     )
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
+    add("--agreement", action="store_true", help="also print how far the metrics agree on the runs' order")
+    add("--figure", metavar="FILE", help="with --agreement, draw it into this file")
     return parser
 
 
 def report_command(argv: Sequence[str]) -> int:
     """`optcam report RUN_DIR... [options]`; returns the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.figure and not options.agreement:
+        parser.error("--figure draws the agreement of metrics: it needs --agreement")
+    if options.agreement and options.format in ("csv", "json"):
+        parser.error(f"--agreement is a table for people: --format text, markdown or latex, not {options.format}")
     try:
         for module in options.modules:
             importlib.import_module(module)
@@ -55,6 +63,8 @@ def report_command(argv: Sequence[str]) -> int:
             intervals=None if options.intervals == "none" else options.intervals,
             against=options.against,
         )
+        if options.agreement:
+            text += "\n" + _agreement(options)
         if options.output:
             write_file(expanded_path(options.output), text)
         else:
@@ -64,3 +74,13 @@ def report_command(argv: Sequence[str]) -> int:
         print(f"optcam report: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _agreement(options: argparse.Namespace) -> str:
+    """The table of the metrics' agreement; its figure is drawn where it was asked for."""
+    found = agreement([load_run(path) for path in find_runs(options.runs)])
+    if options.figure:
+        path = expanded_path(options.figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.figure().savefig(path, dpi=120)
+    return render(found.grid(), options.format)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
-from optcam_pl.evaluate.sanity import check, summary
+from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
+from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.tasks import SaliencyTask
 
 
@@ -29,19 +31,64 @@ def sanity_command(argv: Sequence[str]) -> int:
     parser.add_argument("--random_seed", type=int, default=0, help="of the random weights; default: 0")
     parser.add_argument("--run_dir", help="folder of the result instead of a new one under logs/")
     options, rest = parser.parse_known_args(argv)
-    cli = OptcamCLI(["test", *rest], dry=True)
-    task, data = cli.model, cli.datamodule
-    if not isinstance(task, SaliencyTask):
-        raise TypeError(f"Expected a SaliencyTask to check, but got {type(task).__name__}.")
-    method = task.explainer.title
-    device = cli.trainer.strategy.root_device
-    network, explainer = task.classifier.to(device).requires_grad_(False), task.explainer.to(device)
-    found = check(network, explainer, data, task.target, names=options.stages, seed=options.random_seed)
-    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(Path("logs", data.name, method))
-    result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
+    result, default = _checked(["test", *rest], options.stages, options.random_seed)
+    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(default)
     result.save(folder)
     print(f"{result.text()}\n\nresult:      {folder / 'sanity.json'}, {folder / 'sanity.png'}")
     return 0
+
+
+def _checked(words: Sequence[str], stages: Sequence[str] | None = None, seed: int = 0) -> tuple[SanityResult, Path]:
+    """The result for the words of an `optcam test`, and the folder above such results; the config may have `stages`."""
+    cli = OptcamCLI(words, dry=True)
+    task, data = cli.model, cli.datamodule
+    if not isinstance(task, SaliencyTask):
+        raise TypeError(f"Expected a SaliencyTask to check, but got {type(task).__name__}.")
+    method, names = task.explainer.title, stages or cli.setting("stages")
+    device = cli.trainer.strategy.root_device
+    network, explainer = task.classifier.to(device).requires_grad_(False), task.explainer.to(device)
+    found = check(network, explainer, data, task.target, names=names, seed=seed)
+    result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
+    return result, Path("logs", data.name, method)
+
+
+def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path, *, run: bool) -> str:
+    """The sanity check of several methods: what is missing is done; one table a method, and one figure of all.
+
+    Args:
+        of: method -> the words of its `optcam test`, and the folder of its result.
+        report: folder of the figure and the tables.
+        run: whether to do what is missing.
+
+    Returns:
+        The tables.
+
+    Raises:
+        RunFolderError: a result was made by other words, or there is none.
+    """
+    results = {}
+    for method, (words, folder) in of.items():
+        made_by = folder / "command.json"
+        if (folder / "sanity.json").is_file():
+            before = json.loads(made_by.read_bytes()) if made_by.is_file() else None
+            if before != list(words):
+                raise RunFolderError(
+                    f"The result in {folder} was made by other words: {before}, not {list(words)}. Give another "
+                    "--run_dir."
+                )
+            results[method] = SanityResult.load(folder)
+        elif run:
+            print(f"optcam: sanity check of {method}", flush=True)
+            result, _ = _checked(["test", *words])
+            write_file(made_by, json.dumps(list(words)) + "\n")
+            result.save(folder)
+            results[method] = result
+    if not results:
+        raise RunFolderError(f"There is no result in {', '.join(str(folder) for _, folder in of.values())}.")
+    text = "\n\n".join(result.text() for result in results.values()) + "\n"
+    write_file(report / "table.txt", text)
+    figure_of_several(results).savefig(report / "figure.png", dpi=120)
+    return text
 
 
 def _new_folder(parent: Path) -> Path:

@@ -9,10 +9,11 @@ from typing import get_args
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.compare import Method, choose, config_key, listed_methods
-from optcam_pl.cli.lightning_cli import OptcamCLI, parse_shard
+from optcam_pl.cli.lightning_cli import parse_shard
 from optcam_pl.cli.points import (
     Axes,
     Job,
+    check_first,
     finished,
     jobs,
     of_shard,
@@ -20,9 +21,8 @@ from optcam_pl.cli.points import (
     print_failed,
     read_axes,
     run_all,
-    short_names,
+    save_sweep,
 )
-from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Format, Summary, table
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
@@ -105,17 +105,6 @@ def _methods(names: Sequence[str] | None, configs: Sequence[str], axes: Axes) ->
     return listed_methods(configs) if several else []
 
 
-def check_first(todo: Sequence[Job]) -> None:
-    """Make the parts of the first run, so that what is wrong with all of them is told before anything runs.
-
-    Raises:
-        SystemExit: a setting is unknown or of another type.
-        ValueError: the first run cannot be.
-    """
-    if todo:
-        OptcamCLI(todo[0].words, dry=True)
-
-
 def _report(todo: Sequence[Job], axes: Axes, folder: Path, format: Format) -> None:
     found = finished(todo)
     if not found:
@@ -145,11 +134,3 @@ def write_report(found: Sequence[tuple[Job, Summary]], axes: Axes, folder: Path)
         write_file(place / name, table([summary for _, summary in found], format=format))
     save_sweep(found, axes, place / "figure.png")
     return place
-
-
-def save_sweep(found: Sequence[tuple[Job, Summary]], axes: Axes, path: Path) -> None:
-    """Draw the figure of a sweep into a file."""
-    names = short_names(list(axes))
-    runs = [Measured(job.point.values, summary) for job, summary in found]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_figure(runs, {names[key]: values for key, values in axes.items()}).savefig(path, dpi=120)

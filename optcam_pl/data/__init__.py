@@ -5,6 +5,7 @@ from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Batch, Entry, ImageTable, Item, OnError, Sample, collate
 from optcam_pl.data.blocks import PADDING, BlockSampler, ShuffleSampler
 from optcam_pl.data.csv_images import CSVImages
+from optcam_pl.data.each_box import EachBox
 from optcam_pl.data.folders import ChestXRay, ImageFolder, ImagePaths, Kvasir
 from optcam_pl.data.huggingface import HuggingFaceDataset
 from optcam_pl.data.imagenet import ImageNet
@@ -21,6 +22,7 @@ __all__ = [
     "BlockSampler",
     "CSVImages",
     "ChestXRay",
+    "EachBox",
     "Entry",
     "HuggingFaceDataset",
     "ImageDataModule",

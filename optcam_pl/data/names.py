@@ -167,6 +167,11 @@ def _find(name: str, known: Mapping[str, int | None]) -> int:
 
 def contradiction(data: str, own: Sequence[str], title: str, network: Sequence[str]) -> str:
     """Says why a dataset's labels cannot be turned into a network's classes, and what to do about it."""
+    if all(name.isdecimal() for name in own):
+        return (
+            f"Expected the labels of {data} to be classes of {title}, which has {len(network)}, so from 0 to "
+            f"{len(network) - 1}, but got the label {own[-1]}."
+        )
     found = match_names(own, network)
     named = set(found)
     lost = [name for name, number in zip(own, found, strict=True) if number < 0]

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
@@ -24,7 +25,6 @@ from optcam_pl.metrics.functional import (
     step_counts,
 )
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
 from optcam_pl.network.link import probabilities_of
 
 Evidence: TypeAlias = "Tensor | list[Tensor]"

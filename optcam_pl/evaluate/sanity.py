@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import nearest
 from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
 from optcam_pl.runs.files import write_file
@@ -220,6 +220,34 @@ class SanityResult:
         """Write ``sanity.json`` and ``sanity.png``."""
         write_file(folder / "sanity.json", json.dumps(asdict(self), indent=1) + "\n")
         self.figure().savefig(folder / "sanity.png", dpi=100)
+
+    @classmethod
+    def load(cls, folder: Path) -> SanityResult:
+        """Read ``sanity.json``."""
+        stored = json.loads((folder / "sanity.json").read_bytes())
+        lists = {
+            key: {name: tuple(values) for name, values in stored[key].items()} for key in ("similarity", "undefined")
+        }
+        return cls(**{**stored, **lists, "stages": tuple(stored["stages"])})
+
+
+def figure_of_several(results: Mapping[str, SanityResult]) -> Figure:
+    """A plot for each similarity, with the methods as curves against the stages.
+
+    Args:
+        results: method -> its result.
+    """
+    figure = Figure(figsize=(4 * len(SIMILARITIES), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(SIMILARITIES), sharey=True)
+    for panel, name in zip(panels, SIMILARITIES, strict=True):
+        for method, result in results.items():
+            values = [1.0, *(np.nan if v is None else v for v in result.similarity[name])]
+            panel.plot(["trained", *result.stages], values, "o-", label=method)
+        panel.set(title=name.replace("_", " "), xlabel="randomized from the head down to")
+        panel.tick_params(axis="x", rotation=45)
+    panels[0].set_ylabel("similarity to the trained network's map")
+    panels[-1].legend()
+    return figure
 
 
 def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 import torchvision
+from torch import Tensor
 
-from optcam_pl.data import ImageDataModule
+from optcam_pl.data import EachBox, ImageDataModule
 from optcam_pl.explainers import Explainer
 from optcam_pl.metrics import (
     METRICS,
@@ -25,6 +26,7 @@ from optcam_pl.metrics import (
 )
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.detection import Detection
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -88,6 +90,24 @@ def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, t
     used = isinstance(target, str) and target == "label" and not classifier.scores.per_image
     data.match_classes(classifier.class_names, classifier.name, used=used)
     classifier.check_function(data.preprocessing.size)
+    if isinstance(data, EachBox):
+        _match_boxes(classifier, data)
+
+
+def _match_boxes(classifier: Classifier, data: EachBox) -> None:
+    """Let the network look for the boxes, where these are its own detections."""
+    scores = classifier.scores
+    if not isinstance(scores, Detection) or scores.which != "boxes":
+        raise ValueError(
+            f"Expected a classifier with the scores Detection(references=boxes) for EachBox, whose rows are boxes, but "
+            f"got {scores.describe()}."
+        )
+
+    def find(image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(each.boxes, each.labels) for each in scores.detect(classifier, image.to(classifier.mean.device))]
+
+    if data.boxes == "network":
+        data.match_boxes(find)
 
 
 def check_annotations(data: ImageDataModule, metrics: Sequence[ImageMetric], region: Region) -> None:

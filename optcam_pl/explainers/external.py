@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from optcam_pl.checks import check_choice, check_number, check_positive
+from optcam_pl.checks import check_choice, check_number, check_positive, nearest
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.isolation import seeded, untouched
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
@@ -27,7 +27,7 @@ from optcam_pl.maps import Baseline, baseline_image, check_baseline
 from optcam_pl.network.capture import tensor_of
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
-from optcam_pl.network.layers import Layers, nearest
+from optcam_pl.network.layers import Layers
 from optcam_pl.threads import process_wide
 
 Reduction: TypeAlias = Literal["sum", "mean", "max"]

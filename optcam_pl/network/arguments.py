@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from optcam_pl.network.weights import Network, is_import_path
+from optcam_pl.network.own import is_import_path
+from optcam_pl.network.weights import Network
 from optcam_pl.private import uncompiled
 
 Flags: TypeAlias = "tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]]]"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from optcam_pl.network.layers import families, members
 
@@ -27,6 +28,10 @@ def carried_settings(network: nn.Module) -> dict[str, Any]:
         >>> carried_settings(nn.Sequential(nn.Conv2d(3, 2, 1)))
         {}
     """
+    if isinstance(transform := getattr(network, "transform", None), GeneralizedRCNNTransform):
+        return detector_settings(transform)
+    if tower := _of_vision_tower(getattr(network, "visual", None)):
+        return tower
     found = [_of_member(member) for _, member in members(network)]
     if not found or any(other != found[0] for other in found[1:]):
         return {}
@@ -45,6 +50,31 @@ def _of_member(member: Any) -> dict[str, Any]:
         sides = (size, size) if isinstance(size, int) else tuple(size or ())
         return {"input_size": sides} if len(sides) == 2 else {}
     return {}
+
+
+def detector_settings(transform: Any) -> dict[str, Any]:
+    """The preprocessing that a detector of torchvision does itself, which `predictions.predict` leaves to us.
+
+    The detector enlarges the shorter side of an image to `min_size`, or stretches it to `fixed_size`.
+    """
+    side = max(transform.min_size)
+    height, width = (side, side) if transform.fixed_size is None else reversed(transform.fixed_size)  # width first
+    return {"mean": transform.image_mean, "std": transform.image_std, "input_size": (height, width)}
+
+
+def _of_vision_tower(tower: Any) -> dict[str, Any]:
+    """What open_clip states at the vision tower of its networks; {} for others."""
+    stated = getattr(tower, "preprocess_cfg", None)
+    if not isinstance(stated, dict) or not stated:
+        return {}
+    size = stated["size"]
+    return {
+        "mean": stated["mean"],
+        "std": stated["std"],
+        "input_size": (size, size) if isinstance(size, int) else tuple(size),
+        "interpolation": stated.get("interpolation", "bicubic"),
+        "crop_fraction": 1.0,
+    }
 
 
 def timm_settings(network: nn.Module) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import nearest
 from optcam_pl.network.capture import capture, own_grad_mode
-from optcam_pl.network.layers import Layout, family_candidates, nearest, to_grid, zeros_for
+from optcam_pl.network.layers import Layout, family_candidates, to_grid, zeros_for
 from optcam_pl.threads import hook_output
 
 _ROUND = 16  # layers per gradient pass: their activations are in memory at the same time

@@ -175,9 +175,11 @@ class Classifier(TakesPhotos, nn.Module):
             self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
             known = stored.get("class_names", loaded.class_names)
             self._set_classes(num_classes, class_names, known, by_name=is_source_name(network))
+            self.link = check_link(self.scores.link_of(self.network) if link is None else link, self.scores)
             if speed != "plain":
                 self.fast = FasterNetwork(self.network, speed, weights_dtype, self.input_size, self._find_layers())
                 self.network = self.fast.network
+            self.scores.attach(self)
         except BaseException:
             self.release()
             raise
@@ -219,9 +221,10 @@ class Classifier(TakesPhotos, nn.Module):
                 stacklevel=3,
             )
         by_name = by_name and self.scores.own_classes
-        known = known if by_name or self.scores.own_classes else self.scores.names()
+        # What each image has of its own is a box or a region of one of the network's classes.
+        known = known if self.scores.own_classes or self.scores.per_image else self.scores.names()
         self._classes = stated_classes(self.network, self.name) if by_name else None
-        if number is not None and number != self.num_classes:
+        if number is not None and self.scores.own_classes and number != self.num_classes:
             raise ValueError(f"Expected {number} classes, but {self.name} has {self.num_classes}.")
         chosen = known if names is None else names
         if chosen is None and by_name and self.num_classes == len(imagenet_names()):

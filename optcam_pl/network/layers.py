@@ -5,7 +5,6 @@ Shape letters: B images, K channels (D in a transformer), h x w feature grid, H 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections import deque
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl.checks import nearest as nearest  # noqa: PLC0414 (others import it from here)
 from optcam_pl.private import children_of
 
 if TYPE_CHECKING:
@@ -32,20 +32,30 @@ DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("torchvision", "AlexNet"): "features.-2",  # the ReLU before the last pool
     ("torchvision", "ConvNeXt"): "features.-1",
     ("torchvision", "DenseNet"): "features.norm5",
+    ("torchvision", "DeepLabV3"): "backbone.-1",
     ("torchvision", "EfficientNet"): "features.-1",
+    ("torchvision", "FCN"): "backbone.-1",
+    ("torchvision", "FCOS"): "backbone.body.-1",
+    ("torchvision", "FasterRCNN"): "backbone.body.-1",
     ("torchvision", "GoogLeNet"): "inception5b",
     ("torchvision", "Inception3"): "Mixed_7c",
     ("torchvision", "MaxVit"): "blocks.-1",
+    ("torchvision", "LRASPP"): "backbone.-1",
     ("torchvision", "MNASNet"): "layers.-1",
     ("torchvision", "MobileNetV2"): "features.-1",
     ("torchvision", "MobileNetV3"): "features.-1",
     ("torchvision", "RegNet"): "trunk_output.-1",
     ("torchvision", "ResNet"): "layer4.-1",
+    ("torchvision", "RetinaNet"): "backbone.body.-1",
+    ("torchvision", "SSDFeatureExtractorVGG"): "features",  # the finest grid of predictions, on which all others stand
+    ("torchvision", "SSDLiteFeatureExtractorMobileNet"): "features.0",
     ("torchvision", "ShuffleNetV2"): "conv5",
     ("torchvision", "SqueezeNet"): "features.-1",
     ("torchvision", "SwinTransformer"): "norm",
     ("torchvision", "VGG"): "features.-2",  # the ReLU before the last pool
     ("torchvision", "VisionTransformer"): "encoder.layers.-1.ln_1",
+    ("transformers", "DetrForObjectDetection"): "model.encoder.layers.-1",
+    ("transformers", "SegformerForSemanticSegmentation"): "segformer.stages.-1.layer_norm",
     ("transformers", "SwinForImageClassification"): "swin.layernorm",
     ("transformers", "Swinv2ForImageClassification"): "swinv2.layernorm",
     ("timm", "Beit"): "blocks.-1.norm1",
@@ -72,17 +82,6 @@ _MAX_PREFIX = 8  # class, distillation and register tokens together: DINOv2 with
 def families(network: nn.Module) -> list[tuple[str, str]]:
     """(source, class) of a network, most derived class first: the keys for the tables of this module."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(network).__mro__]
-
-
-def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
-    """The known names most like `name`, as words for an error message.
-
-    Example:
-        >>> nearest("layer4.7", ["layer3.0", "layer4.0", "layer4.1", "fc"], count=2)
-        "'layer4.1', 'layer4.0'"
-    """
-    known = list(known)
-    return ", ".join(repr(match) for match in difflib.get_close_matches(name, known, count, 0.3) or known[:count])
 
 
 def canonical_name(network: nn.Module, name: str) -> str:
@@ -158,7 +157,10 @@ def _unknown(network: nn.Module, name: str) -> ValueError:
     # The name inside a wrapper is nearer than any that merely looks alike.
     inner = [known for known in names if name and known.endswith(f".{name}")]
     near = ", ".join(map(repr, inner[:5])) or nearest(name, names)
-    return ValueError(f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {near}.")
+    return ValueError(
+        f"Unknown layer {name!r} of {type(network).__name__}. The nearest are: {near}. Where no layer is named, "
+        "one that suits the network is taken."
+    )
 
 
 def members(network: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optcam_pl.network.layers import heads, nearest
+from optcam_pl.checks import nearest
+from optcam_pl.network.layers import heads
 
 
 def logits_of(output: Any) -> Tensor:

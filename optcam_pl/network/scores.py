@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import ToldError, check_choice
-from optcam_pl.network.link import Link, NamedLink, link_name
+from optcam_pl.network.link import Link, link_name
 from optcam_pl.network.outputs import logits_of, part_of
 from optcam_pl.network.plain import Remembers, check_plain, described, plain
 
@@ -101,7 +101,7 @@ class Scores(Remembers, ABC):
         bound: what `references` has bound for a block, see `Bound`.
     """
 
-    default_link: NamedLink = "softmax"
+    default_link: Link = "softmax"
     own_classes: ClassVar[bool] = False
     per_image: bool = False
 
@@ -140,6 +140,13 @@ class Scores(Remembers, ABC):
     def words(self, name: str) -> str:
         """What the score of a column is, from the column's name, as a title shows it."""
         return name
+
+    def link_of(self, network: nn.Module) -> Link:
+        """The link for a network, unless the classifier is given another one: the `default_link`."""
+        return self.default_link
+
+    def attach(self, classifier: Classifier) -> None:
+        """Prepare what depends on the classifier's preprocessing, once, when the classifier is made."""
 
     @contextmanager
     def references(self, classifier: Classifier, batch: Mapping[str, Any]) -> Iterator[References | None]:
@@ -222,7 +229,7 @@ class Binary(Scores):
                 [0.7311, 0.2689]])
     """
 
-    default_link: NamedLink = "sigmoid"
+    default_link: Link = "sigmoid"
 
     def __init__(self, output: str | int | None = None) -> None:
         self.output = output
@@ -274,7 +281,7 @@ class Regression(Scores):
         tensor([[-0.5000, -1.5000]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, direction: Direction = "up", output: str | int | None = None, column: int | None = None) -> None:
         self.direction: Direction = check_choice("direction", direction, Direction)
@@ -336,7 +343,7 @@ class FunctionScores(Scores):
                 [1.]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
@@ -380,7 +387,7 @@ class Targets(Scores):
                 [4., 7.]])
     """
 
-    default_link: NamedLink = "identity"
+    default_link: Link = "identity"
 
     def __init__(self, functions: Sequence[Callable[[Any], Tensor]]) -> None:
         self.functions = tuple(functions)

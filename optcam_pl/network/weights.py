@@ -6,8 +6,6 @@ running code inside it. Every name and every shape has to fit; a `ValueError` na
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import pickle
 import re
 import warnings
@@ -21,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from optcam_pl.checks import expanded_path
+from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.network.carried import carried_settings, normalizes_itself, timm_settings
-from optcam_pl.network.layers import heads, nearest
+from optcam_pl.network.layers import heads
+from optcam_pl.network.own import is_import_path, make_network
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
@@ -59,7 +58,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = expanded_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"The weight file does not exist: {path}")
+        raise FileNotFoundError(f"The weight file does not exist: {path} (`default` is the word for the source's own)")
     if not path.is_file():
         raise ValueError(f"Expected a weight file, but got a folder: {path}")
     if path.stat().st_size == 0:
@@ -106,7 +105,12 @@ def _read_pickle(path: Path, mmap: bool = False) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong; a KeyError only says the byte that it met."""
+    return (
+        "it does not begin as one"
+        if isinstance(error, KeyError)
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -274,11 +278,11 @@ def load_network(network: Network, weights: str | Path | None, num_classes: int 
         raise TypeError(f"Expected `network` to be a name or a torch.nn.Module, but got {type(network).__name__}.")
     if is_import_path(network):
         own = "default" if weights is None else weights  # the network that a call returns already has random weights
-        return _load_module(_call(network), own, network, num_classes)
+        return _load_module(make_network(network), own, network, num_classes)
     if not is_source_name(network):
         raise ValueError(
-            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or the import path of a "
-            f"class or function of your own (my_module.Net), but got {network!r}."
+            f"Expected `network` to be one of {', '.join(f'{key}/NAME' for key in _SOURCES)}, or a class or function "
+            f"of your own by its import path (my_module.Net) or file (my_net.py:Net), but got {network!r}."
         )
     source, _, name = network.partition("/")
     return _SOURCES[source](name, weights, num_classes)
@@ -288,48 +292,6 @@ def is_source_name(network: object) -> bool:
     """Whether this is the name of a network from a known source, such as "timm/resnet18"."""
     source, _, name = network.partition("/") if isinstance(network, str) else ("", "", "")
     return source in _SOURCES and bool(name)
-
-
-def is_import_path(network: object) -> bool:
-    """Whether this is the import path of an object in a module: "my_module.Net" or "my_module:Net".
-
-    Example:
-        >>> is_import_path("my_module.Net"), is_import_path("timm/resnet18.a1_in1k"), is_import_path("resnet18")
-        (True, False, False)
-    """
-    return isinstance(network, str) and re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", network) is not None
-
-
-def _call(path: str) -> nn.Module:
-    """Call the class or function at an import path without arguments and return the network.
-
-    Raises:
-        ImportError: there is no such module, or no object of this name in it.
-        TypeError: it cannot be called without arguments, or the result is not a module.
-    """
-    where, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
-    try:
-        make = getattr(importlib.import_module(where), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise  # a package that the user's module needs is missing
-        raise ImportError(
-            f"Expected `network` {path!r} to be in a module that Python finds, but there is no module {error.name!r}. "
-            "Run the command in its folder, or name that folder in PYTHONPATH."
-        ) from error
-    except AttributeError as error:
-        raise ImportError(f"Expected {name!r} in the module {where!r}, as `network` is {path!r}: {error}.") from error
-    what = f"Expected `network` {path!r} to be a class or function without arguments that makes a torch.nn.Module"
-    if not callable(make) or isinstance(make, nn.Module):
-        raise TypeError(f"{what}, but it is {type(make).__name__}.")
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise TypeError(f"{what}, but it needs arguments: {error}. Write a function that passes them.") from error
-    network = make()
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{what}, but it made {type(network).__name__}.")
-    return network
 
 
 def _load_module(network: nn.Module, weights: str | Path, name: str, num_classes: int | None) -> Loaded:
@@ -396,7 +358,9 @@ def _download(fetch: Callable[[], Any], name: str) -> Any:
 def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
     from torchvision import models
 
-    _check_known(name, models.list_models(module=models), "torchvision")
+    segmentation, detection = (models.list_models(module=part) for part in (models.segmentation, models.detection))
+    dense = name in [*segmentation, *detection]
+    _check_known(name, [*models.list_models(module=models), *segmentation, *detection], "torchvision")
     full_name, sets = f"torchvision/{name}", models.get_model_weights(name)
 
     def build(classes: int | None, state: Mapping[str, Tensor] | None) -> nn.Module:
@@ -405,25 +369,42 @@ def _load_torchvision(name: str, weights: str | Path | None, num_classes: int | 
             # Build as for the pretrained weights, with the auxiliary heads that the file has.
             aux = any(re.search(r"(^|\.)(aux1|AuxLogits)\.", key) for key in state or ())
             options |= {"transform_input": True, "aux_logits": aux, "init_weights": state is None}
+        if dense:
+            options["weights_backbone"] = None
+        if name in segmentation and not name.startswith("lraspp"):
+            options["aux_loss"] = any(key.startswith("aux_classifier.") for key in state or ())
         network: nn.Module = models.get_model(name, weights=None, **options)
         return network
 
     rename = rename_densenet if name.startswith("densenet") else dict
-    chosen, new = sets.DEFAULT, False
+    chosen, new, own_names = sets.DEFAULT, False, num_classes is None
     if weights is None:
         network = build(num_classes, None)
     elif weights != "default" and str(weights) not in sets.__members__:
         network, new = _load_file(build, weights, full_name, num_classes, rename)
+        own_names = False  # a file of the user's own may have other classes
     else:
         chosen = sets.DEFAULT if weights == "default" else sets[str(weights)]
         state = rename(_download(lambda: chosen.get_state_dict(progress=False, check_hash=True), full_name))
         network = build(num_classes, state)
         new = load_but_head(network, state, full_name, chosen.url)
+    if dense:
+        names = chosen.meta["categories"] if own_names else None
+        return Loaded(network, **_dense_settings(network, chosen.transforms()), class_names=names, new_head=new)
     transform = chosen.transforms()
     size = transform.crop_size[0]
     fraction = size / transform.resize_size[0]
     interpolation = transform.interpolation.value
     return Loaded(network, transform.mean, transform.std, (size, size), interpolation, fraction, new_head=new)
+
+
+def _dense_settings(network: nn.Module, transform: Any) -> dict[str, Any]:
+    """The preprocessing of a detector or a segmentation network of torchvision: the whole image, without a crop."""
+    whole = {"interpolation": "bilinear", "crop_fraction": 1.0}
+    if carried := carried_settings(network):
+        return {**whole, **carried}
+    side = transform.resize_size[0]
+    return {**whole, "mean": transform.mean, "std": transform.std, "input_size": (side, side)}
 
 
 def _load_timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -460,9 +441,11 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
     own = config.num_labels
     named = config.id2label if num_classes in (None, own) else {}
 
+    auto = getattr(hub, _auto_class(config))
+
     def build(classes: int | None, _state: object = None) -> nn.Module:
         config.num_labels = own if classes is None else classes
-        network: nn.Module = hub.AutoModelForImageClassification.from_config(config)
+        network: nn.Module = auto.from_config(config)
         return network
 
     new = False
@@ -472,13 +455,24 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         network, new = _load_file(build, weights, full_name, num_classes)
     else:
         other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
-        network = _download(lambda: hub.AutoModelForImageClassification.from_pretrained(name, **other), full_name)
+        network = _download(lambda: auto.from_pretrained(name, **other), full_name)
         new = num_classes not in (None, own)
+    if auto is not hub.AutoModelForImageClassification:
+        return _with_processor_settings(network, processor)._replace(new_head=new)
     # A file may also have another number of classes; transformers invents class names if none are given.
     classes = heads(network)[0].get_parameter("weight").shape[0]
     known = len(named) == classes and "LABEL_0" not in named.values()
     names = [named[index] for index in range(classes)] if known else None
     return _with_processor_settings(network, processor)._replace(class_names=names, new_head=new)
+
+
+def _auto_class(config: Any) -> str:
+    """The class of transformers that makes the network of a configuration: what it was saved as, as far as it fits."""
+    saved_as = next(iter(config.architectures or ()), "")
+    if saved_as.endswith(("ForObjectDetection", "ForSemanticSegmentation")):
+        return f"AutoModelFor{saved_as.rpartition('For')[2]}"
+    # a network with a text tower besides the vision tower, such as CLIPModel
+    return "AutoModel" if hasattr(config, "text_config") else "AutoModelForImageClassification"
 
 
 def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -> Loaded:
@@ -496,6 +490,23 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     """(H,W) from the size in transformers' processors: height and width, or the shorter side."""
     edge = size.get("shortest_edge")
     return (edge, edge) if edge else (size["height"], size["width"])
+
+
+def _load_open_clip(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ImportError(f'open_clip/{name} needs a package: pip install "optcam_pl[open_clip]"') from error
+    _check_known(name, open_clip.list_models(), "open_clip")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights == "default":
+        raise ValueError(f"Expected `weights` of open_clip/{name} to be a file, random, or one of {', '.join(tags)}.")
+    tag = str(weights) if str(weights) in tags else None
+    full_name = f"open_clip/{name}"
+    network = _download(lambda: open_clip.create_model(name, pretrained=tag, load_weights=tag is not None), full_name)
+    if weights is not None and tag is None:
+        load_strictly(network, fit_prefix(read_state_dict(weights), network), full_name, weights)
+    return Loaded(network, **{**_PLAIN, **carried_settings(network)})
 
 
 def _load_demo(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:
@@ -534,5 +545,6 @@ _SOURCES: dict[str, Callable[[str, str | Path | None, int | None], Loaded]] = {
     "torchvision": _load_torchvision,
     "timm": _load_timm,
     "transformers": _load_transformers,
+    "open_clip": _load_open_clip,
     "demo": _load_demo,
 }

@@ -149,7 +149,7 @@ def _facts(summary: Summary) -> dict[str, Any]:
 
 def _weights(classifier: str, weights: str, data: str) -> str:
     """A run's weights under the names that `_wanted` uses."""
-    network, plain = _network(classifier), re.sub(r"[^a-z0-9]", "", data.lower())
+    network, plain = network_of(classifier), re.sub(r"[^a-z0-9]", "", data.lower())
     if weights == "random":
         return weights
     if any(plain in names for names, _ in _DATA.values() if names is not _IMAGENET):
@@ -175,8 +175,13 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _network(classifier: str) -> str:
-    """`timm/vit_base_patch16_224.augreg_in1k` -> `vit_base_patch16_224`."""
+def network_of(classifier: str) -> str:
+    """A classifier's network, as the paper's values name it.
+
+    Example:
+        >>> network_of("timm/vit_base_patch16_224.augreg_in1k")
+        'vit_base_patch16_224'
+    """
     return classifier.rpartition("/")[2].partition(".")[0]
 
 
@@ -200,8 +205,8 @@ def beside_published(summary: Summary, table: str | None = None, network: str | 
     method = METHODS.get(summary.explainer, summary.explainer)
     method = _MAPS_OF_BOXES.get(str(summary.settings.get("region")), method)
     if table is not None:
-        return _beside_table(summary, table, method, network or _network(summary.classifier))
-    network = _network(summary.classifier)
+        return _beside_table(summary, table, method, network or network_of(summary.classifier))
+    network = network_of(summary.classifier)
     rows = [row for row in published() if row.network == network and row.method == method]
     if not rows:
         absent = [f"the network {network}"] if network not in _LAYERS else []
@@ -221,9 +226,26 @@ def networks_of(table: str) -> list[str]:
     return list(dict.fromkeys(row.network for row in published() if row.table == table))
 
 
+def published_seconds(explainer: str, network: str, table: str) -> float | None:
+    """The paper's seconds for a batch of 8 images; None where the table has none.
+
+    Args:
+        explainer: our name of the method.
+        network: as `networks_of` names it.
+        table: the table's name.
+
+    Example:
+        >>> published_seconds("OptiCAM", "vgg16_bn", "1")
+        3.94
+    """
+    wanted = ("seconds_per_batch_of_8", table, METHODS.get(explainer, explainer), network)
+    found = (row.value for row in published() if (row.metric, row.table, row.method, row.network) == wanted)
+    return next(found, None)
+
+
 def _beside_table(summary: Summary, table: str, method: str, network: str) -> Summary:
     """The summary with the values of one table for one network; those of another network are never comparable."""
-    own, facts = _network(summary.classifier), _facts(summary)
+    own, facts = network_of(summary.classifier), _facts(summary)
     rows = [row for row in published() if (row.table, row.method, row.network) == (table, method, network)]
     rows = [row for row in rows if all(facts.get(key) in _wanted(row)[key] for key in _variant(row))]
     found = _with_values(summary, rows)

@@ -47,8 +47,12 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(runs.values())
 
 
-def _comparable(run: Run, other: Run) -> list[str]:
-    """The metrics that both runs have, measured in the same way; otherwise a RunFolderError names the differences."""
+def comparable(run: Run, other: Run) -> list[str]:
+    """The metrics that both runs have, measured in the same way.
+
+    Raises:
+        RunFolderError: the runs have other data or settings, which the message names.
+    """
     if run.manifest["data"] != other.manifest["data"]:
         data = f"{run.manifest['data']} and {other.manifest['data']}"
         raise RunFolderError(f"{run.path} and {other.path} cannot be compared image by image: their data are {data}.")
@@ -105,10 +109,10 @@ def compare_runs(runs: Sequence[Run], summaries: Sequence[Summary], other: Run) 
         both = [(row, theirs[row.id]) for row in run.usable if row.id in theirs]
         if not both:
             raise RunFolderError(f"{run.path} and {other.path} have no image in common.")
-        for key in _comparable(run, other):
+        for key in comparable(run, other):
             ours, others = ([row.scores.get(key) for row in side] for side in zip(*both, strict=True))
             of_means = run.of_means(key)
-            assert of_means is not None  # see _comparable
+            assert of_means is not None  # see comparable
             found = paired_difference(ours, others, in_numpy(of_means))
             pairs[number, key] = Paired(
                 str(other.manifest["run"]), found.images, *(found.difference, found.low, found.high, found.p_value)

@@ -81,7 +81,7 @@ def bootstrap_interval(
     if n == 1:
         return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate([of_means(counts @ rows / n) for counts in _counts(rng, n, resamples)])
+    drawn = np.concatenate([of_means(counts @ rows / n) for counts in resampled_counts(rng, n, resamples)])
     ends = (1 + np.array([-level, level])) / 2
     if method == "bca":
         ends = _bca(ends, drawn, value, of_means((rows.sum(0) - rows) / (n - 1)))
@@ -187,8 +187,17 @@ def _exact_mean(rows: Array) -> Array:
     return np.array([[math.fsum(column) / len(rows) for column in rows.T.tolist()]])
 
 
-def _counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[Array]:
-    """Yield chunks (m,n): how often each of the n images is drawn in a resample of n."""
+def resampled_counts(rng: np.random.Generator, n: int, resamples: int) -> Iterator[Array]:
+    """Draw n images with replacement, many times.
+
+    Args:
+        rng: the source of the draws.
+        n: the number of images.
+        resamples: how many times they are drawn.
+
+    Yields:
+        Chunks (m,n) of `resamples` rows in all: how often each image is drawn in a resample of n.
+    """
     size = max(1, _CHUNK // n)
     for start in range(0, resamples, size):
         m = min(size, resamples - start)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from optcam_pl.reports.summary import load_run
 from optcam_pl.reports.tables import Summary, heading, printable
+from optcam_pl.runs.tensors import mean_curves
 
 _WIDTH, _HEIGHT = 4.2, 3.2  # inches of one panel
 _WIDE_SPREAD = 20  # positive values whose largest is that many times the smallest stand on a logarithmic axis
@@ -91,6 +94,37 @@ def _curves(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]], keys: S
             panel.set_xticks(places, list(map(printable, values)), rotation=45, ha="right")
         elif min(numbers) > 0 and max(numbers) >= _WIDE_SPREAD * min(numbers):
             panel.set_xscale("log")
+    panels[0][-1].legend(fontsize="small")
+    return figure
+
+
+def selectivity_figure(runs: Sequence[tuple[str, Path]]) -> Any:
+    """Draw Average Drop, Gain and Increase against alpha, the power of the map, with 95 % bands (figure A4).
+
+    Args:
+        runs: method -> its run folder, of a run with the selectivity metrics.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: no run has such a curve.
+    """
+    of = {method: (load_run(folder), mean_curves(folder)) for method, folder in runs}
+    keys = list(dict.fromkeys(key for _, curves in of.values() for key in curves if key.startswith("selectivity_")))
+    if not keys:
+        raise ValueError("Expected runs with the metrics SelectivityDrop, SelectivityGain or SelectivityIncrease.")
+    figure, panels = _panels(1, len(keys))
+    for panel, key in zip(panels[0], keys, strict=True):
+        for method, (run, curves) in of.items():
+            if key in curves:
+                mean, band, _ = curves[key]
+                alphas = [float(word) for word in run.manifest["settings"][f"{key}_alphas"].split()]
+                (line,) = panel.plot(alphas, mean.tolist(), "o-", label=printable(method))
+                low, high = (mean - band).tolist(), (mean + band).tolist()
+                panel.fill_between(alphas, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        info = next(run.metrics[key] for run, _ in of.values() if key in run.metrics)
+        panel.set(title=printable(heading(key, info)), xlabel="alpha", xscale="log")
     panels[0][-1].legend(fontsize="small")
     return figure
 

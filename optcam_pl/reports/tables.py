@@ -215,7 +215,7 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     return _union([[key for (key, _), found in values.items() if len(found) > 1]])
 
 
-def _grid(summaries: Sequence[Summary]) -> Grid:
+def run_grid(summaries: Sequence[Summary]) -> Grid:
     """One row per run. Settings in which the runs differ are columns; shared settings appear once, below."""
     columns = _differing(("", s.conditions) for s in summaries)
     own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
@@ -300,7 +300,7 @@ def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
 
 def _grids(summaries: Sequence[Summary]) -> list[Grid]:
     others = (_published_grid(summaries), _against_grid(summaries))
-    return [_narrow(_grid(summaries)), *(grid for grid in others if grid is not None)]
+    return [_narrow(run_grid(summaries)), *(grid for grid in others if grid is not None)]
 
 
 def _narrow(grid: Grid) -> Grid:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 
 import lightning as L
 
 from optcam_pl.photos.decode import IMAGE_SUFFIXES
-from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.files import RunFolderError, RunLock
 from optcam_pl.runs.manifest import MANIFEST
 
 REPORT = "report"
@@ -60,7 +62,9 @@ def _foreign(folder: Path) -> Iterator[str]:
             continue
         if path.is_dir():
             yield from (
-                f"{path.name}/{file.name}" for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES
+                f"{path.name}/{file.name}"
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.name not in _NAMES
             )
         elif path.suffix.lower() not in _SUFFIXES:
             yield path.name
@@ -69,6 +73,50 @@ def _foreign(folder: Path) -> Iterator[str]:
 def missing_folders(folder: Path) -> list[Path]:
     """The folders to create so that a folder exists, the deepest first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_start(folder: Path, before: Set[Path], made: Sequence[Path]) -> None:
+    """Remove what a start that failed has written, so that it leaves no run behind; then the folders that it made.
+
+    Only files that every start writes are removed, by name. Nothing is removed if the start has written a row or any
+    other file, or while another process works in the folder.
+
+    Args:
+        folder: the run's folder.
+        before: `paths_of_start` before it.
+        made: the folders that the start has made, the deepest first.
+    """
+    new = paths_of_start(folder) - before
+    files = {path for path in new if not path.is_dir()}
+    if all(_is_of_start(path.relative_to(folder)) or _is_without_rows(path) for path in files):
+        with suppress(RunFolderError):  # another process
+            if files:
+                _remove(folder, files | {folder / ".lock"} - before)
+        remove_empty(new - files)
+    remove_empty(made)
+
+
+def paths_of_start(folder: Path) -> set[Path]:
+    """What lies in a run's folder, and in its folder of rows, where a start writes before any result."""
+    return {path for place in (folder, folder / "rows") if place.is_dir() for path in place.iterdir()}
+
+
+def _remove(folder: Path, files: Iterable[Path]) -> None:
+    with RunLock(folder):
+        for path in files:
+            with suppress(OSError):  # a system that does not remove open files
+                path.unlink()
+
+
+def _is_of_start(path: Path) -> bool:
+    if path.name.startswith(_EVENTS):
+        return f".{os.getpid()}." in path.name  # not another process's
+    names = {MANIFEST, "config.yaml", "hparams.yaml", ".lock", ".manifest.lock"}
+    return path.parent == Path() and path.name in names
+
+
+def _is_without_rows(path: Path) -> bool:
+    return path.parent.name == "rows" and path.stat().st_size == 0
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from optcam_pl.checks import check_choice, check_positive
-from optcam_pl.data import Batch, ImageDataModule
+from optcam_pl.data import Batch, EachBox, ImageDataModule
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import (
@@ -175,6 +175,8 @@ class SaliencyTask(RunTask):
             ValueError: the network's head is new; the network lacks the explainer's layer; or the data do not fit.
         """
         self._run = None
+        if isinstance(self.data, EachBox):  # whose boxes the network may have to find
+            self.classifier.to(self.trainer.strategy.root_device)
         match(self.classifier, self.explainer, self.data, self.target)
         if self._every_metric:
             self._set_metrics(all_metrics(self.data, self.classifier))

@@ -275,7 +275,6 @@ def test_fit_of_something_without_weights_is_refused(photos: Path) -> None:
     [
         (["--model.explainer=OptiCAMM"], "OptiCAMM"),
         (["--model.explainer.max_itr=3"], "max_itr"),
-        (["--config=missing.yaml"], "missing.yaml"),
     ],
 )
 def test_unknown_explainers_options_and_configs_are_named(

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
-from data_cases import make_coco, make_cub, make_pets, make_tree, make_voc
+from data_cases import make_boxes, make_coco, make_cub, make_pets, make_tree, make_voc
 
 from optcam_pl import explainers
 from optcam_pl.cli import main
@@ -56,12 +56,7 @@ def made_up(data: dict[str, Any]) -> list[str]:
     if name in ("ImageNet", "ImageFolder"):
         make_tree(here, imagenet_wnids()[:2], {"": 6})
         if "boxes" in data["init_args"]:
-            Path("boxes").mkdir()
-            box = "<bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox>"
-            size = "<size><width>40</width><height>32</height></size>"
-            for file in here.rglob("*.jpeg"):
-                drawn = f"<annotation>{size}<object><name>{file.parent.name}</name>{box}</object></annotation>"
-                Path("boxes", f"{file.stem}.xml").write_text(drawn)
+            make_boxes(here, Path("boxes"))
             return [f"--data.root={here}", "--data.boxes=boxes"]
     elif name == "ImagePaths":
         return [f"--data.paths={make_tree(here, ['x'], {'': 4})}"]

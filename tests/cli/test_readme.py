@@ -84,6 +84,6 @@ def test_every_picture_and_page_that_is_linked_exists() -> None:
 
 def test_make_demo_runs_the_command_that_the_readme_promises() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "compare --config configs/demo.yaml --explainers OptiCAM ScoreCAM GradCAM" in makefile
+    assert "compare --config demo --explainers OptiCAM ScoreCAM GradCAM" in makefile
     assert "make demo" in TEXT
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from optcam_pl.cli import main
+from optcam_pl.cli.compare import config_key, listed_methods
 from optcam_pl.cli.points import points, read_axes
 from optcam_pl.reports.report import find_runs, load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
@@ -67,6 +71,30 @@ def test_shards_do_the_points_and_the_report_needs_no_run(photos: Path, capsys: 
     ]
     with Image.open("runs/report/figure.png") as figure:
         assert figure.width > 3 * figure.height  # a panel for each of three metrics
+
+
+def test_the_commands_of_the_page_work(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text()
+    first, script = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    tiny = ["--config", TINY, f"--data.root={photos}", "--data.limit=2"]
+    for line in first.splitlines():
+        words = [word for word in shlex.split(line)[1:] if word not in ("--config", "configs/demo.yaml")]
+        assert main([*words[:1], *tiny, *words[1:]]) == 0
+    assert len(find_runs(["runs/lr", "runs/grid"])) == 7
+    assert "runs/grid/max_iter=10,objective=mask" in text
+    assert Path("runs/grid/max_iter=10,objective=mask").is_dir()
+    (own,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    Path("run.yaml").write_text(own)
+    assert [method.name for method in listed_methods(["run.yaml"])] == ["GradCAM", "quick"]
+    assert read_axes([], config_key(["run.yaml"], "grid")) == {"model.target": ["label", "predicted"]}
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    subprocess.run(["bash", "-c", "srun() { printf '%s\\n' \"$@\" > words; }\n" + script], check=True)
+    program, command, *words = Path("words").read_text().split("\n")[:-1]
+    assert (program, command) == ("optcam", "sweep")
+    words = [word for word in words if word not in ("--config", "run.yaml")]
+    assert main([command, *tiny, *words]) == 0
+    assert [run.name for run in find_runs(["runs/sweep"])] == ["lr=0.5"]
 
 
 def test_the_config_has_the_grid_and_the_explainers(photos: Path) -> None:

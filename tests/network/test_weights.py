@@ -232,7 +232,7 @@ def test_cut_files_are_refused_wherever_they_are_cut(suffix: str, legacy: bool, 
         ("demo/resnet50", "Unknown network 'resnet50' of demo. The nearest are: 'efficientnet_lite0'"),
         (
             "resnet50",
-            "torchvision/NAME, timm/NAME, transformers/NAME, demo/NAME, or .*my_module.Net.*, but got 'resnet50'",
+            "torchvision/NAME, timm/NAME, .*open_clip/NAME, demo/NAME, or .*my_module.Net.*, but got 'resnet50'",
         ),
         ("keras/resnet50", "but got 'keras/resnet50'"),
         ("torchvision/", "but got 'torchvision/'"),

@@ -1,0 +1,294 @@
+"""`optcam paper`: a table or a figure of the paper, our numbers beside the published ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from optcam_pl.checks import expanded_path
+from optcam_pl.cli.compare import Method, check_settings, choose, listed_methods
+from optcam_pl.cli.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    find_experiment,
+    instead,
+    list_text,
+    read_config,
+    short_network,
+    unknown_network,
+)
+from optcam_pl.cli.paper_check import paper_check_command
+from optcam_pl.cli.points import (
+    Axes,
+    Job,
+    Outcome,
+    check_first,
+    finished,
+    jobs,
+    points,
+    print_failed,
+    read_axes,
+    run_all,
+    save_sweep,
+)
+from optcam_pl.cli.sanity import sanity_of_several
+from optcam_pl.network.errors import NetworkError
+from optcam_pl.reports.beside import misclassified, paper_csv, paper_grids
+from optcam_pl.reports.published import MISCLASSIFIED
+from optcam_pl.reports.summary import load_run, summarize
+from optcam_pl.reports.sweeps import Measured, selectivity_figure
+from optcam_pl.reports.tables import Format, PagesFormat, Summary, printable, render, table
+from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.folders import REPORT, check_no_others
+from optcam_pl.runs.manifest import MANIFEST
+
+_DESCRIPTION = """Run a table or figure of the paper, as far as it is missing, and print it with the published values:
+
+  optcam paper table1 --data.root FOLDER [--network resnet50] [--limit 1000] [any setting of `optcam test`]
+  optcam paper --list     what there is, and what it costs
+  optcam paper check      does the set-up measure what the paper measures? Before a table is trusted
+
+Each run has a folder below --run_dir, so that the same command goes on where it ended. With the values of another
+network (--network demo/efficientnet_lite0) the paper's are marked as another network's."""
+_FILES: dict[str, PagesFormat] = {"table.md": "markdown", "table.tex": "latex"}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One config of an experiment on one network: its runs, and whether the map has no method."""
+
+    jobs: list[Job]
+    axes: Axes
+    methodless: bool
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optcam paper",
+        usage="optcam paper NAME [NAME ...] [options] | --list | check [options]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--list", action="store_true", help="print the tables and figures and what each costs")
+    add("--network", nargs="+", metavar="NETWORK", help="of the table's own, or any other; default: all of its own")
+    add("--limit", type=int, metavar="N", help="N images, spread evenly over the dataset: --data.limit N")
+    add("--explainers", nargs="+", metavar="NAME", help="instead of all of the table's; others as of `optcam compare`")
+    add("--grid", nargs="+", action="extend", default=[], metavar="KEY=VALUE,VALUE", help="other values of an axis")
+    add("--run_dir", default="logs/paper", help="folder of the runs; default: logs/paper")
+    add("--report", action="store_true", help="run nothing; print what is there")
+    add("--format", default="text", choices=[name for name in get_args(Format) if name != "json"])
+    return parser
+
+
+def paper_command(argv: Sequence[str]) -> int:
+    """`optcam paper NAME ...`, `optcam paper --list` or `optcam paper check`; returns the exit code.
+
+    Args:
+        argv: the words after `optcam paper`.
+
+    Raises:
+        ValueError: an unknown table, network or explainer.
+        Exception: that of the runs, if the first two break off alike.
+    """
+    if argv[:1] == ["check"]:
+        return paper_check_command(argv[1:])
+    first = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    options, rest = _parser().parse_known_args(argv[first:])
+    if options.list:
+        print(list_text(), end="")
+        return 0
+    if not argv[:first]:
+        raise ValueError(f"Expected a table or figure: {', '.join(EXPERIMENTS)}; `optcam paper --list` describes them.")
+    code = 0
+    for experiment in map(find_experiment, argv[:first]):
+        for network in _networks(experiment, options.network):
+            code = max(code, _Table(experiment, network, options, rest).make())
+    return code
+
+
+def _networks(experiment: Experiment, asked: Sequence[str] | None) -> list[str]:
+    """The networks to run: the experiment's own by their short names, and others as `network` of a classifier.
+
+    Raises:
+        ValueError: a name is neither.
+    """
+    if asked is None:
+        return list(experiment.configs)
+    found = []
+    for name in asked:
+        if short_network(name) in experiment.configs:
+            found.append(short_network(name))
+        elif any(mark in name for mark in "/.:"):
+            found.append(name)
+        else:
+            raise unknown_network(name, list(experiment.configs))
+    return found
+
+
+class _Table:
+    """An experiment on one network.
+
+    Args:
+        experiment: the table or figure.
+        network: its short name, or another network.
+        options: those of the command line.
+        rest: the words for `optcam test`.
+    """
+
+    def __init__(self, experiment: Experiment, network: str, options: argparse.Namespace, rest: Sequence[str]) -> None:
+        self.experiment, self.options = experiment, options
+        self.own = network in experiment.configs
+        self.config = network if self.own else next(iter(experiment.configs))
+        self.words = [] if self.own else instead(network)
+        self.words += rest
+        if options.limit is not None:
+            self.words.append(f"--data.limit={options.limit}")
+        limit = _value_of("--data.limit", self.words)
+        name = network.rpartition("/")[2] + (f"_limit{limit}" if limit else "")
+        self.folder = expanded_path(options.run_dir) / experiment.name / name
+        self.title = f"{experiment.name} ({experiment.title}), {network}"
+
+    def make(self) -> int:
+        """Run what is missing, print and write the table; the exit code."""
+        check_no_others(self.folder)
+        self._check_weights()
+        if self.experiment.kind == "sanity":
+            return self._sanity()
+        parts = [self._part(file, first=number == 0) for number, file in enumerate(self._files())]
+        todo = [job for part in parts for job in part.jobs]
+        if not todo:
+            raise ValueError(f"None of the explainers of {self.title} can work on this network.")
+        outcome = Outcome()
+        if not self.options.report:
+            check_first(todo)
+            outcome = run_all(todo, f"optcam paper {self.experiment.name}")
+        if outcome.leader:
+            self._report(parts)
+            print_failed(outcome)
+        return outcome.exit_code
+
+    def _files(self) -> list[Path]:
+        return self.experiment.files(self.config)
+
+    def _check_weights(self) -> None:
+        """Say how a network that has to be fine-tuned first is made."""
+        weights = read_config(self._files()[0])["model"]["init_args"]["classifier"]["init_args"].get("weights", "")
+        given = _value_of("--model.classifier.weights", self.words)
+        if given is None and str(weights).endswith(".ckpt") and not Path(weights).exists():
+            raise FileNotFoundError(
+                f"Expected the fine-tuned network {weights}, but there is no such file. It is made by: optcam fit "
+                f"--config {self._files()[0].parent / self.config}_fit.yaml --data.root FOLDER. Another one is "
+                "--model.classifier.weights CHECKPOINT."
+            )
+
+    def _part(self, file: Path, *, first: bool) -> _Part:
+        config = read_config(file)
+        axes = read_axes(self.options.grid if first else [], config.get("grid"))
+        layered = next((key for key in axes if key.endswith("target_layer")), None)
+        if layered and not self.own and not any(text.startswith(f"{layered}=") for text in self.options.grid):
+            raise ValueError(
+                f"Expected the layers of this network: --grid {layered}=LAYER,LAYER... The table's own are of "
+                f"{self.config}: {', '.join(axes[layered])}."
+            )
+        words = ["--config", str(file), *self.words]
+        methods = self._methods(file, first=first) if config.get("explainers") else []
+        if not self.own:
+            methods = [method for method in methods if self._usable(method, words)]
+            if config.get("explainers") and not methods:
+                return _Part([], axes, not first)
+        return _Part(jobs(words, points(axes), methods, self.folder), axes, not first)
+
+    def _methods(self, file: Path, *, first: bool) -> list[Method]:
+        """The listed explainers that are asked for, with their settings there, and others."""
+        listed = listed_methods([str(file)])
+        if self.options.explainers is None or not first:
+            return listed
+        of = {method.name: method for method in listed}
+        return [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+
+    def _usable(self, method: Method, words: Sequence[str]) -> bool:
+        """Whether a method can work on another network than the table's; if not, the reason is printed."""
+        try:
+            check_settings(["test", *words, *method.words])
+        except (ValueError, TypeError, ImportError, NetworkError) as error:
+            if self.options.explainers is not None:
+                raise
+            print(f"optcam paper: {method.name} is left out: {printable(str(error))}", file=sys.stderr)
+            return False
+        return True
+
+    def _report(self, parts: Sequence[_Part]) -> None:
+        found = [(job, _of_boxes(summary) if part.methodless else summary)
+                 for part in parts for job, summary in finished(part.jobs)]  # fmt: skip
+        if not found:
+            raise RunFolderError(f"None of the runs of {self.title} has begun in {self.folder}.")
+        runs = [Measured(job.point.values, summary) for job, summary in found]
+        if self.experiment.table == "A.9":
+            runs += _misclassified([job for job, _ in found])
+        place = self.folder / REPORT
+        for name, format in _FILES.items():
+            write_file(place / name, self._text(runs, format))
+        of_paper = self.experiment.table
+        csv = paper_csv(runs, of_paper) if of_paper else table([run.summary for run in runs], format="csv")
+        write_file(place / "table.csv", csv)
+        self._draw(found, parts[0].axes, place / "figure.png")
+        text = csv if self.options.format == "csv" else self._text(runs, self.options.format)
+        print(f"\n{self.title}\n\n{text}\nreport:      {place}")
+
+    def _text(self, runs: Sequence[Measured], format: PagesFormat) -> str:
+        if not self.experiment.table:
+            return table([run.summary for run in runs], format=format)
+        return "\n".join(render(grid, format) for grid in paper_grids(runs, self.experiment.table))
+
+    def _draw(self, found: Sequence[tuple[Job, Summary]], axes: Axes, path: Path) -> None:
+        if self.experiment.kind == "grid":
+            save_sweep(found, axes, path)
+        elif self.experiment.kind == "selectivity":
+            selectivity_figure([(summary.explainer, job.folder) for job, summary in found]).savefig(path, dpi=120)
+
+    def _sanity(self) -> int:
+        (file,) = self._files()
+        # The config's stages are those of its network; another one's are its children.
+        words = ["--config", str(file), *([] if self.own else ["--stages=null"]), *self.words]
+        methods = self._methods(file, first=True)
+        if not self.own:
+            methods = [method for method in methods if self._usable(method, words)]
+        of = {method.name: ([*words, *method.words], self.folder / method.name) for method in methods}
+        text = sanity_of_several(of, self.folder / REPORT, run=not self.options.report)
+        print(f"\n{self.title}\n\n{text}\nreport:      {self.folder / REPORT}")
+        return 0
+
+
+def _value_of(key: str, words: Sequence[str]) -> str | None:
+    """The last value that words give a setting, as `--key=value` or `--key value`."""
+    found = None
+    for number, word in enumerate(words):
+        if word.startswith(f"{key}="):
+            found = word.partition("=")[2]
+        elif word == key and number + 1 < len(words):
+            found = words[number + 1]
+    return found
+
+
+def _of_boxes(summary: Summary) -> Summary:
+    """The box or its complement as the map: no method has a part in it."""
+    return summary.named("no method")
+
+
+def _misclassified(of: Sequence[Job]) -> list[Measured]:
+    """The rows of table A.9 about misclassified images, where both of a method's runs are there."""
+    found = []
+    folders = {(job.method.name, job.point.values["target"]): job for job in of if job.method}
+    for name in dict.fromkeys(name for name, _ in folders):
+        pair = [folders.get((name, target)) for target in ("predicted", "label")]
+        if all(job is not None and (job.folder / MANIFEST).is_file() for job in pair):
+            predicted, label = (load_run(job.folder) for job in pair if job)
+            summary = summarize(misclassified(predicted, label), intervals="bca")
+            found.append(Measured({"target": MISCLASSIFIED}, summary))
+    return found
