@@ -48,7 +48,9 @@ COMMANDS = {
         "test several explainers (`all`: every one), print one table",
         several=True,
     ),
-    "report": Command("optcam_pl.cli.report", "RUN_DIR...", "print that table from finished runs"),
+    "report": Command(
+        "optcam_pl.cli.report", "RUN_DIR...", "print that table from finished runs, or write a page (--html)"
+    ),
     "verify": Command("optcam_pl.cli.verify", "RUN_DIR...", "check that a run is whole"),
     "sanity": Command(
         "optcam_pl.cli.sanity", "--config FILE", "do the maps change when the network forgets", several=True
@@ -61,7 +63,6 @@ COMMANDS = {
     "paper": Command(
         "optcam_pl.cli.paper", "TABLE --data.root FOLDER", "a table of the paper beside its own values", several=True
     ),
-    "gallery": Command("optcam_pl.cli.gallery", "RUN_DIR...", "one page with the overlays of several runs"),
 }
 TRAINER_COMMANDS = {
     "fit": "fit Opti-CAM's weights for every image, or train a network",

@@ -1,4 +1,4 @@
-"""`optcam report`: the table of finished runs, made again from their rows."""
+"""`optcam report`: the table of finished runs, made again from their rows, or a page to look at and to send."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE",
         help="load metrics of your own first; needed only for those that define `of_means`",
     )
+    add(
+        "--html",
+        metavar="FOLDER",
+        help="write a page into this folder instead: table, charts, settings, and a gallery of the maps",
+    )
+    add(
+        "--limit", type=int, default=500, metavar="N", help="at most so many images in the page's gallery; default: 500"
+    )
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
     add("--agreement", action="store_true", help="also print how far the metrics agree on the runs' order")
     add("--figure", metavar="FILE", help="with --agreement, draw it into this file")
@@ -56,6 +64,9 @@ def report_command(argv: Sequence[str]) -> int:
     try:
         for module in options.modules:
             importlib.import_module(module)
+        if options.html:
+            print(printable(_page(options)))
+            return 0
         text = report(
             options.runs,
             options.format,
@@ -70,10 +81,24 @@ def report_command(argv: Sequence[str]) -> int:
         else:
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
-    except (RunFolderError, ImportError) as error:
+    except (RunFolderError, ImportError, ValueError) as error:
         print(f"optcam report: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _page(options: argparse.Namespace) -> str:
+    """Write the page; the sentence that says where it is."""
+    from optcam_pl.reports.page import write_page  # loads matplotlib
+
+    page = write_page(
+        options.runs,
+        options.html,
+        limit=options.limit,
+        intervals=None if options.intervals == "none" else options.intervals,
+        against=options.against,
+    )
+    return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
 
 
 def _agreement(options: argparse.Namespace) -> str:

@@ -176,6 +176,7 @@ class Subject:
             "settings": self._settings(network),
             "fingerprint": self._fingerprint(network, explainer),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **({"class_names": list(names)} if (names := self.classifier.class_names) else {}),
         }
 
     def _settings(self, network: dict[str, Any]) -> dict[str, Any]:

@@ -125,10 +125,11 @@ class Summary:
         shown = {**self.settings, "classifier": self.classifier, "data": self.data}
         if self.stage != "test":
             shown["stage"] = self.stage
-        return {key: _words(value) for key, value in shown.items()}
+        return {key: words_of(value) for key, value in shown.items()}
 
 
-def _words(value: Any) -> str:
+def words_of(value: Any) -> str:
+    """A setting's value as text."""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value)
@@ -211,7 +212,7 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     values: dict[tuple[str, str], set[str]] = {}
     for owner, settings in of:
         for key, value in settings.items():
-            values.setdefault((key, owner), set()).add(_words(value))
+            values.setdefault((key, owner), set()).add(words_of(value))
     return _union([[key for (key, _), found in values.items() if len(found) > 1]])
 
 
@@ -220,7 +221,7 @@ def run_grid(summaries: Sequence[Summary]) -> Grid:
     columns = _differing(("", s.conditions) for s in summaries)
     own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
     words = [
-        [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(_words(s.options.get(k, "-")) for k in own)]
+        [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(words_of(s.options.get(k, "-")) for k in own)]
         for s in summaries
     ]
     named = len({tuple(row) for row in words}) < len(words)  # then only the runs' names distinguish them
@@ -238,7 +239,7 @@ def run_grid(summaries: Sequence[Summary]) -> Grid:
     header = [*(["run"] if named else []), "method", *columns, *own]
     common = {key: _setting(key, summaries) for s in summaries for key in s.conditions if key not in columns}
     for s in summaries:
-        options = ", ".join(f"{k}={_words(v)}" for k, v in s.options.items() if k not in own and v is not None)
+        options = ", ".join(f"{k}={words_of(v)}" for k, v in s.options.items() if k not in own and v is not None)
         common |= {f"({s.explainer})": f"{s.explainer}({options})"} if options else {}
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
@@ -430,7 +431,7 @@ def _csv(summaries: Sequence[Summary]) -> str:
         words = [getattr(s, key) for key in fixed] + [{**s.options, **s.settings}.get(key, "") for key in settings]
         values = [s.seconds_per_image, *(found.get(key, {}).get(kind) for key, kind in columns)]
         counts = [s.images, *(s.statuses[status] for status in statuses)]
-        texts = [spreadsheet_cell(_words(word)) for word in words]
+        texts = [spreadsheet_cell(words_of(word)) for word in words]
         writer.writerow([*texts, *counts, *("" if value is None else repr(value) for value in values)])
     return out.getvalue()
 

@@ -48,6 +48,7 @@ from optcam_pl.runs.processes import Processes
 from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
+from optcam_pl.runs.thumbnails import chosen, save_thumbnails
 from optcam_pl.tasks.base import RunTask
 
 
@@ -327,7 +328,16 @@ class SaliencyTask(RunTask):
             ids = [image_id for image_id, has in zip(result.batch["id"], kept, strict=True) if has]
             curves = {key: curve.cpu()[result.measurable] for key, curve in result.curves.items()}
             save_curves(self.run_dir, self._number(result.batch), ids, curves)
+        self._save_thumbnails(result)
         self.result = result
+
+    def _save_thumbnails(self, result: BlockResult) -> None:
+        """Store small pictures of the images that the report page shows."""
+        indices, images = result.batch["index"].tolist(), len(self.data.table)
+        kept = [i for i, index in enumerate(indices) if chosen(index, images)]
+        pictures = (result.batch["image"][kept], result.explanation.saliency[kept])
+        if kept:
+            save_thumbnails(self.run_dir, self._number(result.batch), [indices[i] for i in kept], *pictures)
 
     def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
         image = batch["image"]

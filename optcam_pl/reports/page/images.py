@@ -1,0 +1,159 @@
+"""The page's gallery: what is known of each image, and small pictures of its maps by every run."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from optcam_pl.figures import photo_overlay
+from optcam_pl.reports.summary import Run
+from optcam_pl.runs.files import RunFolderError
+from optcam_pl.runs.rows import Row
+from optcam_pl.runs.thumbnails import Thumbnail, read_thumbnails
+
+_PANEL = 176  # pixels: the height of a panel that stands in place of a thumbnail
+
+
+class Gallery:
+    """The images that the page shows.
+
+    Args:
+        runs: the runs.
+        limit: the maximum number of images; they are spread evenly over the order of the dataset.
+    """
+
+    def __init__(self, runs: Sequence[Run], limit: int) -> None:
+        self.runs = runs
+        self.rows: list[dict[str, Row]] = [{row.id: row for row in run.usable} for run in runs]
+        self.thumbnails = [self._by_id(run) for run in runs]
+        self.panels = [
+            {} if thumbs else _panels(Path(run.path)) for run, thumbs in zip(runs, self.thumbnails, strict=True)
+        ]
+        pictured = set().union(*self.thumbnails, *self.panels)
+        ids = list(dict.fromkeys(row.id for run in runs for row in run.usable if row.id in pictured))
+        self.found = len(ids)
+        self.ids = ids if len(ids) <= limit else [ids[k * len(ids) // limit] for k in range(limit)]
+
+    @property
+    def without(self) -> list[Run]:
+        """The runs that have stored no pictures."""
+        pictured = zip(self.runs, self.thumbnails, self.panels, strict=True)
+        return [run for run, thumbnails, panels in pictured if not thumbnails and not panels]
+
+    def write(self, folder: Path) -> list[dict[str, Any]]:
+        """Write the pictures into a folder, and return what the page has to know of each image.
+
+        Raises:
+            RunFolderError: a picture cannot be read or written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {folder}: {error.strerror}.") from error
+        return [self._image(number, image_id, folder) for number, image_id in enumerate(self.ids)]
+
+    @staticmethod
+    def _by_id(run: Run) -> dict[str, Thumbnail]:
+        names = {row.index: row.id for row in run.usable}
+        return {names[index]: thumb for index, thumb in read_thumbnails(Path(run.path)).items() if index in names}
+
+    def _image(self, number: int, image_id: str, folder: Path) -> dict[str, Any]:
+        thumbs = [found.get(image_id) for found in self.thumbnails]
+        first = next((thumb for thumb in thumbs if thumb is not None), None)
+        name = f"{number:04d}"
+        if first is not None:
+            _write(folder / f"{name}.jpg", first.jpeg)
+        entries = [self._of_run(r, image_id, f"{name}-{r}.jpg", folder) for r in range(len(self.runs))]
+        return {
+            "id": image_id,
+            "photo": f"{name}.jpg" if first is not None else None,
+            "runs": entries,
+            "disagreement": disagreement([thumb.saliency for thumb in thumbs if thumb is not None]),
+        }
+
+    def _of_run(self, r: int, image_id: str, name: str, folder: Path) -> dict[str, Any] | None:
+        row, thumb, panel = self.rows[r].get(image_id), self.thumbnails[r].get(image_id), self.panels[r].get(image_id)
+        if row is None:
+            return None
+        entry = {key: getattr(row, key) for key in ("target", "predicted", "p", "o")}
+        entry |= {"scores": {key: score for key, score in row.scores.items() if isinstance(score, float)}}
+        if row.status != "ok":
+            entry["reason"] = row.reason
+        if thumb is not None:
+            _write(folder / name, _overlay(thumb))
+            entry["map"] = name
+        elif panel is not None:
+            _write(folder / name, _panel(panel))
+            entry["map"] = name
+        return entry
+
+
+def disagreement(maps: Sequence[Tensor]) -> float | None:
+    """How much maps of an image differ: 1 minus the mean correlation of their pairs, in [0,2]; None without a pair.
+
+    >>> import torch
+    >>> one, other = torch.tensor([[0, 9]]), torch.tensor([[9, 0]])
+    >>> disagreement([one, one, one]), disagreement([one, other]), disagreement([one])
+    (0.0, 2.0, None)
+    """
+    usable = [m.double().flatten() for m in maps if m.shape == maps[0].shape and m.double().std() > 0]
+    if len(usable) < 2:
+        return None
+    unit = [(m - m.mean()) / (m - m.mean()).norm() for m in usable]
+    pairs = [float(a @ b) for a, b in combinations(unit, 2)]
+    return max(0.0, round(1 - sum(pairs) / len(pairs), 6))
+
+
+def _overlay(thumb: Thumbnail) -> bytes:
+    with Image.open(io.BytesIO(thumb.jpeg)) as opened:
+        photo = np.asarray(opened.convert("RGB"))
+    small = Image.fromarray(thumb.saliency.numpy()).resize((photo.shape[1], photo.shape[0]), Image.Resampling.BILINEAR)
+    values: NDArray[np.float32] = np.array(small, dtype=np.float32) / np.float32(255)
+    return _encoded(Image.fromarray(photo_overlay(photo, values)))
+
+
+def _panels(run: Path) -> dict[str, Path]:
+    """Image id -> the panel that `MapWriter` wrote, only for files inside the run's own folder."""
+    folder, found = run / "overlays", {}
+    for index in sorted(folder.glob("index*.json")):
+        try:
+            names: Mapping[str, Any] = dict(json.loads(index.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFolderError(f"Cannot read {index}: {error}.") from error
+        for image_id, name in names.items():
+            if isinstance(name, str) and Path(name).name == name and (folder / name).is_file():
+                found[image_id] = folder / name
+    return found
+
+
+def _panel(path: Path) -> bytes:
+    try:
+        with Image.open(path) as opened:
+            panel = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RunFolderError(f"Cannot read {path}: {error}.") from error
+    panel.thumbnail((8 * _PANEL, _PANEL))
+    return _encoded(panel)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a picture, without waiting for the disk: a page that a crash has cut short is made again."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=80)
+    return data.getvalue()

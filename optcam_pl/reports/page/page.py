@@ -1,0 +1,212 @@
+"""Makes the page: reads the runs, writes the pictures, fills the template."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from optcam_pl.checks import check_positive, expanded_path
+from optcam_pl.reports.page import charts
+from optcam_pl.reports.page.images import Gallery
+from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run, summarize
+from optcam_pl.reports.statistics import Method
+from optcam_pl.reports.tables import Summary, heading, printable, words_of
+from optcam_pl.runs.files import RunFolderError, write_file
+
+_VEGA_LITE = "6.4"
+_GLOBAL = "window.vegaEmbed = vegaEmbed;"
+_NEEDS = 'The page needs two packages: pip install "optcam_pl[page]".'
+
+
+def write_page(
+    run_dirs: Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    limit: int = 500,
+    intervals: Method | None = "bca",
+    against: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a page of runs: their table, charts, differences, settings, and a gallery of their maps.
+
+    The page is a folder, to be opened without any server or network, and sent as a ZIP file: `index.html` holds
+    everything but the gallery's pictures, which lie in `images`. The pictures are made of the thumbnails that runs
+    store for up to 500 images; for runs of older versions, of the panels that `MapWriter` wrote.
+
+    Args:
+        run_dirs: run folders, or folders that contain runs.
+        output: the folder; files of the same names are replaced.
+        limit: the maximum number of images in the gallery; they are spread evenly over the order of the dataset.
+        intervals: the method for the 95 % bootstrap intervals of the means; None makes none.
+        against: the run that the others are compared with, image by image; None means the first run.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ValueError: the limit is not positive.
+        RunFolderError: a folder has no run, a run contradicts itself, or the page cannot be written.
+        ImportError: jinja2 or vl-convert-python is not installed.
+    """
+    check_positive("limit", limit)
+    try:
+        import jinja2
+        import vl_convert
+    except ImportError as error:
+        raise ImportError(_NEEDS) from error
+    runs = [load_run(path) for path in find_runs(run_dirs)]
+    summaries = [summarize(run, intervals) for run in runs]
+    summaries, base, why_not = _differences(runs, summaries, against)
+    folder = expanded_path(output)
+    content = _content(runs, summaries, Gallery(runs, limit), folder / "images")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["printable"] = lambda text: printable(str(text))
+    page = environment.from_string(_file("page.html")).render(
+        **content,
+        base=base,
+        why_not=why_not,
+        style=_file("page.css"),
+        script=_file("page.js"),
+        vega=vl_convert.javascript_bundle(_GLOBAL, _VEGA_LITE).replace("</script", "<\\/script"),
+    )
+    write_file(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _file(name: str) -> str:
+    return files("optcam_pl.reports.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _differences(
+    runs: Sequence[Run], summaries: list[Summary], against: str | os.PathLike[str] | None
+) -> tuple[list[Summary], str, str]:
+    """The summaries with paired differences, the name of the run that they are from, and why there are none."""
+    other = runs[0] if against is None else load_run(find_runs([against])[0])
+    name = str(other.manifest["run"])
+    if against is None and len(runs) < 2:
+        return summaries, name, "There is one run only."
+    try:
+        return compare_runs(runs, summaries, other), name, ""
+    except RunFolderError as error:
+        if against is not None:
+            raise
+        return summaries, name, str(error)
+
+
+def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery, images: Path) -> dict[str, Any]:
+    """What the template shows."""
+    labels = _labels(summaries)
+    names = {index: name for run in reversed(runs) for index, name in enumerate(run.manifest.get("class_names", []))}
+    drawn = [
+        *charts.drop_against_gain(labels, summaries),
+        *charts.curves(labels, runs),
+        *charts.classes(labels, runs, names),
+        *charts.differences(labels, summaries),
+    ]
+    shown = gallery.write(images)
+    used = {entry[key] for image in shown for entry in image["runs"] if entry for key in ("target", "predicted")}
+    data = {
+        "runs": labels,
+        "images": shown,
+        "classes": {index: names[index] for index in used if index in names},
+        "charts": [chart.spec for chart in drawn],
+        "metrics": {key: {"label": i.label, "digits": i.digits} for run in runs for key, i in run.metrics.items()},
+    }
+    common, settings = _settings(labels, summaries)
+    return {
+        "title": ", ".join(dict.fromkeys(summary.data for summary in summaries)),
+        "networks": ", ".join(dict.fromkeys(summary.classifier for summary in summaries)),
+        "table": _table(labels, summaries),
+        "charts": list(enumerate(drawn)),
+        "pairs": _pairs(labels, summaries),
+        "common": common,
+        "settings": settings,
+        "labels": labels,
+        "notes": [f"{label}: {note}" for label, s in zip(labels, summaries, strict=True) for note in s.notes],
+        "found": gallery.found,
+        "shown": len(shown),
+        "without": [labels[runs.index(run)] for run in gallery.without],
+        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+
+
+def _labels(summaries: Sequence[Summary]) -> list[str]:
+    """A name for each run that no other has: the method's, if it is the only one of that method."""
+    explainers = [summary.explainer for summary in summaries]
+    labels: list[str] = []
+    for summary in summaries:
+        alone = explainers.count(summary.explainer) == 1
+        label = summary.explainer if alone else f"{summary.explainer} ({summary.run})"
+        labels.append(label if label not in labels else f"{label} {len(labels) + 1}")
+    return labels
+
+
+def _table(labels: Sequence[str], summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Columns and rows of the table; a cell is a number to sort by, its text, and whether it is the column's best."""
+    infos = {key: summary.info(key) for summary in reversed(summaries) for key in summary.metrics}
+    keys = list(dict.fromkeys(key for summary in summaries for key in summary.metrics))
+    best = {}
+    for key in keys:
+        values = [v for s in summaries if key in s.metrics and (v := s.metrics[key].value) is not None]
+        if len(values) > 1 and infos[key].higher_is_better is not None:
+            best[key] = max(values) if infos[key].higher_is_better else min(values)
+    rows = []
+    for label, summary in zip(labels, summaries, strict=True):
+        cells = []
+        for key in keys:
+            estimate, digits = summary.metrics.get(key), infos[key].digits
+            if estimate is None or estimate.value is None:
+                cells.append({"sort": "", "text": "-", "interval": "", "best": False})
+                continue
+            interval = "" if estimate.low is None else f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+            is_best = estimate.value == best.get(key)
+            cells.append(
+                {"sort": estimate.value, "text": f"{estimate.value:.{digits}f}", "interval": interval, "best": is_best}
+            )
+        seconds, done = summary.seconds_per_image, summary.statuses["ok"] + summary.statuses["degenerate"]
+        time = {"sort": "" if seconds is None else seconds, "text": "-" if seconds is None else f"{seconds:.3g}"}
+        count = {"sort": done, "text": str(done) if done == summary.images else f"{done} of {summary.images}"}
+        rows.append({"label": label, "cells": [*cells, time, count]})
+    columns = [{"head": heading(key, infos[key]), "words": charts.head(infos[key])} for key in keys]
+    more = [
+        {"head": "s/image", "words": "seconds of explaining an image, mean"},
+        {"head": "images", "words": "images with a result"},
+    ]
+    return {"columns": [*columns, *more], "rows": rows}
+
+
+def _pairs(labels: Sequence[str], summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """The rows of the table of differences."""
+    found = []
+    for label, summary in zip(labels, summaries, strict=True):
+        for key, estimate in summary.metrics.items():
+            if (pair := estimate.against) is None:
+                continue
+            info = summary.info(key)
+            numbers = [f"{number:+.{info.digits}f}" for number in (pair.difference, pair.low, pair.high)]
+            is_sure = pair.p < 0.05
+            row = {"label": label, "metric": heading(key, info), "p": f"{pair.p:.2g}", "images": pair.images}
+            found.append({**row, "difference": numbers[0], "low": numbers[1], "high": numbers[2], "is_sure": is_sure})
+    return found
+
+
+def _settings(
+    labels: Sequence[str], summaries: Sequence[Summary]
+) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """The settings that all runs share, and those that differ, with one cell for each run."""
+    of_runs = [
+        {**s.conditions, **{key: words_of(value) for key, value in s.options.items() if key not in s.conditions}}
+        for s in summaries
+    ]
+    keys = list(dict.fromkeys(key for settings in of_runs for key in settings))
+    common, differing = [], []
+    for key in keys:
+        values = [settings.get(key, "-") for settings in of_runs]
+        if len(set(values)) == 1:
+            common.append((key, values[0]))
+        else:
+            differing.append({"key": key, "values": values})
+    return common, differing
