@@ -12,7 +12,7 @@ help:
 	@echo "make test-faults  kill, starve and signal real runs, for minutes"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make docs   the documentation as a site, in site/"
-	@echo "make bench  measure side by side with other packages"
+	@echo "make bench  measure beside the limit and other packages, and make docs/performance.md"
 
 # A stamp per set of extras: installed again only when pyproject.toml changes.
 $(VENV)/bin/python:
@@ -53,4 +53,4 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py

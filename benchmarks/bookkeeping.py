@@ -1,14 +1,14 @@
-"""What it costs to keep a run durable: milliseconds an image beside the explaining, and memory, over 50 000 images.
+"""What it costs to keep a run durable, and how time and memory grow with the number of images.
+
+    python benchmarks/bookkeeping.py [--images 100 1000 10000]
 
 The images are made up, the network is a mean of pixels, the map is FakeCAM's, so that nearly all that is left is
-blocks, probes, metrics, rows on the disk and TensorBoard. It prints one line of JSON; the run folder is a
-temporary one. `python benchmarks/bookkeeping.py --images 50000`
+blocks, probes, metrics, rows on the disk and TensorBoard. The run folder is a temporary one.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from common import Table, arguments, finish
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
@@ -143,7 +144,23 @@ def measure(images: int) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    options = arguments(__doc__, images=[100, 1_000, 10_000])
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    measure(50)  # the first run of a process also imports and warms up
+    table = Table("Bookkeeping: whole runs without explaining", "", {}, {})
+    for images in options.images:
+        found = measure(images)
+        parts = ", ".join(f"{part} {ms:.3f}" for part, ms in found["ms_per_image_in_run_folder"].items())
+        memory = found["memory_mb_at_each_tenth"]
+        table.values[f"{images} images"] = (
+            f"{found['ms_per_image']:.2f} ms an image (the run folder: {parts}), started again when finished in "
+            f"{found['seconds_to_start_a_finished_run']:.1f} s, {memory[0]} MB after the first tenth, "
+            f"{memory[-1]} MB at the end"
+        )
+    table.notes.append("`sync_data`, the disk's own time to make a block of rows durable, is a part of `write`.")
+    finish("bookkeeping", [table], options)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=50_000)
-    print(json.dumps(measure(parser.parse_args().images)))
+    main()

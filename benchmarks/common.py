@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import performance_page
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -42,7 +43,7 @@ class Contestant:
 
     Attributes:
         name: in the table.
-        call: does the work once.
+        call: does the work once; if it returns a number, this is the seconds that count.
         role: "limit", "ours" or "peer".
         work: units of work in one call, such as images; a time is given for one unit.
         rounds: take part in only so many rounds, for what takes minutes; 0 for all.
@@ -79,9 +80,9 @@ class Table:
 
     @property
     def limit(self) -> str:
-        """The contestant that the others are compared with: the last limit, or the first contestant."""
+        """The contestant that the others are compared with: the last limit, or the first contestant; "" without any."""
         limits = [name for name, role in self.roles.items() if role == "limit"]
-        return limits[-1] if limits else next(iter(self.roles))
+        return limits[-1] if limits else next(iter(self.roles), "")
 
     def ratio(self, name: str, base: str) -> float:
         """The median, over the rounds that both took part in, of how many times longer `name` took than `base`."""
@@ -160,10 +161,10 @@ def timed(call: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
-    call()
+    own = call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return own if isinstance(own, float) else time.perf_counter() - start
 
 
 def passes(network: Callable[[Tensor], Tensor], image: Tensor, count: int, backward: bool = True) -> Callable[[], None]:
@@ -240,7 +241,7 @@ def installed(name: str) -> str | None:
 
 
 def finish(subject: str, tables: Sequence[Table], options: argparse.Namespace) -> None:
-    """Print and write the tables, and exit with 1 where a claim does not hold."""
+    """Print and write the tables and docs/performance.md, and exit with 1 where a claim does not hold."""
     made_on = machine(options)
     folder = RESULTS / made_on["name"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,6 +263,7 @@ def finish(subject: str, tables: Sequence[Table], options: argparse.Namespace) -
     }  # fmt: skip
     (folder / f"{subject}.json").write_text(json.dumps(stored, indent=1) + "\n")
     (folder / f"{subject}.md").write_text(page)
+    performance_page.write()
     print(page)
     sys.exit(0 if all(claim.words(table)[1] for table in tables for claim in table.shows) else 1)
 

@@ -3,8 +3,7 @@
     python benchmarks/perturbation_curves.py [--images 2] [--steps 32] [--chunk 32]
 
 All have the same photographs, maps and number of steps. What is above the bare passes is the making of the images.
-quantus makes one pass a step with all images in it; it flips single color values, so it gets a map with three equal
-channels and three times as many values in a step.
+quantus makes one pass a step with all images in it. Its step has to divide the number of pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 import quantus
 import torch
 from common import Claim, Contestant, arguments, classifier_of, finish, folded, passes, photographs, race
@@ -40,9 +38,8 @@ def main() -> None:
                 metric.update(**probes.evidence(metric.needs()))
 
     pixels, target = image.cpu().numpy(), logits.argmax(1).cpu().numpy()
-    maps = np.repeat(explanation.saliency.cpu().numpy(), 3, 1)
-    values = pixels[0].size // steps
-    peer = quantus.PixelFlipping(features_in_step=values, perturb_baseline=0.0, disable_warnings=True, softmax=True)
+    maps, a_step = explanation.saliency.cpu().numpy(), pixels[0, 0].size // steps
+    peer = quantus.PixelFlipping(features_in_step=a_step, perturb_baseline=0.0, disable_warnings=True)
 
     def quantus_flips() -> None:
         peer(model=classifier, x_batch=pixels, y_batch=target, a_batch=maps, device=options.device, softmax=True)

@@ -32,6 +32,7 @@ NAMES = {
     "grad_cam_plus_plus": "Grad-CAM++",
     "smooth_grad_cam_plus_plus": "Smooth Grad-CAM++",
     "xgrad_cam": "XGrad-CAM",
+    "finer_cam": "Finer-CAM",
     "hires_cam": "HiRes-CAM",
     "layer_cam": "Layer-CAM",
     "eigen_cam": "Eigen-CAM",

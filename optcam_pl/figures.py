@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation, binary_erosion
 from torch import Tensor
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
@@ -35,12 +36,13 @@ _CARD_LINE = _CARD_FONT + 8
 
 
 def picture(image: Tensor) -> Picture:
-    """An image (3,H,W) in [0,1] as 8-bit RGB (H,W,3).
+    """An image (C,H,W) in [0,1] as 8-bit RGB (H,W,3): one channel or two are gray, of more the first three are shown.
 
     >>> import torch
     >>> picture(torch.full((3, 1, 1), 0.5)).tolist()
     [[[128, 128, 128]]]
     """
+    image = image[:3] if len(image) >= 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
     array = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(array)
 
@@ -74,6 +76,33 @@ def photo_overlay(photo: Picture, values: NDArray[np.float32], opacity: float = 
     gray = np.asarray(Image.fromarray(photo).convert("L"))[..., None] * np.full(3, 0.4)
     drawn = _mixed(photo, _colored(np.nan_to_num(values), colors), opacity)
     return np.where(unseen[..., None], gray.astype(np.uint8), drawn)
+
+
+def outlined(drawn: Picture, boxes: Tensor | None = None, mask: Tensor | None = None) -> Picture:
+    """A picture with frames around boxes and with the border of a region, white beside black.
+
+    Args:
+        drawn: (H,W,3).
+        boxes: (n,4) xyxy in its pixels; None draws none.
+        mask: (H,W) bool, the region; None draws none.
+
+    Example:
+        >>> import torch
+        >>> outlined(np.zeros((5, 5, 3), np.uint8), torch.tensor([[1.0, 1.0, 4.0, 4.0]]))[2, :, 0].tolist()
+        [0, 255, 0, 255, 0]
+    """
+    sheet = Image.fromarray(drawn)
+    draw = ImageDraw.Draw(sheet)
+    for left, top, right, bottom in () if boxes is None else boxes.round().int().tolist():
+        x1, y1, x2, y2 = left, top, max(right - 1, left), max(bottom - 1, top)
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="black")
+        draw.rectangle((x1, y1, x2, y2), outline="white")
+    found = np.array(sheet)
+    if mask is not None:
+        inside = mask.cpu().numpy().astype(bool)
+        inner, outer = binary_erosion(inside), binary_dilation(inside)
+        found[outer & ~inside], found[inside & ~inner] = 0, 255
+    return found
 
 
 def _colored(values: NDArray[np.float32], colors: str) -> Picture:

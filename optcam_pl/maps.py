@@ -216,10 +216,10 @@ def separable_blur(image: Tensor, kernel: Tensor, border: Tensor) -> Tensor:
     Returns:
         (B,3,H,W).
     """
-    pad, border = len(kernel) // 2, border.to(image).view(1, 3, 1, 1)
-    kernel = kernel.to(image).view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    columns = F.conv2d(F.pad(image - border, (0, 0, pad, pad)), kernel, groups=3)
-    return F.conv2d(F.pad(columns, (pad, pad, 0, 0)), kernel.mT, groups=3) + border
+    pad, border, C = len(kernel) // 2, border.to(image).view(1, -1, 1, 1), image.shape[1]
+    kernel = kernel.to(image).view(1, 1, -1, 1).expand(C, 1, -1, 1)
+    columns = F.conv2d(F.pad(image - border, (0, 0, pad, pad)), kernel, groups=C)
+    return F.conv2d(F.pad(columns, (pad, pad, 0, 0)), kernel.mT, groups=C) + border
 
 
 def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
@@ -237,11 +237,16 @@ def baseline_image(image: Tensor, baseline: Baseline, mean: Tensor) -> Tensor:
     tensor([0.0000, 0.5000, 1.0000])
     """
     if baseline == "black":
-        return image.new_zeros(1, 3, 1, 1)
+        return image.new_zeros(1, image.shape[1], 1, 1)
     if baseline == "mean":
-        return mean.to(image).view(1, 3, 1, 1)
+        return mean.to(image).view(1, -1, 1, 1)
     if baseline == "blur":
         return blur(image, mean)
+    if image.shape[1] != 3:
+        raise ValueError(
+            f"Expected `baseline` to be black, mean or blur for images of {image.shape[1]} channels, but got "
+            f"{baseline}."
+        )
     return image.new_tensor(check_baseline(baseline)).view(1, 3, 1, 1)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import html
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -20,17 +21,18 @@ import torch
 from torch import Tensor
 
 from optcam_pl import explainers as known
-from optcam_pl.checks import nearest
+from optcam_pl.checks import check_count, nearest
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.block import evaluate_block, explained_classes
 from optcam_pl.evaluate.result import by_name
-from optcam_pl.explainers import Explainer, Explanation
+from optcam_pl.explainers import Explainer, Explanation, OptiCAM
 from optcam_pl.explainers.base import Target, check_classifier
 from optcam_pl.figures import COLORS, Plot, Tile, contact_sheet
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.photos import AnyPhoto, Photo, Resize, prepare
 
 Method: TypeAlias = "str | Explainer | type[Explainer]"
+_MOST_STEPS = 100
 _Word = Literal["predicted", "second", "least"]
 
 
@@ -41,6 +43,7 @@ def explain(
     target: Target = None,
     *,
     resize: Resize = "stretch",
+    evolution: bool | Sequence[int] = False,
     **settings: Any,
 ) -> Explanation:
     """Explain why a network gives a photograph its class.
@@ -54,6 +57,8 @@ def explain(
             "second" or "least": the most, second most or least probable class.
         resize: "stretch": the network sees the whole photograph, resized to its input. "crop": it sees the middle, as
             in most evaluations; the rest is gray in the pictures.
+        evolution: for `OptiCAM`, the iterations whose maps are kept for `Explanation.evolution`, at most 100; True
+            keeps about ten, more of the first ones. There are none after all images have stopped.
         **settings: the method's settings, if `method` is a name or a class: ``max_iter=50``.
 
     Returns:
@@ -77,7 +82,10 @@ def explain(
     explainer = _explainer(method, settings)
     image, photos = prepare(photo, classifier.preprocessing(resize))
     image = image.to(classifier.mean.device)
-    return _explained(classifier, explainer, image, photos, _classes(classifier, explainer, image, target))
+    classes = _classes(classifier, explainer, image, target)
+    with _watching(explainer, evolution) as weights:
+        explanation = _explained(classifier, explainer, image, photos, classes)
+    return explanation if weights is None else _with_steps(classifier, explainer, image, explanation, weights)
 
 
 def compare(
@@ -169,6 +177,59 @@ def _explained(
         p=probes.original.detach(),
         o=probes.masked.detach(),
     )
+
+
+@contextmanager
+def _watching(explainer: Explainer, evolution: bool | Sequence[int]) -> Iterator[dict[int, Tensor] | None]:
+    """Collect the weights (B,K) of the iterations to keep; None if none are to be kept."""
+    if evolution is False:
+        yield None
+        return
+    if not isinstance(explainer, OptiCAM):
+        raise TypeError(f"Expected an explainer that optimizes (OptiCAM) for `evolution`, but got {explainer.title}.")
+    explainer.check_one_view()
+    wanted = _iterations(explainer.max_iter) if evolution is True else [check_count("evolution", t) for t in evolution]
+    if len(wanted) > _MOST_STEPS or max(wanted, default=0) > explainer.max_iter:
+        raise ValueError(
+            f"Expected `evolution` to be at most {_MOST_STEPS} iterations from 0 to max_iter = {explainer.max_iter}, "
+            f"but got {len(wanted)} of up to {max(wanted)}."
+        )
+    found: dict[int, Tensor] = {}
+    before = explainer.watch
+
+    def watch(iteration: int, objective: Tensor, weights: Tensor) -> None:
+        if before is not None:
+            before(iteration, objective, weights)
+        if iteration in wanted:
+            found[iteration] = weights
+
+    explainer.watch = watch
+    try:
+        yield found
+    finally:
+        explainer.watch = before
+
+
+def _iterations(last: int) -> list[int]:
+    """About ten iterations from the first to the last; the map changes most in the beginning.
+
+    >>> _iterations(100)
+    [0, 1, 2, 5, 10, 20, 50, 100]
+    """
+    steps = [digit * 10**power for power in range(len(str(last))) for digit in (1, 2, 5)]
+    return [0, *(step for step in steps if step < last), last]
+
+
+def _with_steps(
+    classifier: Classifier, explainer: Explainer, image: Tensor, explanation: Explanation, weights: Mapping[int, Tensor]
+) -> Explanation:
+    """The explanation with the maps of the weights that were collected."""
+    assert isinstance(explainer, OptiCAM)  # see _watching
+    steps = []
+    for iteration, found in sorted(weights.items()):
+        saliency = explainer.from_weights(classifier, image, explanation.target, found).saliency
+        steps.append((iteration, saliency))
+    return replace(explanation, steps=tuple(steps))
 
 
 def _classes(classifier: Classifier, explainer: Explainer, image: Tensor, target: Target) -> Tensor:

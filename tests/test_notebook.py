@@ -348,6 +348,37 @@ def test_compare_puts_the_methods_side_by_side_for_one_class(classifier, photo):
         optcam_pl.compare(classifier, photo, ["GradCM"])
 
 
+def test_the_evolution_shows_the_maps_of_the_iterations_that_were_asked_for(classifier, photo):
+    explainer = OptiCAM(max_iter=6, tol=0)
+    explanation = optcam_pl.explain(classifier, photo, explainer, evolution=[0, 2, 6])
+    assert explainer.watch is None
+    assert [iteration for iteration, _ in explanation.steps] == [0, 2, 6]
+    image = classifier.preprocess(photo)
+    torch.testing.assert_close(explanation.steps[-1][1], explanation.saliency)
+    shorter = OptiCAM(max_iter=2, tol=0)(classifier, image, explanation.target)
+    torch.testing.assert_close(explanation.steps[1][1], shorter.saliency)
+    plain = OptiCAM(max_iter=6, tol=0)(classifier, image, explanation.target)
+    assert torch.equal(explanation.saliency, plain.saliency)  # watching changes nothing
+    figure = explanation.evolution(columns=2)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["iteration 0", "iteration 2", "iteration 6"]
+    assert figure.axes[1].get_xlabel() == f"objective {float(explanation.objective[2, 0]):.4g}"
+    frames = explanation.frames()
+    assert [frame.size for frame in frames] == [(40, 30)] * 3
+    data = io.BytesIO()
+    frames[0].save(data, "gif", save_all=True, append_images=frames[1:])
+    usual = optcam_pl.explain(classifier, photo, "OptiCAM", max_iter=3, tol=0, evolution=True)
+    assert [iteration for iteration, _ in usual.steps] == [0, 1, 2, 3]
+
+
+def test_an_evolution_that_cannot_be_shown_is_told(classifier, photo):
+    with pytest.raises(TypeError, match="Expected an explainer that optimizes"):
+        optcam_pl.explain(classifier, photo, "GradCAM", evolution=True)
+    with pytest.raises(ValueError, match=r"from 0 to max_iter = 3, but got 2 of up to 4"):
+        optcam_pl.explain(classifier, photo, "OptiCAM", max_iter=3, evolution=[1, 4])
+    with pytest.raises(ValueError, match="make it by optcam_pl.explain"):
+        optcam_pl.explain(classifier, photo, "GradCAM").evolution()
+
+
 def test_what_was_not_seen_is_gray_and_dark():
     red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
     values = np.array([[np.nan, 0], [1, 1]], np.float32)

@@ -94,7 +94,7 @@ class TensorBoardPanels(BlockCallback):
         usable = [(row, position[row.index]) for row in result.rows if row.status != "error"]
         self._add_objective(result, [i for _, i in usable])
         for row, i in usable:
-            self._offer(task, result, row, i)
+            self._offer(result, row, i)
         if self._means is not None:
             for images, values in self._means.add([row for row, _ in usable]):
                 if images < self._means.images:  # the last value is the task's
@@ -113,13 +113,13 @@ class TensorBoardPanels(BlockCallback):
         self._count += len(images)
         self._curves += curves.T.tolist()[: max(0, _CURVES - len(self._curves))]
 
-    def _offer(self, task: SaliencyTask, result: BlockResult, row: Row, i: int) -> None:
+    def _offer(self, result: BlockResult, row: Row, i: int) -> None:
         if row.p is None or row.o is None:
             return
         values = {"best": row.o - row.p, "worst": row.p - row.o, "random": -lot(row.id)}
 
         def draw() -> Picture:
-            return panel(task, result, i)
+            return panel(result, i)
 
         for kind, value in values.items():
             self._chosen[kind].offer(value, row.index, draw)
@@ -186,12 +186,12 @@ class TensorBoardPanels(BlockCallback):
                 board.settings(_settings(run.manifest))
 
 
-def panel(task: SaliencyTask, result: BlockResult, i: int) -> Picture:
+def panel(result: BlockResult, i: int) -> Picture:
     """Image, overlay and masked image of the block's i-th image, with its classes and probabilities."""
     probes, explanation = result.probes, result.explanation
     image, predicted, target = result.batch["image"][i], result.predicted_name(i), result.target_name(i)
     head = f"map of {target}" + (f", predicted: {predicted}" if predicted not in ("", target) else "")
-    kind = "p" if task.classifier.has_probabilities else "score"
+    kind = "p" if probes.classifier.has_probabilities else "score"
     p, o = float(probes.original[i]), float(probes.masked[i])
     tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(probes.masked_image[i])]
     return card(tiles, [f"{kind} = {p:.3f}", "", f"masked: {o:.3f}"], [head])

@@ -21,6 +21,20 @@ Point: TypeAlias = tuple[int, dict[str, float]]
 """A number of images, and values over them."""
 
 
+def most_points(images: int) -> int:
+    """How many points a curve over so many images has at most, its last one included.
+
+    >>> most_points(5), most_points(50000)
+    (5, 100)
+    """
+    return -(-images // _every(images))
+
+
+def _every(images: int) -> int:
+    """How many images lie between two points."""
+    return -(-images // _POINTS)
+
+
 class RunningMeans:
     """The metrics' values over the images so far, at about a hundred numbers of images.
 
@@ -50,7 +64,7 @@ class RunningMeans:
 
     def add(self, rows: Iterable[Row]) -> Iterator[Point]:
         """Add images; yields the number of images so far and the values, for each point to show."""
-        every = max(1, self.images // _POINTS)
+        every = _every(self.images)
         for row in rows:
             self._add_image(row)
             if self.seen % every == 0:

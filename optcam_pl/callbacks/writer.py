@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from optcam_pl.callbacks.base import BlockCallback
-from optcam_pl.figures import Picture, heatmap, overlay, picture, row
+from optcam_pl.figures import Picture, heatmap, outlined, overlay, picture, row
 from optcam_pl.runs.files import write_file
 from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter
@@ -27,7 +27,8 @@ _SUFFIX = {"maps": ".npz", "overlays": ".png"}
 def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
     """Image | map | overlay | masked image of the block's i-th image, with class names and probabilities."""
     probes, explanation = result.probes, result.explanation
-    image, saliency = result.batch["image"][i], explanation.saliency[i]
+    shown = task.classifier.shown
+    image, saliency = shown(result.batch["image"][i]), explanation.saliency[i]
     p, o = float(probes.original[i]), float(probes.masked[i])
     predicted, kind = result.predicted_name(i), "p" if task.classifier.has_probabilities else "score"
     titles = [
@@ -36,7 +37,11 @@ def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
         f"{kind} = {p:.3f}",
         f"masked: {kind} = {o:.3f}",
     ]
-    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(probes.masked_image[i])]
+    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(shown(probes.masked_image[i]))]
+    if result.references is not None:
+        boxes, masks = result.references.boxes, result.references.masks
+        reference = (None if boxes is None else boxes[i], None if masks is None else masks[i])
+        tiles = [outlined(tile, *reference) for tile in tiles]
     return row(tiles, titles)
 
 

@@ -18,9 +18,10 @@ import torch
 import yaml
 
 from optcam_pl import explainers as _explainers
-from optcam_pl.callbacks import overlay_folder
+from optcam_pl.callbacks import overlay_folder, write_comparison
 from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.explainers import Explainer
@@ -84,6 +85,8 @@ class Outcome:
         failed: (dataset, method) -> the error that ended it.
         exit_code: the largest of the runs' own.
         leader: whether this process is the one that prints.
+        planned: number of runs to do.
+        begun: number of runs that were begun.
     """
 
     skipped: dict[str, str] = field(default_factory=dict)
@@ -92,6 +95,8 @@ class Outcome:
     failed: dict[tuple[Dataset, Method], Exception] = field(default_factory=dict)
     exit_code: int = 0
     leader: bool = True
+    planned: int = 0
+    begun: int = 0
 
 
 def compare_command(argv: Sequence[str]) -> int:
@@ -117,13 +122,15 @@ def compare_command(argv: Sequence[str]) -> int:
         check_no_others(above)
     outcome = Outcome(skipped=_left_out(methods) if "all" in (options.explainers or ()) else {})
     configs = [word for file in options.config for word in ("--config", file)]
-    words = {dataset: ["test", *configs, *dataset.words, *rest] for dataset in datasets}
+    quiet = ["--quiet"] if options.quiet else []
+    words = {dataset: ["test", *configs, *dataset.words, *rest, *quiet] for dataset in datasets}
     check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     if options.plan:
         pairs = [(method, dataset) for dataset in datasets for method in methods]
         print(plan_text([_cost(*pair, words[pair[1]], 60 / len(pairs)) for pair in pairs]))
         return 0
+    outcome.planned = len(datasets) * len(methods)
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
         _run_all(dataset, methods, words[dataset], folder, outcome)
@@ -132,7 +139,9 @@ def compare_command(argv: Sequence[str]) -> int:
     if outcome.leader:
         _print_tables(outcome, datasets, methods, options.format)
         _print_missing(outcome)
-        _print_places(outcome)
+        _write_comparisons(outcome, datasets)
+        if not options.quiet:
+            _print_places(outcome)
     return 1 if outcome.failed else outcome.exit_code
 
 
@@ -186,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run nothing: measure each method on the first block for about a minute in total, and print what the "
         "comparison will cost: hours, memory, disk, and its split over several devices",
     )
+    add("--quiet", action="store_true", help="no progress; print the tables and what was skipped or failed only")
     add("--format", default="text", choices=get_args(Format))
     return parser
 
@@ -331,8 +341,9 @@ def _run_all(
     """Run every method on one dataset. One that breaks off does not stop the others, but the same error of all does."""
     for method in methods:
         own = [] if folder is None else [f"--run_dir={folder / method.name}"]
+        outcome.begun += 1
         try:
-            cli = OptcamCLI([*words, *own, *method.words], method.name)
+            cli = OptcamCLI([*words, *own, *method.words], method.name, place=f"{outcome.begun}/{outcome.planned}")
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever
@@ -424,11 +435,28 @@ def _print_missing(outcome: Outcome) -> None:
                 print(f"  {name}: {printable(why)}")
 
 
+def _write_comparisons(outcome: Outcome, datasets: Sequence[Dataset]) -> None:
+    """For TensorBoard, what belongs to several methods together, beside the runs of each dataset."""
+    for dataset in datasets:
+        shown = {m: path for (on, m), path in outcome.runs.items() if on == dataset and has_events(path)}
+        numbers = {m.name: outcome.summaries[dataset, m] for m in shown if (dataset, m) in outcome.summaries}
+        if len(numbers) > 1:
+            write_comparison(Path(os.path.commonpath(list(shown.values()))), numbers)
+
+
 def _print_places(outcome: Outcome) -> None:
-    """Where the overlays and the files of TensorBoard are."""
+    """Where everything is, and how to look at it."""
     runs = list(outcome.runs.values())
-    folders = [str(folder) for folder in map(overlay_folder, runs) if folder is not None]
-    if folders:
-        print(f"\noverlays:    {', '.join(folders)}")
-    if runs:
-        print(f"TensorBoard: tensorboard --logdir {os.path.commonpath(runs)}")
+    if not runs:
+        return
+    above = os.path.commonpath(runs)
+    folders = ", ".join(str(folder) for folder in map(overlay_folder, runs) if folder is not None)
+    shown = any(map(has_events, runs))
+    places = (
+        ("runs", ", ".join(map(str, runs))),
+        ("rows", "rows/ in each (a line per image; files are named a<attempt>-r<process>)"),
+        ("overlays", folders),
+        ("TensorBoard", shown and command("tensorboard", "--logdir", above)),
+        ("table again", command("optcam", "report", *runs)),
+    )
+    print("\n" + lines(places))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ActionYesNo, Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,9 +25,10 @@ from lightning.pytorch.strategies import DDPStrategy
 # These imports let a config name the classes without their module.
 from optcam_pl import data as _data  # noqa: F401
 from optcam_pl import explainers as _explainers  # noqa: F401
-from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels, overlay_folder
+from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels
 from optcam_pl.checks import ToldError, check_positive, expanded_path
 from optcam_pl.cli.mistakes import DroppedSettings, told
+from optcam_pl.cli.places import command, folder_of, has_events, lines
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
@@ -109,6 +109,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         args: the words after `optcam`.
         name: name of the explainer in the run folder; None is its class's.
         dry: make all objects, but run nothing.
+        place: which of several runs this is, such as "2/5". Its progress names it, and a measurement prints one line
+            instead of a table and the places of its files.
 
     Attributes:
         run_dir: the folder of the run, once it has begun.
@@ -123,8 +125,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     exit_code = 0
     summary: Summary | None = None
 
-    def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False) -> None:
-        self._words, self._name, self._dry = list(args), name, dry
+    def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False, place: str = "") -> None:
+        self._words, self._name, self._dry, self._place = list(args), name, dry, place
         self._parsers: dict[str, Any] = {}
         self._dropped = DroppedSettings(args)
         self._made: list[Path] = []
@@ -226,6 +228,9 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         parser.add_argument("--threads", type=int | None, help="CPU threads a process; results depend on it slightly.")
         for name, (kind, purpose) in SEVERAL_RUNS.items():
             parser.add_argument(f"--{name}", type=kind, help=f"{purpose} This command ignores it.")
+        parser.add_argument(
+            "--quiet", action=ActionYesNo, default=False, help="No progress; print the table and errors only."
+        )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
@@ -307,6 +312,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             "default_root_dir": str(folder),
         }
         settings = {key: value for key, value in defaults.items() if config.get(key) is None}
+        if self.setting("quiet"):
+            settings["enable_progress_bar"] = False
         if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
             # Lightning's requeueing saves nothing of a test; ours is `sbatch --requeue` and going on.
             settings["plugins"] = [*_listed(config.get("plugins")), SLURMEnvironment(auto_requeue=False)]
@@ -328,8 +335,9 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")  # otherwise it depends on the logger
-        if config.get("enable_progress_bar") is not False and lacks(ProgressBar):
-            callbacks.append(ImageProgress(refresh_rate=1 if sys.stderr.isatty() else 10))
+        if config.get("enable_progress_bar") is not False and not self.setting("quiet") and lacks(ProgressBar):
+            own = f"[{self._place}] {self._title}, {self.datamodule.name}" if self._place else ""
+            callbacks.append(ImageProgress(label=own))
         return callbacks
 
     def _make_trainer(self, config: Namespace, **kwargs: Any) -> L.Trainer:
@@ -365,8 +373,8 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         except Stopped as stopped:
             if self.trainer.is_global_zero:
                 folder = [] if self.setting("run_dir") else [f"--run_dir={self.run_dir}"]
-                words = shlex.join([*self._words, *folder])
-                print(f"optcam: {stopped}. The run goes on with:\n  optcam {words}", file=sys.stderr)
+                again = command("optcam", *self._words, *folder)
+                print(f"optcam: {stopped}. The run goes on with:\n  {again}", file=sys.stderr)
             raise
         except ImageReadError as error:
             # The last line is the sentence where a loader process passes on its whole traceback.
@@ -390,30 +398,39 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def _logger(self) -> TensorBoardLogger:
         if self._given_dir is not None:
             return TensorBoardLogger(self._given_dir.parent, name=self._given_dir.name, version="")
-        model, own = self.model, type(self.model).__name__
-        if isinstance(model, SaliencyTask):
-            own = model.explainer.title
-        elif isinstance(model, ClassificationTask):
-            own = model.classifier.name.rpartition("/")[2]
-        name = self._name or own
-        return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{name}")
+        return TensorBoardLogger("logs", name=f"{self.datamodule.name}/{self._title}")
+
+    @property
+    def _title(self) -> str:
+        """What the run is called in folders: its method, or its network."""
+        own = self.model.title if isinstance(self.model, RunTask) else type(self.model).__name__
+        return self._name or own
 
     def _after(self) -> None:
         """Print where everything is, which images could not be read, and what was not done."""
         if not self.trainer.is_global_zero:
             return
-        run_dir, overlays = self.run_dir, overlay_folder(self.run_dir)
-        print(f"\nrun folder:  {run_dir}")
-        if overlays:
-            print(f"overlays:    {overlays}")
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            print(f"best:        {best}")
+        if not (self.setting("quiet") or self._place):
+            print("\n" + lines(self._places()))
         if isinstance(self.model, SaliencyTask):
             self._tell_rows(self.model.run)
         if isinstance(self.model, RunTask) and self.model.cut_short:
             self.exit_code = INCOMPLETE_EXIT_CODE
             print(f"optcam: {printable(self.model.cut_short)}", file=sys.stderr)
+
+    def _places(self) -> Iterator[tuple[str, object]]:
+        """Where the run's files are, and how to look at them."""
+        run_dir, maps = self.run_dir, isinstance(self.model, SaliencyTask)
+        yield "run folder", run_dir
+        rows = folder_of(run_dir, "rows")
+        yield "rows", rows and f"{rows} (a line per image; files are named a<attempt>-r<process>)"
+        yield "maps", folder_of(run_dir, "maps")
+        yield "overlays", folder_of(run_dir, "overlays")
+        yield "weights", folder_of(run_dir, "weights")
+        yield "best", getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        yield "TensorBoard", has_events(run_dir) and command("tensorboard", "--logdir", run_dir)
+        measured = maps and self.subcommand in ("test", "validate")
+        yield "table again", measured and command("optcam", "report", run_dir)
 
     def _tell_rows(self, run: Run) -> None:
         note = "" if run.manifest["metrics"] else mostly_degenerate(run)  # with metrics it stands below the table
@@ -432,10 +449,18 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             self.summary = summarize(self.model.run, intervals="bca")
-            print("\n" + table([self.summary]))
+            print(self._brief(self.summary) if self._place else "\n" + table([self.summary]), flush=True)
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             print("\n" + self.model.summary())
         self._after()
+
+    def _brief(self, summary: Summary) -> str:
+        """The run in a line; the table of all runs comes in the end."""
+        values = [
+            f"{summary.info(key).label} " + ("-" if e.value is None else f"{e.value:.{summary.info(key).digits}f}")
+            for key, e in summary.metrics.items()
+        ]
+        return f"[{self._place}] {self._title}: {', '.join(values)} -> {self.run_dir}"
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring

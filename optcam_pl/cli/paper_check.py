@@ -22,6 +22,7 @@ from optcam_pl.reports.calibration import (
     Finding,
     accuracy,
     findings_grid,
+    findings_text,
     localization,
     resizing,
     saliency_metric,
@@ -87,9 +88,8 @@ def paper_check_command(argv: Sequence[str]) -> int:
     runs = {job.folder.name: load_run(job.folder) for job in todo if job.name not in outcome.failed}
     findings = _findings(runs, published_accuracy(task.classifier), pooled=_pools(task.classifier))
     title = f"Checks of {task.classifier.name} on {runs['FakeCAM'].manifest['images']} images of {data.name}:"
-    grid = findings_grid(findings, title)
-    write_file(folder / REPORT / "check.md", render(grid, "markdown"))
-    print("\n" + render(grid))
+    write_file(folder / REPORT / "check.md", render(findings_grid(findings, title), "markdown"))
+    print("\n" + findings_text(findings, title))
     if "boxes" not in data.annotations:
         print("Fake-CAM's LE and SM need boxes: --data.boxes FILE.")
     print_failed(outcome)

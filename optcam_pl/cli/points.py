@@ -203,7 +203,7 @@ def run_all(todo: Sequence[Job], command: str) -> Outcome:
         if outcome.leader:
             print(f"\n{command}: run {number} of {len(todo)}: {printable(job.name)}", flush=True)
         try:
-            cli = OptcamCLI(job.words, job.method.name if job.method else None)
+            cli = OptcamCLI(job.words, job.method.name if job.method else None, place=f"{number}/{len(todo)}")
         except (Exception, SystemExit) as raised:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever

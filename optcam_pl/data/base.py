@@ -107,6 +107,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.training = False
         self.class_map: tuple[int, ...] | None = None
         self._labels_used = True
+        self.channels = 3
         self._options = LoaderOptions(num_workers=num_workers, timeout=timeout)
         self.workers = num_workers
         self._size = (size, size) if isinstance(size, int) else size and (size[0], size[1])
@@ -152,14 +153,18 @@ class ImageDataModule(LightningDataModule, ABC):
         """What the images depend on besides their ids and labels, as JSON, for the fingerprint; by default nothing."""
         return {}
 
-    def match_network(self, size: tuple[int, int], interpolation: Interpolation, crop_fraction: float) -> None:
+    def match_network(
+        self, size: tuple[int, int], interpolation: Interpolation, crop_fraction: float, channels: int = 3
+    ) -> None:
         """Use the network's preprocessing for all settings that the user left open; call this before loaders are made.
 
         Args:
             size: the network's input height and width.
             interpolation: the interpolation with which it was trained or is evaluated.
             crop_fraction: the crop's share of the shorter side, for ``resize="crop"``.
+            channels: of the network's images.
         """
+        self.channels = channels
         self._preprocessing = Preprocessing(
             self._size or (size[0], size[1]),
             self._preprocessing.resize,
@@ -272,6 +277,7 @@ class ImageDataModule(LightningDataModule, ABC):
             transform=transform,
             seed=run_seed() if part == "train" else 0,
             class_map=self.class_map,
+            channels=self.channels,
         )
 
     @property

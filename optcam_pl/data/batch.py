@@ -47,12 +47,14 @@ class Item(NamedTuple):
         boxes: xyxy in its pixels.
         mask: gray image of the same size, not 0 on the object; None if there is none.
         target: class index, if only reading the image reveals it; None means the entry's.
+        inputs: the network's other inputs for this image, by name; None if there are none.
     """
 
     image: Image.Image | Tensor
     boxes: Sequence[Sequence[float]] = ()
     mask: Image.Image | None = None
     target: int | None = None
+    inputs: dict[str, Tensor] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,6 +94,7 @@ class Sample(TypedDict, total=False):
     error: str  # "": none
     boxes: Tensor  # (n,4) float32 xyxy in the pixels of `image`, n may be 0
     mask: Tensor  # (H,W) bool
+    inputs: dict[str, Tensor]
 
 
 class Batch(TypedDict, total=False):
@@ -104,6 +107,7 @@ class Batch(TypedDict, total=False):
     error: list[str]
     boxes: list[Tensor]  # B tensors (n,4)
     mask: Tensor  # (B,H,W) bool
+    inputs: list[dict[str, Tensor]]  # the network's other inputs of each image
 
 
 class ImageTable(Dataset[Sample]):
@@ -120,6 +124,7 @@ class ImageTable(Dataset[Sample]):
             transform depends on `seed`, the epoch and the index; it neither reads nor changes any other random state.
         seed: seed of the transform.
         class_map: the class for each label, -1 for none; None means the label itself.
+        channels: the images' channels: pictures of one are gray; of more than three, the reader has to give tensors.
 
     Example:
         >>> table = ImageTable([Entry("a.png", "/nowhere/a.png", 3)], Preprocessing((2, 2)), on_error="record")
@@ -139,6 +144,7 @@ class ImageTable(Dataset[Sample]):
         transform: Callable[..., Any] | None = None,
         seed: int = 0,
         class_map: Sequence[int] | None = None,
+        channels: int = 3,
     ) -> None:
         self.entries = entries
         self.preprocessing = preprocessing
@@ -148,6 +154,7 @@ class ImageTable(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.class_map = class_map
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -176,7 +183,7 @@ class ImageTable(Dataset[Sample]):
     def _sample(self, entry: Entry, index: int, item: Item | None, error: str) -> Sample:
         """The sample of an item that was read; a black sample if there is no item."""
         prepare = self.preprocessing
-        image = prepare(item.image) if item else torch.zeros(3, *prepare.size)
+        image = self._pixels(entry, item)
         label = entry.target if item is None or item.target is None else item.target
         target = label if label < 0 or self.class_map is None else self.class_map[label]
         sample = Sample(image=image, target=target, id=entry.id, index=index, error=error)
@@ -185,7 +192,24 @@ class ImageTable(Dataset[Sample]):
         if "masks" in self.annotations:
             mask = item.mask if item else None
             sample["mask"] = prepare.mask(mask) if mask else torch.zeros(prepare.size, dtype=torch.bool)
+        if item is not None and item.inputs is not None:
+            sample["inputs"] = item.inputs
         return sample
+
+    def _pixels(self, entry: Entry, item: Item | None) -> Tensor:
+        """(channels,H,W); black if there is no item."""
+        if item is None:
+            return torch.zeros(self.channels, *self.preprocessing.size)
+        image = item.image
+        if self.channels == 1 and isinstance(image, Image.Image):
+            return self.preprocessing(image.convert("L").convert("RGB"))[:1]
+        pixels = self.preprocessing(image)
+        if len(pixels) != self.channels:
+            raise ValueError(
+                f"Expected images of {self.channels} channels, as the network takes, but {entry.id!r} has "
+                f"{len(pixels)}. Give the classifier `channels` (or `mean` and `std` of that length), or other images."
+            )
+        return pixels
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -208,4 +232,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         batch["boxes"] = [sample["boxes"] for sample in samples]
     if "mask" in samples[0]:
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
+    if any("inputs" in sample for sample in samples):
+        batch["inputs"] = [sample.get("inputs", {}) for sample in samples]
     return batch

@@ -105,10 +105,13 @@ class EachBox(ImageDataModule):
         """List the images; their boxes are listed when the rows are first asked for."""
         self.data.setup(stage)
 
-    def match_network(self, size: tuple[int, int], interpolation: Interpolation, crop_fraction: float) -> None:
+    def match_network(
+        self, size: tuple[int, int], interpolation: Interpolation, crop_fraction: float, channels: int = 3
+    ) -> None:
         """See `ImageDataModule`; a crop may change which boxes there are."""
         before = self.preprocessing
-        self.data.match_network(size, interpolation, crop_fraction)
+        self.data.match_network(size, interpolation, crop_fraction, channels)
+        self.channels = channels
         if self.preprocessing != before:
             self._forget()
 

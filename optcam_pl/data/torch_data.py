@@ -19,6 +19,7 @@ from optcam_pl.photos.decode import ImageReadError
 
 _SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 _NAMES = {"image": ("image", "pixel_values"), "target": ("target", "label"), "boxes": ("boxes",), "mask": ("mask",)}
+_OWN = {"id": ("id",), "inputs": ("inputs",)}
 
 
 class TorchReader:
@@ -55,7 +56,8 @@ class TorchReader:
     def item(self, entry: Entry, parts: Mapping[str, Any]) -> Item:
         """The checked item of its parts (`parts_of`)."""
         image, boxes = _pixels(parts["image"]), _boxes(parts.get("boxes"))
-        return Item(image, boxes, _mask(parts.get("mask")), _label(parts.get("target"), self.classes))
+        label, inputs = _label(parts.get("target"), self.classes), _inputs(parts.get("inputs"))
+        return Item(image, boxes, _mask(parts.get("mask")), label, inputs)
 
 
 def parts_of(item: Any) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def parts_of(item: Any) -> dict[str, Any]:
         ({'image': 'pixels', 'target': 3}, {'image': 'pixels', 'target': 3, 'id': 'a'})
     """
     if isinstance(item, Mapping):
-        found = {name: item[key] for name, keys in {**_NAMES, "id": ("id",)}.items() for key in keys if key in item}
+        found = {name: item[key] for name, keys in {**_NAMES, **_OWN}.items() for key in keys if key in item}
         if "image" not in found:
             raise TypeError(
                 f"Expected dicts with an `image`, but got one with {', '.join(map(str, item)) or 'nothing'}."
@@ -91,8 +93,10 @@ def _pixels(image: Any) -> Image.Image | Tensor:
         return image.convert("RGB")
     if not isinstance(image, Tensor):
         raise TypeError(f"Expected the image to be a tensor (3,H,W) or a PIL image, but got {type(image).__name__}.")
-    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+    if image.ndim != 3 or not image.numel():
         raise ValueError(f"Expected the image to be of shape (3,H,W), but got {tuple(image.shape)}.")
+    if image.dtype == torch.uint8 and len(image) != 3:
+        return image.float().cpu() / 255
     if image.dtype == torch.uint8:
         return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
     if not image.is_floating_point():
@@ -138,6 +142,34 @@ def _boxes(boxes: Any) -> list[list[float]]:
     return own
 
 
+def _inputs(inputs: Any) -> dict[str, Tensor] | None:
+    """The network's other inputs for this image, by name."""
+    if inputs is None:
+        return None
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"Expected `inputs` to be a dict of tensors, but got {type(inputs).__name__}.")
+    return {str(name): torch.as_tensor(value) for name, value in inputs.items()}
+
+
+def each_input(inputs: Any, count: int) -> list[dict[str, Tensor]]:
+    """A batch's other inputs, by image: from a list of dicts, or a dict of tensors (B,...).
+
+    Example:
+        >>> each_input({"age": torch.tensor([[3.0], [4.0]])}, 2)
+        [{'age': tensor([3.])}, {'age': tensor([4.])}]
+    """
+    if not isinstance(inputs, Mapping):
+        return list(inputs)
+    columns = {str(name): torch.as_tensor(value) for name, value in inputs.items()}
+    for name, column in columns.items():
+        if not column.ndim or len(column) != count:
+            raise ValueError(
+                f"Expected `inputs` {name!r} to have one entry for each of {count} images, but got the shape "
+                f"{tuple(column.shape)}."
+            )
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
+
+
 def _mask(mask: Any) -> Image.Image | None:
     """A mask (H,W), not 0 on the object, as a gray image."""
     if mask is None or isinstance(mask, Image.Image):
@@ -152,7 +184,8 @@ class TorchData(ImageDataModule):
     """A Dataset of PyTorch, or a DataLoader's, as a data module: for `evaluate` and for a Trainer.
 
     An item is an image; (image, label); (image, label, boxes); or a dict of ``image`` and perhaps ``target`` (or
-    ``label``), ``boxes``, ``mask``, ``id``. The image is a tensor (3,H,W), floating point in [0,1] or uint8, or a PIL
+    ``label``), ``boxes``, ``mask``, ``id``, and ``inputs`` (a dict of the network's
+    other inputs). The image is a tensor (3,H,W), floating point in [0,1] or uint8, or a PIL
     image; it must not be normalized, as the `Classifier` applies the network's mean and std. A label is a number, -1 or
     None for none; boxes are (n,4) xyxy in the pixels of the image; a mask is (H,W), not 0 on the object.
 
@@ -318,9 +351,12 @@ def _split(batch: Batch) -> list[dict[str, Any]]:
     image = batch["image"]
     if not isinstance(image, Tensor):
         raise TypeError(f"Expected `images` as a tensor (B,3,H,W), but got {type(image).__name__}.")
-    if image.ndim != 4 or image.shape[1] != 3:
+    if image.ndim != 4:
         raise ValueError(f"Expected `images` of shape (B,3,H,W), but got {tuple(image.shape)}.")
-    columns = {key: batch[key] for key in ("image", "target", "id", "boxes", "mask") if key in batch}
+    known = ("image", "target", "id", "boxes", "mask")
+    columns: dict[str, Any] = {key: value for key, value in batch.items() if key in known}
+    if "inputs" in batch:
+        columns["inputs"] = each_input(batch["inputs"], len(image))
     for key, column in columns.items():
         if len(column) != len(image):
             raise ValueError(

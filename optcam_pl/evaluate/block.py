@@ -14,6 +14,7 @@ from optcam_pl.data import Batch
 from optcam_pl.data.labels import check_labels
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
+from optcam_pl.explainers.base import joined
 from optcam_pl.metrics import CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.localization import Region
@@ -122,12 +123,34 @@ def evaluate_block(
         return measure.nothing(block, batch)
     if not isinstance(target, (str, int)):
         target = _chosen(target, block, chosen)
+    if batch.get("inputs"):
+        return _one_by_one(measure, block, batch, target, explain)
+    return _together(measure, block, batch, target, explain)
+
+
+def _one_by_one(
+    measure: _Measure, block: Batch, batch: Batch, target: Target | int | Tensor, explain: Explain | None
+) -> BlockResult:
+    """Images whose networks' other inputs differ: each is predicted, explained and measured by itself."""
+    results = []
+    for i in range(len(batch["id"])):
+        alone = _part(batch, [i], copy=True)
+        own = target[i : i + 1] if isinstance(target, Tensor) else target
+        with measure.classifier.inputs.bound_to(alone["inputs"][0]):
+            results.append(_together(measure, alone, alone, own, explain))
+    return measure.joined(block, batch, results)
+
+
+def _together(
+    measure: _Measure, block: Batch, batch: Batch, target: Target | int | Tensor, explain: Explain | None
+) -> BlockResult:
+    classifier, explainer = measure.classifier, measure.explainer
     with torch.no_grad(), classifier.references(batch) as references:
         logits = classifier(batch["image"])
         classes = explained_classes(target, batch, logits, own=references is not None)
         start = _now(batch["image"])
         explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
-        seconds = (_now(batch["image"]) - start) / len(chosen)
+        seconds = (_now(batch["image"]) - start) / len(batch["id"])
         return measure(block, batch, logits, explanation, seconds, references)
 
 
@@ -255,6 +278,21 @@ class _Measure:
         all_rows = in_order(block, rows)
         return BlockResult(batch, logits, explanation, probes, all_rows, scores, curves, measurable, references)
 
+    def joined(self, block: Batch, batch: Batch, results: Sequence[BlockResult]) -> BlockResult:
+        """The result of a block whose images were measured one by one."""
+        logits = torch.cat([result.logits for result in results])
+        explanation = joined([result.explanation for result in results])
+        probes = self._probes(batch, logits, explanation)
+        probes.take([result.probes for result in results])
+        first = results[0]
+        return BlockResult(
+            batch, logits, explanation, probes, in_order(block, [row for r in results for row in r.rows]),
+            {key: torch.cat([result.scores[key] for result in results]) for key in first.scores},
+            {key: torch.cat([result.curves[key] for result in results]) for key in first.curves},
+            torch.cat([result.measurable for result in results]),
+            _joined_references([r.references for r in results if r.references is not None]),
+        )  # fmt: skip
+
     def nothing(self, block: Batch, batch: Batch) -> BlockResult:
         """The result of a block in which no image could be read: B = 0."""
         image, target = batch["image"], batch["target"]
@@ -306,6 +344,16 @@ class _Measure:
         return rows
 
 
+def _joined_references(each: Sequence[References]) -> References | None:
+    if not each:
+        return None
+    classes = [(r.classes or (0,))[0] for r in each]
+    missing = [(r.missing or ("",))[0] for r in each]
+    boxes = None if each[0].boxes is None else [r.boxes[0] for r in each if r.boxes is not None]
+    masks = None if each[0].masks is None else torch.cat([r.masks for r in each if r.masks is not None])
+    return References(tuple(r.names[0] for r in each), tuple(classes), tuple(missing), boxes, masks)
+
+
 def _completed(batch: Batch) -> Batch:
     """A batch with everything that a row needs."""
     image = batch["image"]
@@ -319,8 +367,8 @@ def _completed(batch: Batch) -> Batch:
     return cast(Batch, {**own, **batch})
 
 
-def _part(batch: Batch, chosen: list[int]) -> Batch:
-    if len(chosen) == len(batch["id"]):
+def _part(batch: Batch, chosen: list[int], copy: bool = False) -> Batch:
+    if len(chosen) == len(batch["id"]) and not copy:
         return batch
     return cast(Batch, {key: _at(value, chosen) for key, value in batch.items()})
 

@@ -178,6 +178,15 @@ class Probes:
             self._found[key] = found
         return self._found[key]
 
+    def take(self, each: Sequence[Probes]) -> None:
+        """Take over what was measured for each of the B images by itself, so that it is not measured again."""
+        for key in each[0]._found:
+            found = [probes._found[key] for probes in each if key in probes._found]
+            if len(found) == len(each):
+                tensors = [value for value in found if isinstance(value, Tensor)]
+                lists = [value for value in found if isinstance(value, list)]
+                self._found[key] = torch.cat(tensors) if tensors else [part for value in lists for part in value]
+
     # One pass ------------------------------------------------------------------------------------------------------
 
     @property
@@ -210,6 +219,17 @@ class Probes:
 
     def _masked_image(self) -> Tensor:
         return self._mask(self._saliency())
+
+    def _held_out(self, baseline: Baseline | None) -> Tensor:
+        """(B,) the probability of the image masked with another baseline than the run's."""
+        other: Baseline = ("mean" if self.baseline == "blur" else "blur") if baseline is None else baseline
+        if other == self.baseline:
+            raise ValueError(
+                f"Expected a held-out `baseline` other than the run's own, with which maps are made and measured, but "
+                f"both are {other}."
+            )
+        reference = baseline_image(self.image, other, self.classifier.mean)
+        return self.score(self.classifier(mask_image(self.image, self._saliency(), reference)))
 
     def _mask(self, saliency: Tensor) -> Tensor:
         return mask_image(self.image, saliency, None if self.baseline == "black" else self._reference())
@@ -312,7 +332,7 @@ class Probes:
         return self._explain(self.masked_image)
 
     def _perturbed_saliency(self, radius: float, samples: int) -> Tensor:
-        width = radius * self.classifier.std.view(1, 3, 1, 1).to(self.image)
+        width = radius * self.classifier.std.view(1, -1, 1, 1).to(self.image)
         noise = [torch.rand((samples, *self.image.shape[1:]), generator=rng) for rng in self._generators("noise")]
         maps = []
         for sample in range(samples):
@@ -327,7 +347,7 @@ class Probes:
         return [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]
 
     def _input_norm(self) -> Tensor:
-        mean, std = (part.view(1, 3, 1, 1).to(self.image) for part in (self.classifier.mean, self.classifier.std))
+        mean, std = (part.view(1, -1, 1, 1).to(self.image) for part in (self.classifier.mean, self.classifier.std))
         norm: Tensor = torch.linalg.vector_norm(((self.image - mean) / std).float(), dim=(1, 2, 3))
         return norm
 
@@ -372,6 +392,7 @@ _PROBES: dict[str, Probe] = {
     "masked": lambda probes: probes.score(probes.classifier(probes.masked_image)),
     "masked_image": Probes._masked_image,
     "deleted": Probes._deleted,
+    "held_out": Probes._held_out,
     "saliency": lambda probes: probes.explanation.saliency,
     "predicted": lambda probes: probes.predicted,
     "target": lambda probes: probes.batch["target"],

@@ -130,9 +130,9 @@ def evaluate(
         classifier: the network, on the device to use.
         explainers: one, several, or several by name. Two of one class in a list are told apart by a number.
         images: pixels in [0,1] that are not normalized. A tensor (B,3,H,W), a dict with ``image`` and optionally
-            ``target``, ``id``, ``boxes`` and ``mask``, or an iterable of such dicts is used without resizing. The
-            images of a data module, or of a Dataset or DataLoader as in `optcam_pl.data.TorchData`, are resized to the
-            network's input.
+            ``target``, ``id``, ``boxes``, ``mask`` and ``inputs`` (the network's other inputs, by name), or an iterable
+            of such dicts is used without resizing. The images of a data module, or of a Dataset or DataLoader as in
+            `optcam_pl.data.TorchData`, are resized to the network's input.
         metrics: the metrics to measure. None means Average Drop, Average Gain and Average Increase; "all" means every
             metric of the package for which the images have the annotations.
         target: the class that is explained and measured: the image's ``label``, the ``predicted`` class, the ``second``
@@ -164,6 +164,7 @@ def evaluate(
     """
     methods = by_name(explainers)
     data = _data_of(images, labels, batch_size)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     check_choice("region", region, Region)
     data.setup("test")
     advise_to_keep_memory(classifier.mean.device.type)
@@ -357,6 +358,8 @@ def _blocks(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
     if isinstance(value, list):
         return [_moved(part, device) for part in value]
     return value.to(device) if isinstance(value, Tensor) else value

@@ -297,7 +297,7 @@ def check(
         seed: the seed of the random weights.
     """
     classifier = original_of(classifier)  # weights that are folded into others cannot be drawn anew
-    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     data.setup("test")
     blocks: list[tuple[Batch, Tensor, Tensor]] = []
     for block in data.test_dataloader():

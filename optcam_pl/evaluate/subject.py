@@ -86,7 +86,7 @@ def match(classifier: Classifier, explainer: Explainer, data: ImageDataModule, t
         )
     if explainer.layer is not None:
         explainer.layers(classifier)  # report an unknown name now, not when the first image is explained
-    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction)
+    data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     used = isinstance(target, str) and target == "label" and not classifier.scores.per_image
     data.match_classes(classifier.class_names, classifier.name, used=used)
     classifier.check_function(data.preprocessing.size)

@@ -17,6 +17,7 @@ from optcam_pl.explainers.cam import (
     XGradCAM,
 )
 from optcam_pl.explainers.external import LIME, CallableExplainer, CaptumExplainer, GradientSHAP
+from optcam_pl.explainers.finer import FinerCAM
 from optcam_pl.explainers.fullgrad import FullGrad
 from optcam_pl.explainers.masking import AblationCAM, ScoreCAM
 from optcam_pl.explainers.opticam import OptiCAM
@@ -37,6 +38,7 @@ __all__ = [
     "Explanation",
     "ExtremalPerturbation",
     "FakeCAM",
+    "FinerCAM",
     "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",

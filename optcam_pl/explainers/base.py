@@ -227,7 +227,7 @@ class Explainer(Remembers, nn.Module, ABC):
     def prepare(self, classifier: Classifier, image: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Do steps 1 to 3, inside `own_grad_mode`, and return a copy of the image (B,3,H,W) and its target (B,)."""
         check_classifier(classifier)
-        self.check_image(image)
+        self.check_image(image, classifier.channels)
         classifier.check_frozen()
         classifier.check_function((image.shape[2], image.shape[3]))
         image = image.detach().clone()  # a clone made here is not an inference tensor: autograd may save it
@@ -325,16 +325,17 @@ class Explainer(Remembers, nn.Module, ABC):
         return Explanation(saliency, target, silent, reasons=why(silent, [*seen(raw, image, sources), *causes]))
 
     @staticmethod
-    def check_image(image: Tensor) -> None:
-        """Check that the image is (B,3,H,W), floating, finite and in [0,1]."""
+    def check_image(image: Tensor, channels: int = 3) -> None:
+        """Check that the image is (B,channels,H,W), floating, finite and in [0,1]."""
         if not isinstance(image, Tensor) or not image.is_floating_point():
             what = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(
                 f"Expected `image` to be a floating tensor with pixels in [0, 1], but got {what}." + conversion(image)
             )
-        if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
+        if image.ndim != 4 or image.shape[1] != channels or image.numel() == 0:
             shape = tuple(image.shape)
-            raise ValueError(f"Expected `image` to have shape (B,3,H,W), but got {shape}.{reshaping(shape)}")
+            advice = reshaping(shape, channels)
+            raise ValueError(f"Expected `image` to have shape (B,{channels},H,W), but got {shape}.{advice}")
         low, high = finite_range(image)
         if not (low >= -_PIXEL_SLACK and high <= 1 + _PIXEL_SLACK):
             if math.isnan(low):
@@ -365,6 +366,22 @@ class Explainer(Remembers, nn.Module, ABC):
         if wrong.numel():
             raise ValueError(f"Expected `target` to be in 0..{classes - 1}, but got {wrong.tolist()}.")
         return given.to(torch.int64).clone()
+
+
+def joined(each: Sequence[Explanation]) -> Explanation:
+    """The explanations of images that were explained one after the other, as those of one batch."""
+
+    def column(name: str, dim: int = 0) -> Tensor | None:
+        parts = [getattr(explanation, name) for explanation in each]
+        return None if any(part is None for part in parts) else torch.cat(parts, dim)
+
+    reasons = tuple(reason for e in each for reason in (e.reasons or ("",) * len(e.target)))
+    saliency, target, silent = (
+        torch.cat([getattr(e, key) for e in each]) for key in ("saliency", "target", "degenerate")
+    )
+    return Explanation(
+        saliency, target, silent, column("weights"), column("objective", 1), reasons if any(reasons) else ()
+    )
 
 
 def check_classifier(classifier: Classifier) -> None:
@@ -440,5 +457,5 @@ def _has_reason(explanation: Explanation, words: str) -> Tensor:
 
 def _noise(classifier: Classifier) -> Tensor:
     """A noise image (1,3,H,W) of the classifier's size, dtype and device; it is always the same."""
-    pixels = torch.rand(1, 3, *classifier.input_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, classifier.channels, *classifier.input_size, generator=torch.Generator().manual_seed(0))
     return pixels.to(classifier.mean)

@@ -43,6 +43,8 @@ class Explanation:
         method: the method's name, if it is known.
         p: (B,) the class's probability for the image, if it was measured.
         o: (B,) the class's probability for the masked image, if it was measured.
+        steps: the maps at some iterations of an optimizing explainer, (iteration, (B,1,H,W)), if they were kept; see
+            `optcam_pl.explain`.
     """
 
     saliency: Tensor
@@ -56,6 +58,7 @@ class Explanation:
     method: str = ""
     p: Tensor | None = None
     o: Tensor | None = None
+    steps: tuple[tuple[int, Tensor], ...] = ()
 
     def overlay(self, index: int = 0, *, colors: str = _COLORS, opacity: float = 0.5) -> Image.Image:
         """The colored map over the photograph, at the photograph's own resolution.
@@ -107,6 +110,50 @@ class Explanation:
         found = self.boxes() if boxes else [None] * len(self.saliency)
         rows = [self._row(index, box, colors, opacity) for index, box in enumerate(found)]
         return contact_sheet(rows, colors)
+
+    def evolution(self, index: int = 0, *, colors: str = _COLORS, opacity: float = 0.5, columns: int = 5) -> Plot:
+        """A figure of the map at the iterations that were kept, with the objective under each map.
+
+        Args:
+            index: which photograph.
+            colors: name of a matplotlib colormap.
+            opacity: the map's share, in [0,1].
+            columns: maps in a row.
+
+        Raises:
+            ValueError: no iterations were kept.
+        """
+        from optcam_pl.figures import Tile, contact_sheet
+
+        tiles = [self._at(step, index, colors, opacity) for step in self._steps()]
+        tiles += [Tile(None)] * (-len(tiles) % min(columns, len(tiles)))
+        rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+        return contact_sheet(rows, colors, side=2.2)
+
+    def frames(self, index: int = 0, *, colors: str = _COLORS, opacity: float = 0.5) -> list[Image.Image]:
+        """The pictures of `evolution` one by one, for an animation at the photograph's resolution.
+
+        >>> frames = explanation.frames()  # doctest: +SKIP
+        >>> frames[0].save("map.gif", save_all=True, append_images=frames[1:], duration=400, loop=0)  # doctest: +SKIP
+        """
+        return [Image.fromarray(np.asarray(self._at(step, index, colors, opacity).picture)) for step in self._steps()]
+
+    def _steps(self) -> tuple[tuple[int, Tensor], ...]:
+        if not self.steps:
+            raise ValueError(
+                "Expected an explanation that has kept iterations: make it by optcam_pl.explain(classifier, photo, "
+                "evolution=True) with OptiCAM."
+            )
+        return self.steps
+
+    def _at(self, step: tuple[int, Tensor], index: int, colors: str, opacity: float) -> Tile:
+        """The map at an iteration."""
+        iteration, saliency = step
+        known = replace(self, saliency=saliency, p=None, o=None, degenerate=self.degenerate & False)
+        tile = known.tile(index, title=f"iteration {iteration}", colors=colors, opacity=opacity)
+        if self.objective is None:
+            return tile
+        return replace(tile, caption=f"objective {float(self.objective[iteration, index]):.4g}")
 
     def caption(self, index: int = 0) -> str:
         """What is known of a map, in words: the probabilities, why it says nothing, what the network did not see."""

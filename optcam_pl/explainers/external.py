@@ -247,7 +247,7 @@ class CaptumExplainer(Explainer):
             watch.check_complete(attribution, target)
         # Restore the relevance of the normalized pixel: Captum divides it by the standard deviation on its way to the
         # pixel.
-        return attribution * classifier.std.to(attribution).view(3, 1, 1) if watch.method == "LRP" else attribution
+        return attribution * classifier.std.to(attribution).view(-1, 1, 1) if watch.method == "LRP" else attribution
 
     def constructor_args(self) -> dict[str, Any]:
         """The further arguments of the method's constructor."""

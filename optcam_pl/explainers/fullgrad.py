@@ -67,7 +67,7 @@ class FullGrad(Explainer):
         with backward_errors(classifier):
             first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
         # (x - mean)/std . d y/d((x - mean)/std): the standard deviation cancels.
-        of_input = first * (pixels.detach() - classifier.mean.to(image).view(3, 1, 1))
+        of_input = first * (pixels.detach() - classifier.mean.to(image).view(-1, 1, 1))
         of_biases = [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
         if seen.piecewise_linear:
             _check_complete([of_input, *of_biases], logits.detach(), classifier)

@@ -35,7 +35,7 @@ from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers
 from optcam_pl.network.precision import pass_dtype
 
-Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff"]
+Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff", "contrast"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -50,6 +50,7 @@ class Problem:
         logit: (B,) g_c of the unmasked image.
         reference: what masking fades into, broadcasts to (B,3,H,W); None is black.
         silent: (B,) whether all feature maps are constant.
+        rivals: (B,n) the classes that `contrast` compares with: those nearest in score for the unmasked image.
     """
 
     image: Tensor
@@ -58,6 +59,7 @@ class Problem:
     logit: Tensor
     reference: Tensor | None
     silent: Tensor
+    rivals: Tensor | None = None
 
 
 def objective_value(objective: Objective, logit: Tensor, inside: Tensor, outside: Tensor | None) -> Tensor:
@@ -117,7 +119,10 @@ class OptiCAM(Explainer):
 
     Args:
         layer: see `Explainer`.
-        objective: F_c, see `objective_value`.
+        objective: F_c, see `objective_value`; or ``contrast``, ``g_c(x.s) - gamma mean_k g_k(x.s)`` over the classes k
+            that are nearest to c in score for the unmasked image: what speaks for c and not for what looks like it.
+            The idea is Finer-CAM's (Zhang et al., CVPR 2025), whose reference weighs the classes by their
+            probabilities; see `FinerCAM`.
         normalizer: n, see `optcam_pl.maps.normalize`.
         max_iter: T, the largest number of steps; None means the preset's, 100 for the paper's.
         lr: learning rate of the default optimizer; None means the preset's, 0.1 for the paper's.
@@ -126,6 +131,8 @@ class OptiCAM(Explainer):
         optimizer: a torch optimizer class with its settings bound, ``params -> Optimizer``; None means Adam with `lr`
             and `betas`. Optimizers that need a closure (LBFGS) are refused.
         relu: clamp the features at 0 first, as the authors' program does.
+        gamma: of ``contrast``: how much of the other classes' score is taken away; 0 is ``mask``.
+        rivals: of ``contrast``: how many classes are compared with.
         baseline: see `Explainer`.
         preset: what holds for `max_iter`, `lr`, `betas`, `schedule` and `start` where they are None: "paper" is the
             paper's climb, "fast" one of 20 steps that reaches more; see `optcam_pl.explainers.presets.PRESETS` and
@@ -160,6 +167,8 @@ class OptiCAM(Explainer):
         betas: tuple[float, float] | None = None,
         schedule: Schedule | None = None,
         start: Start | None = None,
+        gamma: float = 0.6,
+        rivals: int = 3,
         **shared: Any,
     ) -> None:
         super().__init__(layer, check_baseline(baseline), **shared)
@@ -174,6 +183,7 @@ class OptiCAM(Explainer):
         self.start: Start = check_choice("start", usual.start if start is None else start, Start)
         self.tol, self.relu = check_number("tol", tol), relu
         self.optimizer = optimizer
+        self.gamma, self.rivals = check_number("gamma", gamma), check_positive("rivals", rivals)
         self.watch: Watch | None = None
 
     def settings(self) -> dict[str, object]:
@@ -183,6 +193,8 @@ class OptiCAM(Explainer):
         they are not the paper's.
         """
         named = super().settings()
+        if self.objective != "contrast":  # without any meaning otherwise
+            named = {key: value for key, value in named.items() if key not in ("gamma", "rivals")}
         paper = PRESETS["paper"].items()
         unsaid = {"preset"} | {name for name in ("betas", "schedule", "start") if getattr(self, name) == paper[name]}
         named = {name: value for name, value in named.items() if name not in unsaid}
@@ -207,8 +219,18 @@ class OptiCAM(Explainer):
 
     def problem(self, classifier: Classifier, image: Tensor, target: Tensor) -> Problem:
         """Step 1, and what else does not change during the inner fit loop."""
-        features, logit = self.features(classifier, image, target)
-        return Problem(image, target, features, logit, self.reference(classifier, image), _silent_features(features))
+        features, scores = self._first_pass(classifier, image)
+        logit, reference = wide(of_class(scores, target)), self.reference(classifier, image)
+        rivals = self._rivals(classifier, scores, target) if self.objective == "contrast" else None
+        return Problem(image, target, features, logit, reference, _silent_features(features), rivals)
+
+    def _rivals(self, classifier: Classifier, scores: Tensor, target: Tensor) -> Tensor:
+        if classifier.scores.per_image or scores.shape[1] < 2:
+            raise ValueError(
+                "Expected scores of several classes for the `objective` contrast, which compares them, but "
+                f"{classifier.scores.describe()} has none."
+            )
+        return nearest_classes(scores, target, self.rivals)
 
     def parameters_of(self, problem: Problem) -> list[nn.Parameter]:
         """Step 2: u, as one parameter (B,K) for the default optimizer, and otherwise as B of (K,).
@@ -297,18 +319,22 @@ class OptiCAM(Explainer):
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
         """K, found by one forward pass over a black image of `size` (H,W)."""
         device = classifier.mean.device
-        image = torch.zeros(1, 3, *size, device=device)
+        image = torch.zeros(1, classifier.channels, *size, device=device)
         with torch.no_grad():
             features, _ = self.features(classifier, image, torch.zeros(1, dtype=torch.int64, device=device))
         return sum(A.shape[1] for A in features)
 
     def features(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[list[Tensor], Tensor]:
         """Step 1: A as [(B,K,h,w)], and g_c(f(x)) (B,)."""
+        features, scores = self._first_pass(classifier, image)
+        return features, wide(of_class(scores, target))
+
+    def _first_pass(self, classifier: Classifier, image: Tensor) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad(), self.recording(classifier) as record:
-            logit = wide(of_class(classifier(image), target))
+            scores = classifier(image)
             features = self.grids(record, classifier, image)
         features = [A.contiguous() for A in features]  # read in every iteration; some networks lay channels last
-        return [A.relu() for A in features] if self.relu else features, logit
+        return [A.relu() for A in features] if self.relu else features, scores
 
     def make_optimizer(self, u: Iterable[nn.Parameter]) -> Optimizer:
         """The configured optimizer over the images' parameters.
@@ -389,11 +415,32 @@ class OptiCAM(Explainer):
 
     def _objective(self, classifier: Classifier, problem: Problem, s: Tensor) -> Tensor:
         image, reference = problem.image, problem.reference
-        inside = wide(of_class(classifier(mask_image(image, s, reference)), problem.target))
-        outside = None
+        scores = classifier(mask_image(image, s, reference))
+        inside, outside = wide(of_class(scores, problem.target)), None
+        if problem.rivals is not None:
+            return inside - self.gamma * wide(scores.gather(1, problem.rivals)).mean(1)
         if self.objective in ("io_mask", "io_diff"):
             outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), problem.target))
         return objective_value(self.objective, problem.logit, inside, outside)
+
+
+def nearest_classes(scores: Tensor, target: Tensor, count: int) -> Tensor:
+    """The classes whose scores are nearest to the target's, and are not the target.
+
+    Args:
+        scores: (B,C), C at least 2.
+        target: (B,).
+        count: n; of fewer other classes, all are taken.
+
+    Returns:
+        (B,n) int64, the nearest first.
+
+    >>> nearest_classes(torch.tensor([[5.0, 1.0, 4.0, 7.5]]), torch.tensor([0]), 2)
+    tensor([[2, 3]])
+    """
+    distance = (scores - scores.gather(1, target.unsqueeze(1))).abs()
+    distance = distance.scatter(1, target.unsqueeze(1), torch.inf)
+    return distance.topk(min(count, scores.shape[1] - 1), dim=1, largest=False).indices
 
 
 def _check_betas(betas: tuple[float, float], optimizer: OptimizerCallable | None) -> tuple[float, float]:

@@ -73,7 +73,7 @@ def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
     known = _KNOWN.setdefault(classifier.network, {})
     if key not in known:
         with own_grad_mode(), torch.autocast(image.device.type, enabled=False):
-            noise = torch.rand(1, 3, *image.shape[2:], generator=torch.Generator().manual_seed(0)).to(image)
+            noise = torch.rand(1, *image.shape[1:], generator=torch.Generator().manual_seed(0)).to(image)
             _check_mixing(classifier, noise, tokens)
             known.clear()  # keep the result for one size at a time
             known[key] = _read(classifier, noise, tokens)

@@ -1,7 +1,15 @@
 """Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that average them over images."""
 
 from optcam_pl.metrics.base import ImageMetric, MetricInfo
-from optcam_pl.metrics.classification import AverageDrop, AverageDropDeletion, AverageGain, AverageIncrease
+from optcam_pl.metrics.classification import (
+    AverageDrop,
+    AverageDropDeletion,
+    AverageGain,
+    AverageIncrease,
+    HeldOutDrop,
+    HeldOutGain,
+    HeldOutIncrease,
+)
 from optcam_pl.metrics.localization import (
     BoxAccuracy,
     EnergyPointingGame,
@@ -57,6 +65,9 @@ __all__ = [
     "CurveMetric",
     "Deletion",
     "EnergyPointingGame",
+    "HeldOutDrop",
+    "HeldOutGain",
+    "HeldOutIncrease",
     "ImageMetric",
     "Infidelity",
     "Insertion",

@@ -19,7 +19,7 @@ Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, An
 """The options of a named probe, or your own probe (a function of `Probes`) with its options."""
 
 
-_PROBABILITIES = frozenset({"original", "masked", "deleted", "selectivity_curve"})
+_PROBABILITIES = frozenset({"original", "masked", "deleted", "held_out", "selectivity_curve"})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.maps import Baseline, check_baseline
+from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional.classification import (
     average_drop,
     average_drop_deletion,
@@ -101,3 +102,75 @@ class AverageDropDeletion(_Probability):
     def score(self, original: Tensor, deleted: Tensor) -> Tensor:
         """Percent of its probability that each image loses without its salient part, (B,)."""
         return average_drop_deletion(original, deleted, self.signed, reduction="none")
+
+
+class _HeldOut(_Probability):
+    """A metric whose masked image fades into another baseline than the run's, to which no method was fitted.
+
+    Args:
+        baseline: "black", "mean", "blur" or an RGB triple, not the run's own; None: blur, or the mean where the run has
+            blur.
+        kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: (when measured) it is the run's own baseline.
+    """
+
+    conventions = ("baseline",)
+
+    def __init__(self, baseline: Baseline | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.baseline = None if baseline is None else check_baseline(baseline)
+
+    def needs(self) -> dict[str, Need]:
+        """p, and o with the other baseline."""
+        return {"original": {}, "held_out": {"baseline": self.baseline}}
+
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """The baseline in words."""
+        named = "another" if self.baseline is None else str(self.baseline)
+        return {"score": "probability", f"{self.key}_baseline": named}
+
+
+class HeldOutDrop(_HeldOut):
+    """Average Drop with a held-out baseline; see `AverageDrop` and the class it is one of.
+
+    Opti-CAM maximizes the score of the image masked with the run's baseline, and Average Drop measures that score. Here
+    the masked image is one that the method has never seen: the same map, another baseline.
+
+    Example:
+        >>> import torch
+        >>> metric = HeldOutDrop(baseline="mean")
+        >>> metric.update(original=torch.tensor([0.5]), held_out=torch.tensor([0.25]))
+        >>> metric.compute().item(), metric.settings()["held_out_drop_baseline"]
+        (50.0, 'mean')
+    """
+
+    key, label = "held_out_drop", "AD held out"
+    higher_is_better: bool = False
+
+    def score(self, original: Tensor, held_out: Tensor) -> Tensor:
+        """Percent of its probability that each image loses, (B,)."""
+        return average_drop(original, held_out, reduction="none")
+
+
+class HeldOutGain(_HeldOut):
+    """Average Gain with a held-out baseline; see `HeldOutDrop`."""
+
+    key, label = "held_out_gain", "AG held out"
+    higher_is_better: bool = True
+
+    def score(self, original: Tensor, held_out: Tensor) -> Tensor:
+        """Percent of its missing probability that each image gains, (B,)."""
+        return average_gain(original, held_out, reduction="none")
+
+
+class HeldOutIncrease(_HeldOut):
+    """Average Increase with a held-out baseline; see `HeldOutDrop`."""
+
+    key, label = "held_out_increase", "AI held out"
+    higher_is_better: bool = True
+
+    def score(self, original: Tensor, held_out: Tensor) -> Tensor:
+        """100 for each image whose probability rises, else 0, (B,)."""
+        return average_increase(original, held_out, reduction="none")

@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from optcam_pl.checks import check_positive
 from optcam_pl.network.own import is_import_path
 from optcam_pl.network.weights import Network
 from optcam_pl.private import uncompiled
-
-Flags: TypeAlias = "tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]]]"
-
-
-def flags_of(network: nn.Module) -> Flags:
-    """`training` of each module, `requires_grad` of each parameter."""
-    modules = [(module, module.training) for module in network.modules()]
-    return modules, [(parameter, parameter.requires_grad) for parameter in network.parameters()]
 
 
 def from_words(network: Network | None, weights: str | Path | None) -> tuple[Network | None, str | Path | None]:
@@ -47,21 +40,56 @@ def check_network(network: Network | None, stored: Mapping[str, Any], weights: s
     return network  # type: ignore[return-value]  # other values from a file are refused with a message
 
 
-def check_color(name: str, values: float | Sequence[float]) -> list[float]:
-    """`mean` or `std` as three numbers.
+def channels_of(channels: int | None, mean: object, std: object, known: Sequence[float]) -> int:
+    """The number of the images' channels: as given, else the length of `mean` or `std`, else that of the known mean.
+
+    Raises:
+        ValueError: they contradict each other.
+
+    Example:
+        >>> channels_of(None, [0.5] * 4, 0.2, (0, 0, 0)), channels_of(1, None, None, (0, 0, 0))
+        (4, 1)
+    """
+    if channels is not None:
+        check_positive("channels", channels)
+    lengths = {"channels": channels}
+    lengths |= {key: len(v) for key, v in (("mean", mean), ("std", std)) if isinstance(v, (list, tuple, Tensor))}
+    stated = {key: length for key, length in lengths.items() if length is not None}
+    if len(set(stated.values())) > 1:
+        said = ", ".join(f"`{key}` says {length}" for key, length in stated.items())
+        raise ValueError(f"Expected `mean` and `std` to have one number for each channel, but {said}.")
+    return next(iter(stated.values()), len(known))
+
+
+def check_color(name: str, values: float | Sequence[float], channels: int = 3) -> list[float]:
+    """`mean` or `std` as one number for each channel.
 
     Raises:
         ValueError: it is something else.
     """
+    number = {1: "one number", 2: "two numbers", 3: "three numbers"}.get(channels, f"{channels} numbers")
     if isinstance(values, (int, float)) and not isinstance(values, bool):
-        values = (values,) * 3
-    if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != 3:
-        raise ValueError(f"Expected `{name}` to be three numbers, one a channel, or one for all, but got {values!r}.")
+        values = (values,) * channels
+    if not isinstance(values, Iterable) or len(numbers := [float(value) for value in values]) != channels:
+        raise ValueError(f"Expected `{name}` to be {number}, one a channel, or one for all, but got {values!r}.")
     if name == "mean" and not all(0 <= number <= 1 for number in numbers):
-        raise ValueError(f"Expected `mean` to be three numbers in [0, 1], like the pixels, but got {numbers}.")
+        raise ValueError(f"Expected `mean` to be {number} in [0, 1], like the pixels, but got {numbers}.")
     if name == "std" and not all(0 < number < math.inf for number in numbers):
-        raise ValueError(f"Expected `std` to be three positive numbers, but got {numbers}.")
+        raise ValueError(f"Expected `std` to be {number.replace(' ', ' positive ')}, but got {numbers}.")
     return numbers
+
+
+def check_rgb(chosen: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
+    """`rgb_channels`, three of the channels.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if chosen is None:
+        return None
+    if len(chosen) != 3 or not all(isinstance(c, int) and 0 <= c < channels for c in chosen):
+        raise ValueError(f"Expected `rgb_channels` to be three channels in 0..{channels - 1}, but got {chosen!r}.")
+    return tuple(chosen)
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -55,12 +55,14 @@ class Probe:
         network: the module that the layers belong to.
         size: (H,W).
         layout: see `optcam_pl.network.layers.to_grid`.
+        channels: the images' channels.
     """
 
     run: Callable[[Tensor], Tensor]
     network: nn.Module
     size: tuple[int, int]
     layout: Layout = "auto"
+    channels: int = 3
 
     @property
     def images(self) -> Tensor:
@@ -76,7 +78,7 @@ class Probe:
     def _pass(self) -> tuple[Tensor, dict[str, TracedLayer]]:
         like = zeros_for(self.network, (1, 1))
         with torch.inference_mode(False):
-            images = torch.rand(_IMAGES, 3, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
+            images = torch.rand(_IMAGES, self.channels, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
         try:
             return images, self._trace(images)
         except Exception:  # any exception of a network that takes one image at a time

@@ -18,15 +18,19 @@ from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network import choosing, layers, suitability
 from optcam_pl.network.arguments import (
+    channels_of,
     check_color,
     check_fraction,
     check_network,
+    check_rgb,
     check_size,
-    flags_of,
     from_words,
 )
+from optcam_pl.network.bound import Bound
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, is_own, size_error
+from optcam_pl.network.frozen import Frozen, flags_of
+from optcam_pl.network.inputs import InputsAs, SideInputs
 from optcam_pl.network.layers import Layers, Layout
 from optcam_pl.network.link import Link, check_link, probabilities_of
 from optcam_pl.network.outputs import index_of, misshapen, stated_classes
@@ -48,7 +52,7 @@ from optcam_pl.threads import passing
 ScoresLike: TypeAlias = Scores | Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]] | None
 
 
-class Classifier(TakesPhotos, nn.Module):
+class Classifier(TakesPhotos, Frozen):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays frozen, except while a
@@ -94,6 +98,14 @@ class Classifier(TakesPhotos, nn.Module):
         link: from scores to the probabilities p and o that metrics compare: "softmax", "sigmoid" (each column for
             itself), "identity" (the scores have no probability) or your own increasing function onto [0,1]. None: the
             scores' own, "softmax" for class logits.
+        channels: the number of channels of the images. None: the length of `mean` or `std`, else 3.
+        rgb_channels: the three channels that pictures show as red, green and blue. None: the first three; one channel
+            is gray, and of two the mean is.
+        inputs: the network's other inputs by name, each as one image has it, without a batch dimension. They stay
+            fixed: only the image is masked and differentiated. A batch may bring its own for each image, in ``inputs``;
+            these are the ones of images without, and of checks of the network.
+        inputs_as: how the network gets them: "keywords", as ``network(image, name=...)``, or "dict", as
+            ``network({"image": image, name: ...})``.
         speed: "plain": the network as it is. "folded": a copy with batch norms folded into convolutions, channels last.
             "graph": the same, replayed as a CUDA graph. "compile": the same, by torch.compile. "auto": the fastest that
             needs no compiler. Last digits differ from those of "plain"; see `optcam_pl.network.speed`.
@@ -101,8 +113,8 @@ class Classifier(TakesPhotos, nn.Module):
         trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
             error. This setting is printed with the results.
 
-    The arguments are also attributes: `name` (of the network, for reports), `mean` and `std` as (3,) buffers that are
-    not saved with the weights (0 and 1 where nothing is normalized), `input_size` as (H,W), `interpolation`,
+    The arguments are also attributes: `name` (of the network, for reports), `mean` and `std` as (channels,) buffers
+    that are not saved with the weights (0 and 1 where nothing is normalized), `input_size` as (H,W), `interpolation`,
     `crop_fraction`, `class_names` as a tuple or None, `num_classes` and `target_layers`. The attribute `new_head` says
     whether the network still has to be fine-tuned because its head is new.
 
@@ -142,17 +154,25 @@ class Classifier(TakesPhotos, nn.Module):
         trust_network: bool = False,
         scores: ScoresLike = None,
         link: Link | None = None,
+        channels: int | None = None,
+        rgb_channels: tuple[int, int, int] | None = None,
+        inputs: dict[str, Any] | None = None,
+        inputs_as: InputsAs = "keywords",
         speed: Speed = "plain",
         weights_dtype: WeightsDtype | None = None,
     ) -> None:
         super().__init__()
         check_speed(speed, weights_dtype)
+        if inputs and speed != "plain":
+            raise ValueError(f"Expected `speed` to be plain for a network with other `inputs`, but got {speed!r}.")
         if num_classes is not None:
             check_positive("num_classes", num_classes)
         self.trust_network = trust_network
         self.fast: FasterNetwork | None = None
         self.scores = as_scores(scores)
         self.link: Link = check_link(link, self.scores)
+        self.inputs = SideInputs(inputs, inputs_as)
+        self.transform = Bound()  # a function of the scores that a method explains instead of them, while it is bound
         self._checked: frozenset[str] = frozenset()
         self._hash: tuple[object, str] | None = None
         network, weights = from_words(network, weights)
@@ -165,8 +185,10 @@ class Classifier(TakesPhotos, nn.Module):
         self.new_head = loaded.new_head
         self._found = flags_of(self.network)
         try:
-            self._set_normalization(mean, std, {**loaded._asdict(), **stored})
-            if not (loaded.says_normalization or "mean" in stored or mean is not None or std is not None):
+            self._set_normalization(mean, std, channels, {**loaded._asdict(), **stored})
+            self.rgb_channels = check_rgb(rgb_channels, self.channels)
+            said = loaded.says_normalization and self.channels == 3
+            if not (said or "mean" in stored or mean is not None or std is not None):
                 warnings.warn(normalization_advice(self.name), NormalizationWarning, stacklevel=2)
             self._set_images(input_size, interpolation, crop_fraction, {**loaded._asdict(), **stored})
             self.layout: Layout = check_choice("layout", layout or stored.get("layout", "auto"), Layout)
@@ -188,12 +210,16 @@ class Classifier(TakesPhotos, nn.Module):
         self,
         mean: float | Sequence[float] | None,
         std: float | Sequence[float] | None,
+        channels: int | None,
         known: Mapping[str, Any],
     ) -> None:
         """Use the given values, otherwise the known ones."""
+        self.channels = channels_of(channels, mean, std, known["mean"])
+        if len(known["mean"]) != self.channels:  # the source's colors are no other channels' values
+            known = {"mean": 0.0, "std": 1.0}
         device = layers.zeros_for(self.network, (1, 1)).device
         for key, given in (("mean", mean), ("std", std)):
-            values = check_color(key, known[key] if given is None else given)
+            values = check_color(key, known[key] if given is None else given, self.channels)
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         self._normalizes = bool((self.mean != 0).any() or (self.std != 1).any())
 
@@ -232,24 +258,6 @@ class Classifier(TakesPhotos, nn.Module):
         if chosen is not None and not self.scores.per_image and len(chosen) != self.num_classes:
             raise ValueError(f"Expected {self.num_classes} `class_names` for {self.name}, but got {len(chosen)}.")
         self.class_names = None if chosen is None else tuple(chosen)
-
-    def release(self) -> None:
-        """Restore the network's original flags: each module's `training` and each parameter's `requires_grad`.
-
-        Leaving ``with Classifier(network) as classifier:`` also does this, even after an exception. Calling it twice is
-        harmless. To explain a network again after training it, make a new `Classifier`.
-        """
-        modules, parameters = self._found
-        for module, training in modules:
-            module.training = training
-        for parameter, requires_grad in parameters:
-            parameter.requires_grad_(requires_grad)
-
-    def __enter__(self) -> Classifier:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
 
     def _choose_layers(self, target_layer: Layers | None) -> tuple[str, ...] | None:
         if target_layer is None:
@@ -304,7 +312,7 @@ class Classifier(TakesPhotos, nn.Module):
         choosing.check(self._probe(), layers.canonical_name(self.network, name), gradient=gradient)
 
     def _probe(self) -> choosing.Probe:
-        probe = choosing.Probe(self, self.network, self.input_size, self.layout)
+        probe = choosing.Probe(self, self.network, self.input_size, self.layout, self.channels)
         try:
             _ = probe.traced
         except Exception:  # any exception that the user's network raises
@@ -336,7 +344,7 @@ class Classifier(TakesPhotos, nn.Module):
         """The logits of one black image, to learn shapes from."""
         try:
             with torch.inference_mode(False), torch.no_grad():
-                return self(layers.zeros_for(self.network, self.input_size))  # type: ignore[no-any-return]
+                return self(layers.zeros_for(self.network, self.input_size, self.channels))  # type: ignore[no-any-return]
         except NetworkError as error:
             raise size_error(error, self.name, self.network, self.input_size) from (error.__cause__ or error)
 
@@ -356,6 +364,8 @@ class Classifier(TakesPhotos, nn.Module):
             NetworkError: the network itself raises an exception.
         """
         scores = self.scores(self.output(image))
+        if self.transform.value is not None:
+            scores = self.transform.value(scores)
         if scores.ndim != 2:
             raise ValueError(misshapen(self.name, tuple(scores.shape), image.shape[0], self.scores.title))
         if scores.is_inference() and not torch.is_inference_mode_enabled():
@@ -371,12 +381,11 @@ class Classifier(TakesPhotos, nn.Module):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise TypeError(f"Expected images as floating-point tensors in [0, 1], but got {kind}.{conversion(image)}")
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(
-                f"Expected images of shape (B, 3, H, W), but got {tuple(image.shape)}.{reshaping(tuple(image.shape))}"
-            )
+        if image.ndim != 4 or image.shape[1] != self.channels:
+            shape, advice = tuple(image.shape), reshaping(tuple(image.shape), self.channels)
+            raise ValueError(f"Expected images of shape (B, {self.channels}, H, W), but got {shape}.{advice}")
         if self._normalizes:
-            mean, std = (value.to(image.dtype).view(3, 1, 1) for value in (self.mean, self.std))
+            mean, std = (value.to(image.dtype).view(-1, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
         image = image.to(self.network_dtype or image.dtype)
         try:
@@ -395,10 +404,14 @@ class Classifier(TakesPhotos, nn.Module):
 
     def _pass(self, image: Tensor) -> Any:
         """The network's output; waits while another thread has exclusive use of the network."""
+        given = self.inputs.of(image)
+        network = self.inputs.caller(self.network)
         if torch.compiler.is_compiling():  # locks cannot be compiled
-            return self.scores.run(self.network, image)
+            return self.scores.run(network, image, **given)
         with passing(self.network):
-            return self.scores.run(self.network, image) if self.fast is None else self.fast.run(self.scores.run, image)
+            if self.fast is None:
+                return self.scores.run(network, image, **given)
+            return self.fast.run(self.scores.run, image)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """The link's values of the scores, (B,C), in float32, or in float64 if the scores are; by default the softmax.
@@ -514,6 +527,10 @@ class Classifier(TakesPhotos, nn.Module):
         """
         return self.scores.words(self.class_name(index))
 
+    def shown(self, image: Tensor) -> Tensor:
+        """The channels (C,H,W) of an image that a picture shows: the `rgb_channels`, if they are given."""
+        return image if self.rgb_channels is None else image[list(self.rgb_channels)]
+
     def class_index(self, name: str) -> int:
         """The number of a class by its name.
 
@@ -547,6 +564,7 @@ class Classifier(TakesPhotos, nn.Module):
             **({"trust_network": True} if self.trust_network else {}),
             **({} if self.fast is None else self.fast.describe()),
             **scores_settings(self.scores, self.link),
+            **self.inputs.settings(),
         }
 
     def settings(self) -> dict[str, Any]:
@@ -562,34 +580,8 @@ class Classifier(TakesPhotos, nn.Module):
             "num_classes": self.num_classes,
             "class_names": None if self.class_names is None else list(self.class_names),
             "layout": self.layout,
+            **({"channels": self.channels} if self.channels != 3 else {}),
         }
-
-    def train(self, mode: bool = True) -> Classifier:
-        """Stay in eval mode; warn if training mode is requested."""
-        if mode:
-            warnings.warn(f"{self.name} is frozen and stays in eval mode: explanations do not train it.", stacklevel=2)
-        return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Classifier:
-        """Stay frozen.
-
-        Raises:
-            RuntimeError: gradients were requested.
-        """
-        if requires_grad:
-            raise RuntimeError(f"{self.name} is frozen: no gradient is ever computed for the classifier's parameters.")
-        return super().requires_grad_(False)
-
-    def check_frozen(self) -> None:
-        """Check that the network is still in eval mode: the user may have called ``classifier.network.train()``.
-
-        In training mode, dropout makes maps random. Batch norm makes a map depend on the other images of its batch and
-        changes the network's running means.
-
-        Raises:
-            ValueError: a part of the network is not in eval mode; the message names the first one.
-        """
-        suitability.check_eval(self.name, self.network)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's tensors have other addresses, and the stored hash is valid only for the original's addresses.

@@ -70,11 +70,12 @@ def size_error(error: NetworkError, name: str, network: nn.Module, size: tuple[i
 def hint(error: Exception, network: nn.Module) -> str:
     """Advice, as a sentence with a space before it; empty if nothing is known."""
     wanted = input_channels(network)
-    if wanted not in (None, 3) and "channel" in str(error):
+    if wanted is not None and "channel" in str(error):
         return (
-            f" The network wants images of {wanted} channel{'s' * (wanted != 1)}, but is given RGB images of 3: put a "
-            f"layer in front of it that turns 3 into {wanted}, torch.nn.Sequential(torch.nn.Conv2d(3, {wanted}, 1), "
-            "network) for example, with weights of your choice."
+            f" The network wants images of {wanted} channel{'s' * (wanted != 1)}: give the classifier `channels`"
+            f" {wanted} (or `mean` and `std` of {wanted} numbers) and images of that many. For RGB images, a layer in "
+            f"front makes them, torch.nn.Sequential(torch.nn.Conv2d(3, {wanted}, 1), network) for example, with "
+            "weights of your choice."
         )
     return next((f" {advice}" for text, advice in _HINTS.items() if text in str(error)), "")
 

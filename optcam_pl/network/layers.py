@@ -389,7 +389,7 @@ def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network
     return last and (not first or any(f in _CHANNELS_LAST for f in families(family_member(network, layer))))
 
 
-def zeros_for(network: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """One black image (1,3,H,W) in the network's dtype, on its device."""
+def zeros_for(network: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Tensor:
+    """One black image (1,channels,H,W) in the network's dtype, on its device."""
     like = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, 3, *image_size, dtype=like.dtype, device=like.device)
+    return torch.zeros(1, channels, *image_size, dtype=like.dtype, device=like.device)

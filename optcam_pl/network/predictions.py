@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -292,7 +292,7 @@ def read(network: nn.Module, output: Any, size: tuple[int, int]) -> Predictions:
     if isinstance(output, Predictions):
         return output
     if isinstance(output, Mapping) and {"boxes", "logits"} <= set(output):
-        return Predictions(**output)
+        return Predictions(**{field.name: output[field.name] for field in fields(Predictions) if field.name in output})
     logits, boxes = getattr(output, "logits", None), getattr(output, "pred_boxes", None)
     if isinstance(logits, Tensor) and isinstance(boxes, Tensor):
         return _set_prediction(network, logits, boxes, size)

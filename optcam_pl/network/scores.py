@@ -13,7 +13,6 @@ Shape letters: B images, C columns, H x W image.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import ToldError, check_choice
+from optcam_pl.network.bound import Bound
 from optcam_pl.network.link import Link, link_name
 from optcam_pl.network.outputs import logits_of, part_of
 from optcam_pl.network.plain import Remembers, check_plain, described, plain
@@ -52,40 +52,6 @@ class References:
     missing: tuple[str, ...] = ()
     boxes: Sequence[Tensor] | None = None
     masks: Tensor | None = None
-
-
-class Bound:
-    """A value that holds inside a `with`, for this thread alone; a copy begins without one.
-
-    Example:
-        >>> bound = Bound()
-        >>> with bound.to(3):
-        ...     bound.value
-        3
-        >>> bound.value is None
-        True
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    @property
-    def value(self) -> Any:
-        """What is bound; None outside."""
-        return getattr(self._local, "value", None)
-
-    @contextmanager
-    def to(self, value: Any) -> Iterator[None]:
-        """Bind a value; afterwards what was bound before holds again."""
-        before = self.value
-        try:
-            self._local.value = value
-            yield
-        finally:
-            self._local.value = before
-
-    def __reduce__(self) -> tuple[type[Bound], tuple[()]]:
-        return Bound, ()
 
 
 class Scores(Remembers, ABC):

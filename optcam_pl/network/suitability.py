@@ -63,7 +63,7 @@ class _Outputs(NamedTuple):
 
 def noise(classifier: Classifier, count: int, size: tuple[int, int]) -> Tensor:
     """Fixed images (count,3,H,W) of random pixels in [0,1], in the classifier's dtype and on its device."""
-    pixels = torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(count, classifier.channels, *size, generator=torch.Generator().manual_seed(0))
     return pixels.to(classifier.mean)
 
 

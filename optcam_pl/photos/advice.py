@@ -27,19 +27,21 @@ def conversion(image: object) -> str:
     return ""
 
 
-def reshaping(shape: tuple[int, ...]) -> str:
-    """How to bring a tensor of another shape to (B,3,H,W); empty if nothing is known. Begins with a space.
+def reshaping(shape: tuple[int, ...], channels: int = 3) -> str:
+    """How to bring a tensor of another shape to (B,channels,H,W); empty if nothing is known. Begins with a space.
 
     Example:
         >>> reshaping((3, 8, 8)), reshaping((2, 8, 8, 3))
         (' The batch dimension is missing: image.unsqueeze(0).', ' Put the channels first: image.permute(0, 3, 1, 2).')
     """
-    if len(shape) == 3 and shape[0] == 3:
+    if len(shape) == 3 and shape[0] == channels:
         return " The batch dimension is missing: image.unsqueeze(0)."
-    if len(shape) == 3 and shape[2] == 3:
+    if len(shape) == 3 and shape[2] == channels:
         return " Put the channels first, and a batch dimension before them: image.permute(2, 0, 1).unsqueeze(0)."
-    if len(shape) == 4 and shape[3] == 3:
+    if len(shape) == 4 and shape[3] == channels:
         return " Put the channels first: image.permute(0, 3, 1, 2)."
+    if len(shape) == 4 and channels != 3:
+        return f" The network's images have {channels} channels, as its `mean`, `std` or `channels` says."
     if len(shape) == 4 and shape[1] == 1:
         return " A gray image becomes one of three channels by image.expand(-1, 3, -1, -1)."
     if len(shape) == 4 and shape[1] == 4:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from optcam_pl.reports.statistics import Interval, bootstrap_interval, paired_difference
 from optcam_pl.reports.summary import Run
@@ -74,8 +75,8 @@ def accuracy(run: Run, published: float | None) -> Finding:
     verdict = _within(published, found)
     difference = found.value - published
     effect = (
-        f"weights, labels or preprocessing differ ({difference:+.1f} points): for {abs(difference):.1f} % of the "
-        "images or more, p is another number, in every column of every table"
+        f"weights, labels, preprocessing or images are others ({difference:+.1f} points): for {abs(difference):.1f} % "
+        "of the images or more, p is another number, in every column of every table"
     )
     return Finding(name, _interval(found), f"{published:.2f}", verdict, effect if verdict == "off" else "none")
 
@@ -158,3 +159,14 @@ def findings_grid(findings: Sequence[Finding], title: str) -> Grid:
     header = ["check", "found", "expected", "verdict", "what it moves in the paper's tables"]
     body = [[f.name, f.ours, f.expected, f.verdict, f.effect] for f in findings]
     return Grid(header, body, 5, [], [], title)
+
+
+def findings_text(findings: Sequence[Finding], title: str) -> str:
+    """The findings as lines for a terminal: the verdict first, and below it what it moves."""
+    width, lines = max(map(len, get_args(Verdict))), [title]
+    for found in findings:
+        lines.append(f"{found.verdict:<{width}}  {found.name}: {found.ours}; expected: {found.expected}")
+        if found.effect != "none":
+            indent = " " * (width + 2)
+            lines += textwrap.wrap(found.effect, 120, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines) + "\n"

@@ -187,6 +187,11 @@ def mostly_degenerate(run: Run) -> str:
     )
 
 
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Those of the numbers that are known."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 

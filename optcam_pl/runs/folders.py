@@ -70,6 +70,12 @@ def _foreign(folder: Path) -> Iterator[str]:
             yield path.name
 
 
+def new_folder(parent: Path, prefix: str = "version_") -> Path:
+    """The folder ``version_k`` whose number comes after those of all that exist below `parent`; nothing is made."""
+    numbers = [path.name.removeprefix(prefix) for path in parent.glob(f"{prefix}*")]
+    return parent / f"{prefix}{max((int(n) for n in numbers if n.isdecimal()), default=-1) + 1}"
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """The folders to create so that a folder exists, the deepest first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.data import ImageDataModule
-from optcam_pl.runs.folders import choose_run_dir
+from optcam_pl.runs.folders import choose_run_dir, new_folder
 
 
 class RunTask(L.LightningModule):
@@ -17,7 +18,8 @@ class RunTask(L.LightningModule):
 
     Attributes:
         run_dir: the run's folder. Set it to choose one. Otherwise it is the logger's folder or, without a logger, the
-            trainer's ``default_root_dir``.
+            trainer's ``default_root_dir``; where that is the current folder, as it is if nobody has chosen it, a new
+            folder ``logs/<data>/<title>/version_k``, as for the command.
         cut_short: a sentence that says so if a limit of the trainer ended the run early; otherwise "".
     """
 
@@ -25,6 +27,7 @@ class RunTask(L.LightningModule):
         super().__init__()
         self.cut_short = ""
         self._given_dir: Path | None = None
+        self._fresh_dir: Path | None = None
 
     @property
     def data(self) -> ImageDataModule:
@@ -46,6 +49,22 @@ class RunTask(L.LightningModule):
         if self._given_dir is not None:
             self._run_dir = self._given_dir
 
+    @property
+    def title(self) -> str:
+        """What the run is called in folders."""
+        return type(self).__name__
+
     def find_folder(self, trainer: L.Trainer) -> Path:
         """Find the run's folder before `setup`; all processes have to call this together."""
-        return choose_run_dir(trainer, self._given_dir)
+        given = self._given_dir
+        if given is None and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
+            if self._fresh_dir is None:
+                self._fresh_dir = new_folder(Path("logs", ImageDataModule.of(trainer).name, self.title))
+                self._fresh_dir = Path(trainer.strategy.broadcast(str(self._fresh_dir)))
+                rank_zero_info(f"No logger and no `run_dir`: this run is in {self._fresh_dir}.")
+            given = self._fresh_dir
+        return choose_run_dir(trainer, given)
+
+    def teardown(self, stage: str) -> None:
+        """The next run gets a folder of its own."""
+        self._fresh_dir = None

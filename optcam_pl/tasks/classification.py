@@ -283,8 +283,14 @@ class ClassificationTask(RunTask):
         """Note that the head is trained."""
         self.classifier.new_head = False
 
+    @property
+    def title(self) -> str:
+        """What the run is called in folders."""
+        return self.classifier.name.rpartition("/")[2]
+
     def teardown(self, stage: str) -> None:
         """Freeze the classifier again; warn if a limit of the trainer has cut the run short."""
+        super().teardown(stage)
         if stage == "fit":
             self.classifier.network.requires_grad_(False).eval()
         self.cut_short = self._lacking_batches() if stage == "fit" else self._lacking_images(stage)

@@ -187,8 +187,14 @@ class SaliencyTask(RunTask):
             self._setup_fit()
         self._prepare(cast(Stage, stage))
 
+    @property
+    def title(self) -> str:
+        """What the run is called in folders."""
+        return self.explainer.title
+
     def teardown(self, stage: str) -> None:
         """Release the run's folder; warn if a limit of the trainer left images undone."""
+        super().teardown(stage)
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:

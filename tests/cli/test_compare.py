@@ -101,7 +101,15 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
     own.write_text("class_path: GradCAM\ninit_args: {layer: layer2}")
     names = ["own.yaml", "optcam_pl.explainers.FakeCAM", "ss_cam", "few_masks", "GradCAM"]
     assert run(photos, "--run_dir=runs", "--explainers", *names) == 0
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["FakeCAM", "GradCAM", "few_masks", "own", "ss_cam"]
+    found = sorted(path.name for path in Path("runs").iterdir())
+    assert found == [
+        "FakeCAM",
+        "GradCAM",
+        "comparison_0",
+        "few_masks",
+        "own",
+        "ss_cam",
+    ]  # comparison_0 is TensorBoard's
     assert "skipped" not in capsys.readouterr().out
     assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]

@@ -151,7 +151,11 @@ def test_every_config_of_the_paper_runs_on_two_images(path: Path, capsys: pytest
     assert {**settings, "max_iter": 100} == {"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda p: p.stem)
+# Rows for boxes need scores of boxes: test_vision_configs runs that block.
+DATA_BLOCKS = sorted(path for path in CONFIGS.glob("data/*.yaml") if path.stem != "each_box")
+
+
+@pytest.mark.parametrize("path", DATA_BLOCKS, ids=lambda p: p.stem)
 def test_every_data_block_runs(path: Path) -> None:
     words = [*made_up(read(path)["data"]), "--data.num_workers=0", *QUIET, "--model.target=predicted", "--run_dir=run"]
     assert main(["test", "--config", TINY, "--config", str(path), *words, "--model.explainer=FakeCAM"]) == 0

@@ -238,16 +238,18 @@ def test_the_check_says_what_is_off_and_what_it_moves(words: list[str], capsys: 
     folder = Path("logs/paper/check/test_resnet_limit2")
     rows = read_rows(folder / "FakeCAM")
     entropy = -math.fsum(math.log(row.p) for row in rows) / len(rows)
-    lines = {line.partition("  ")[0]: line for line in out[out.index("Checks of timm/test_resnet") :].splitlines()}
-    assert f"{entropy:.3f}" in lines["Fake-CAM's SM is the mean cross-entropy, nats"]
-    assert "right" in lines["Fake-CAM's SM is the mean cross-entropy, nats"]
-    assert "not known" in lines["top-1 accuracy with the source's resize and crop, %"]
-    le = lines["Fake-CAM's LE, %"]
-    assert "off" in le
-    assert "the boxes cover 15.6 % of an image, the paper's 46 %: Fake-CAM's LE moves by +30.4 points" in le  # 200/1280
-    for name in ("HiResCAM - GradCAM, points", "XGradCAM - GradCAM, points"):
-        assert "right" in lines[name]  # test_resnet's head is average pooling and one linear layer
-    assert "AD " in lines["GradCAM, cropped - stretched, points"]
+    text = out[out.index("Checks of timm/test_resnet on 2 images of imagenet:") :]
+    assert f"right        Fake-CAM's SM is the mean cross-entropy, nats: {entropy:.3f} [" in text
+    assert f"; expected: {entropy:.3f}\n" in text
+    assert "cannot tell  top-1 accuracy with the source's resize and crop, %: " in text
+    assert "; expected: not known\n" in text
+    assert "off          Fake-CAM's LE, %: 84.38 [84.38, 84.38]; expected: 54.0\n" in text  # 1 - 200/1280
+    effect = " ".join(text.split())
+    assert "the boxes cover 15.6 % of an image, the paper's 46 %: Fake-CAM's LE moves by +30.4 points" in effect
+    for name in ("HiResCAM", "XGradCAM"):  # test_resnet's head is average pooling and one linear layer
+        assert f"right        {name} - GradCAM, points: AD " in text
+    assert "cannot tell  GradCAM, cropped - stretched, points: AD " in text
+    assert "| Fake-CAM's LE, % | 84.38" in (folder / "report" / "check.md").read_text()
     assert code == 1
     assert (
         json.loads((folder / "GradCAM_crop" / "manifest.json").read_text())["settings"]["input"].split()[1] == "crop,"

@@ -98,7 +98,7 @@ def test_every_kind_of_item() -> None:
         (torch.rand(3, 8, 8) * 4 - 2, ValueError, r"Item 0 of Items is wrong: .*in \[0, 1\].*leave Normalize out"),
         (torch.rand(3, 8, 8) * 255, ValueError, "Divide pixels of 0 to 255 by 255, or give them as uint8"),
         (torch.full((3, 8, 8), torch.nan), ValueError, r"in \[0, 1\], but they lie in \[nan"),
-        (torch.rand(1, 8, 8), ValueError, r"shape \(3,H,W\), but got \(1, 8, 8\)"),
+        (torch.rand(1, 8, 8), ValueError, "Expected images of 3 channels, as the network takes, but '0' has 1"),
         (torch.ones(3, 8, 8, dtype=torch.int64), TypeError, "uint8 or floating point, but got torch.int64"),
         ((np.zeros((8, 8, 3)), 1), TypeError, "a tensor .* or a PIL image, but got ndarray"),
         ((torch.rand(3, 8, 8), "cat"), ValueError, "Expected the label to be a class's number"),

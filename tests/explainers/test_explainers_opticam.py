@@ -176,7 +176,10 @@ def test_weights_found_earlier_give_the_same_map() -> None:
         ({"max_iter": 0}, "Expected `max_iter` to be a positive integer, but got 0."),
         ({"lr": -1.0}, "Expected `lr` to be a positive number, but got -1.0."),
         ({"tol": -1.0}, "Expected `tol` to be zero or a positive number"),
-        ({"objective": "sum"}, "Expected `objective` to be one of mask, diff, io_mask, io_diff, but got 'sum'."),
+        (
+            {"objective": "sum"},
+            "Expected `objective` to be one of mask, diff, io_mask, io_diff, contrast, but got 'sum'.",
+        ),
         ({"normalizer": "l2"}, "Expected `normalizer` to be one of range, max, sigmoid, but got 'l2'."),
         ({"baseline": "gray"}, "Expected `baseline`"),
     ],

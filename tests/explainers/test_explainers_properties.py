@@ -25,6 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "CallableExplainer": {"function": lambda classifier, image, target: image.mean(1)},
     "CaptumExplainer": {"method": "Saliency"},
     "ExtremalPerturbation": {"areas": [0.2, 0.4], "max_iter": 2, "step": 4, "sigma": 4.0},
+    "FinerCAM": {"explainer": GradCAM("4")},
     "GradientSHAP": {"n_samples": 3},
     "LIME": {"segments": "grid", "num_segments": 4, "n_samples": 6},
     "MeaningfulPerturbation": {"max_iter": 2, "cell": 4},

@@ -138,7 +138,7 @@ def test_stored_logits_of_the_tiny_networks(golden: Callable[[str], Path], input
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mean": [0.5, 0.5]}, "Expected `mean` to be three numbers, one a channel, or one for all, but got"),
+        ({"mean": [0.5, 0.5], "std": [1, 1, 1]}, "one number for each channel, but `mean` says 2, `std` says 3"),
         ({"mean": True}, "Expected `mean` to be three numbers, one a channel, or one for all, but got True"),
         ({"mean": [124, 116, 104]}, r"Expected `mean` to be three numbers in \[0, 1\], like the pixels"),
         ({"mean": [float("nan")] * 3}, r"in \[0, 1\]"),

@@ -152,7 +152,9 @@ def test_errors_of_our_own_hooks_stay_as_they_are() -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_network_of_other_channels_is_told_so(channels: int) -> None:
     classifier = of(Staged(channels))
-    with pytest.raises(NetworkError, match=f"wants images of {channels} channels?, but is given RGB images") as caught:
+    with pytest.raises(
+        NetworkError, match=f"wants images of {channels} channels?: give the classifier `channels`"
+    ) as caught:
         _ = classifier.num_classes
     assert "input_size" not in str(caught.value)
     advised = nn.Sequential(nn.Conv2d(3, channels, 1), Staged(channels))

@@ -128,6 +128,17 @@ def test_without_run_dir_every_run_gets_a_fresh_folder(name: str) -> None:
     ]
 
 
+@pytest.mark.usefixtures("photos")
+def test_without_a_logger_a_trainer_gives_each_run_a_new_folder_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    one = trainer()
+    for explainer in (FakeCAM(), OptiCAM(max_iter=1), OptiCAM(max_iter=1)):
+        one.predict(SaliencyTask(classifier(), explainer), ImageFolder("photos"))
+    assert {path.name for path in Path().iterdir()} == {"photos", "logs"}
+    found = sorted(str(path.parent) for path in Path("logs").rglob(MANIFEST))
+    assert found == ["logs/photos/FakeCAM/version_0", *(f"logs/photos/OptiCAM/version_{k}" for k in (0, 1))]
+    assert "No logger and no `run_dir`: this run is in logs/photos/FakeCAM/version_0." in caplog.text
+
+
 def test_a_fit_goes_on_with_any_logger_and_a_home_folder_is_expanded_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

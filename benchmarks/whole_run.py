@@ -1,0 +1,138 @@
+"""Whole runs of Opti-CAM beside the bare passes that they make: maps alone, and maps with metrics.
+
+    python benchmarks/whole_run.py [--images 8] [--iterations 8] [--steps 8]
+
+A run is what `optcam predict` and `optcam test` do: blocks, maps, probes, metrics, rows on the disk, TensorBoard. Its
+time counts from the first block to the last, without the start-up that startup.py measures. The limit makes the same
+passes again, of as many images each, with a backward pass where the run made one.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from common import Claim, Contestant, Table, arguments, classifier_of, finish, passes, photographs, race
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from optcam_pl import Classifier, OptiCAM
+from optcam_pl.callbacks import MapWriter, TensorBoardPanels
+from optcam_pl.data import Entry, ImageDataModule
+from optcam_pl.data.batch import Item
+from optcam_pl.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, ImageMetric, Insertion
+from optcam_pl.tasks import SaliencyTask
+
+
+class Pictures(ImageDataModule):
+    """The photographs that scikit-image ships, over and over."""
+
+    def __init__(self, n: int, size: tuple[int, int]) -> None:
+        super().__init__(batch_size=4, size=size)
+        self.n = n
+
+    def entries(self) -> list[Entry]:
+        """Numbered."""
+        return [Entry(f"{i}.png", str(i)) for i in range(self.n)]
+
+    def reader(self) -> Callable[[Entry], Item]:
+        """See `read`."""
+        return read
+
+
+def read(entry: Entry) -> Item:
+    """A photograph from its package, decoded as a user's is."""
+    import skimage.data
+    from PIL import Image
+
+    shown = (skimage.data.chelsea, skimage.data.coffee, skimage.data.astronaut)[int(entry.path) % 3]
+    return Item(Image.fromarray(shown()))
+
+
+class Clock(Callback):
+    """Seconds from the first block to the last."""
+
+    def __init__(self) -> None:
+        self.seconds = self._start = 0.0
+
+    def on_test_start(self, *_: Any) -> None:
+        """Begin."""
+        self._start = time.perf_counter()
+
+    def on_test_end(self, *_: Any) -> None:
+        """End."""
+        self.seconds = time.perf_counter() - self._start
+
+    on_predict_start, on_predict_end = on_test_start, on_test_end
+
+
+def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Classifier, options: Any) -> Table:
+    """The race of one kind of run."""
+    made: list[tuple[int, bool]] = []
+    image = photographs(options, classifier, 64)
+
+    def run() -> float:
+        clock = Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, inference_mode=False,
+                logger=TensorBoardLogger(folder, name="run", version=""), enable_progress_bar=False,
+                callbacks=[clock, TensorBoardPanels(), MapWriter()], enable_checkpointing=False,
+                enable_model_summary=False, use_distributed_sampler=False,
+            )  # fmt: skip
+            task = SaliencyTask(classifier, OptiCAM(max_iter=options.iterations, tol=0), "predicted", metrics=metrics)
+            data = Pictures(options.images, classifier.input_size)
+            if stage == "test":
+                trainer.test(task, datamodule=data, verbose=False)
+            else:
+                trainer.predict(task, datamodule=data, return_predictions=False)
+        return clock.seconds
+
+    def counting(self: Classifier, given: Tensor) -> Any:
+        made.append((len(given), torch.is_grad_enabled() and given.requires_grad))
+        return original(self, given)
+
+    original = Classifier._pass
+    Classifier._pass = counting
+    try:
+        run()
+    finally:
+        Classifier._pass = original
+
+    def again() -> None:
+        for count, backward in made:
+            passes(classifier, image[:count], 1, backward)()
+
+    contestants = [
+        Contestant("the same passes, bare", again, "limit", options.images),
+        Contestant(f"optcam {stage}", run, "ours", options.images),
+    ]
+    table = race(f"{title}, {classifier.name}, {options.images} photographs", "an image", contestants, options.rounds)
+    table.shows.append(Claim(f"optcam {stage}", "the same passes, bare", 1 / 0.85))
+    return table
+
+
+def main() -> None:
+    options = arguments(__doc__, network="demo/efficientnet_lite0", images=8, iterations=8, steps=8, rounds=3)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    classifier = classifier_of(options.network, options)
+    usual: list[ImageMetric] = [AverageDrop(), AverageGain(), AverageIncrease()]
+    curves: list[ImageMetric] = [Insertion(options.steps), Deletion(options.steps)]
+    tables = [
+        measure("Maps alone", "predict", [], classifier, options),
+        measure("Maps, AD, AG and AI", "test", usual, classifier, options),
+        measure(f"Maps and curves of {options.steps} steps", "test", [*usual, *curves], classifier, options),
+    ]
+    finish("whole_run", tables, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Finer-CAM and Opti-CAM's contrast: what speaks for a class and not for those nearest to it in score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from explainer_cases import correlation, leaves_no_trace, tiny_cnn
+from scores_cases import Ending
+from torch import Tensor
+
+import optcam_pl
+from optcam_pl import Classifier, GradCAM, OptiCAM
+from optcam_pl.explainers import EigenCAM, FinerCAM, HiResCAM, LayerCAM, ScoreCAM, XGradCAM
+from optcam_pl.explainers.opticam import nearest_classes
+from optcam_pl.network.scores import Binary, Regression
+
+
+def images(count: int = 3) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("inner", [GradCAM, HiResCAM, LayerCAM, XGradCAM])
+def test_gradient_methods_equal_pytorch_grad_cams_finer_weighted_target(inner: type[Any]) -> None:
+    pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
+
+    torch.manual_seed(0)
+    classifier, x, target = tiny_cnn(), images(), torch.tensor([2, 0, 4])
+    scores = classifier(x)
+    near = nearest_classes(scores, target, 3)
+    ours = FinerCAM(inner(), alpha=0.7)(classifier, x, target).saliency
+    theirs = getattr(pytorch_grad_cam, inner.__name__)
+    targets = [FinerWeightedTarget(int(c), others, 0.7) for c, others in zip(target, near.tolist(), strict=True)]
+    normalized = (x - classifier.mean.view(-1, 1, 1)) / classifier.std.view(-1, 1, 1)
+    layer = classifier.layer("4")
+    with theirs(model=classifier.network.requires_grad_(True), target_layers=[layer]) as method:
+        found = torch.from_numpy(method(input_tensor=normalized, targets=targets)).unsqueeze(1)
+    speaks = found.flatten(1).amax(1) > 0
+    assert speaks.any()
+    assert correlation(ours, found)[speaks].min() > 0.999
+    assert correlation(ours, inner()(classifier, x, target).saliency)[speaks].min() < 0.999  # another map than its own
+
+
+def test_without_a_difference_it_is_the_method_itself_and_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    classifier = tiny_cnn()
+    with leaves_no_trace(classifier):
+        found = FinerCAM(GradCAM(), alpha=0.0)(classifier, images(), 1).saliency
+    # sum_k p_k y_c / sum_k p_k = y_c
+    torch.testing.assert_close(found, GradCAM()(classifier, images(), 1).saliency, atol=1e-5, rtol=1e-4)
+    assert classifier.transform.value is None
+
+
+def test_settings_title_and_baseline_are_the_methods_too() -> None:
+    finer = FinerCAM(OptiCAM(max_iter=2), compare=2, selectivity=2.0)
+    finer.baseline = "blur"
+    assert finer.explainer.baseline == "blur"
+    assert finer.title == "FinerOptiCAM"
+    assert finer.settings()["explainer"]["max_iter"] == 2  # type: ignore[index]
+    assert (finer.settings()["compare"], finer.settings()["selectivity"]) == (2, 2.0)
+    result = optcam_pl.evaluate(tiny_cnn(), [finer, FinerCAM(EigenCAM()), FinerCAM(ScoreCAM())], images())
+    assert list(result.rows) == ["FinerOptiCAM", "FinerEigenCAM", "FinerScoreCAM"]
+
+
+def test_the_contrast_is_the_difference_to_the_nearest_classes() -> None:
+    torch.manual_seed(0)
+    classifier, x, target = tiny_cnn(), images(), torch.tensor([2, 0, 4])
+    found = OptiCAM(objective="contrast", gamma=0.5, rivals=2, max_iter=3)(classifier, x, target)
+    with torch.no_grad():
+        y = classifier(x)
+        masked = classifier(x * found.saliency)
+    for i, c in enumerate(target.tolist()):
+        near = sorted((abs(float(y[i, k] - y[i, c])), k) for k in range(5) if k != c)[:2]
+        expected = masked[i, c] - 0.5 * (masked[i, near[0][1]] + masked[i, near[1][1]]) / 2
+        assert found.objective is not None
+        torch.testing.assert_close(found.objective[-1, i], expected, atol=1e-5, rtol=1e-5)
+        assert found.objective[-1, i] > found.objective[0, i]
+
+
+def test_gamma_is_a_setting_only_where_it_has_a_meaning() -> None:
+    assert not {"gamma", "rivals"} & set(OptiCAM().settings())
+    assert OptiCAM(objective="contrast").settings()["gamma"] == 0.6
+    mask = OptiCAM(max_iter=3)(tiny := tiny_cnn(), images(), 1).saliency
+    same = OptiCAM(objective="contrast", gamma=0.0, max_iter=3)(tiny, images(), 1).saliency
+    torch.testing.assert_close(same, mask, atol=1e-5, rtol=0)
+
+
+def test_no_contrast_without_other_classes() -> None:
+    one = Classifier(Ending(1), input_size=16, scores=Regression())
+    for explainer in (OptiCAM(objective="contrast", max_iter=1), FinerCAM(GradCAM())):
+        with pytest.raises(ValueError, match="Expected scores of several classes"):
+            explainer(one, images(), 0)
+    both = Classifier(Ending(1), input_size=16, scores=Binary())
+    assert OptiCAM(objective="contrast", max_iter=1)(both, images(), 0).saliency.shape == (3, 1, 16, 16)
