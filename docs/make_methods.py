@@ -32,7 +32,7 @@ BLOCKS = HERE.parent / "configs" / "explainer"
 FOUND = HERE / "choosing.json"
 # Block -> (what it is called, what it needs, whether the map depends on the class, where it is good).
 METHODS = {
-    "opticam": ("Opti-CAM", "a layer, gradients", "yes", "the highest gain; one optimization per image"),
+    "opticam": ("Opti-CAM", "a layer, gradients", "yes", "optimizes the masked score; one optimization per image"),
     "grad_cam": ("Grad-CAM", "a layer, gradients", "yes", "the usual first map: cheap, any convolutional network"),
     "grad_cam_plus_plus": ("Grad-CAM++", "a layer, gradients", "yes", "several objects of the class"),
     "xgrad_cam": ("XGrad-CAM", "a layer, gradients", "yes", "like Grad-CAM, weights of its own axioms"),

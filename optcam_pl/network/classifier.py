@@ -49,7 +49,7 @@ from optcam_pl.photos.advice import conversion, reshaping
 from optcam_pl.private import written_to
 from optcam_pl.threads import passing
 
-ScoresLike: TypeAlias = Scores | Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]] | None
+ScoresLike: TypeAlias = Scores | Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None
 
 
 class Classifier(TakesPhotos, Frozen):

@@ -61,3 +61,4 @@ def test_the_examples_are_seen_in_table_and_report(folder: Path) -> None:
         assert len(re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", row)) == 3, row
         assert "mine.Net" in text
         assert "my_pictures" in text
+        assert "scores: mine.lead; link: sigmoid" in " ".join(text.split())
