@@ -22,6 +22,7 @@ from optcam_pl.callbacks import overlay_folder, write_comparison
 from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.places import command, has_events, lines
+from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
@@ -125,6 +126,10 @@ def compare_command(argv: Sequence[str]) -> int:
     words = {dataset: ["test", *configs, *dataset.words, *rest, *quiet] for dataset in datasets}
     check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
+    if options.plan:
+        pairs = [(method, dataset) for dataset in datasets for method in methods]
+        print(plan_text([_cost(*pair, words[pair[1]], 60 / len(pairs)) for pair in pairs]))
+        return 0
     outcome.planned = len(datasets) * len(methods)
     for dataset in datasets:
         folder = None if above is None else Path(above, dataset.name if len(datasets) > 1 else "")
@@ -138,6 +143,11 @@ def compare_command(argv: Sequence[str]) -> int:
         if not options.quiet:
             _print_places(outcome)
     return 1 if outcome.failed else outcome.exit_code
+
+
+def _cost(method: Method, dataset: Dataset, words: Sequence[str], seconds: float) -> Cost:
+    name = f"{method.name} on {dataset.name}" if dataset.name else method.name
+    return cost(name, [*words, *method.words], seconds)
 
 
 def _left_out(methods: Sequence[Method]) -> dict[str, str]:
@@ -179,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
         "and the last table is the mean over them",
     )
     add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
+    add(
+        "--plan",
+        action="store_true",
+        help="run nothing: measure each method on the first block for about a minute in total, and print what the "
+        "comparison will cost: hours, memory, disk, and its split over several devices",
+    )
     add("--quiet", action="store_true", help="no progress; print the tables and what was skipped or failed only")
     add("--format", default="text", choices=get_args(Format))
     return parser

@@ -109,6 +109,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._labels_used = True
         self.channels = 3
         self._options = LoaderOptions(num_workers=num_workers, timeout=timeout)
+        self.workers = num_workers
         self._size = (size, size) if isinstance(size, int) else size and (size[0], size[1])
         self._interpolation = interpolation
         self._preprocessing = Preprocessing(self._size or (224, 224), resize, interpolation=interpolation or "bilinear")

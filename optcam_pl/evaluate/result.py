@@ -32,6 +32,7 @@ from optcam_pl.explainers import Explainer
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
+from optcam_pl.network.allocator import advise_to_keep_memory
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import Run, summarize
@@ -166,6 +167,7 @@ def evaluate(
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     check_choice("region", region, Region)
     data.setup("test")
+    advise_to_keep_memory(classifier.mean.device.type)
     chosen = _check_classes(_default_target(data, classifier) if target is None else target, classifier, data)
     for explainer in methods.values():
         match(classifier, explainer, data, chosen)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from optcam_pl.checks import check_choice, check_positive
-from optcam_pl.data import Batch, EachBox
+from optcam_pl.data import Batch, EachBox, ImageDataModule
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
 from optcam_pl.evaluate.subject import (
@@ -428,6 +428,10 @@ class SaliencyTask(RunTask):
     def running(self) -> list[ImageMetric]:
         """The metrics that have seen an image on this rank, with this rank's sums, for a progress bar."""
         return [metric for metric in self.measured if int(metric.count)]
+
+    def metrics_on(self, data: ImageDataModule) -> list[ImageMetric]:
+        """The metrics that a test on these data measures."""
+        return all_metrics(data) if self._every_metric else self.measured
 
     @property
     def measured(self) -> list[ImageMetric]:

@@ -1,0 +1,206 @@
+"""What only a GPU shows: captures, fast copies, autocast, memory that runs out, every explainer, a ddp run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from explainer_cases import correlation, tiny_cnn, tiny_vit
+from torch import Tensor, nn
+
+from optcam_pl import Classifier, OptiCAM, ScoreCAM, explainers
+from optcam_pl.explainers import CAM, Explainer, GradCAM
+from optcam_pl.explainers.batching import Chunks
+from optcam_pl.network.folding import Folded
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _exact() -> Iterator[None]:
+    """Without TF32, whose rounding is a thousand times float32's."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def network() -> nn.Module:
+    made = tiny_cnn(channels=16).network
+    return made.eval()
+
+
+def on_gpu(**settings: Any) -> Classifier:
+    torch.manual_seed(1)
+    return Classifier(network(), target_layer="4", mean=0.5, std=0.5, input_size=16, **settings).to("cuda")
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
+
+
+def test_a_forward_pass_is_replayed_for_each_shape_with_the_numbers_of_a_plain_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain, fast = on_gpu(), on_gpu(speed="graph")
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        for image in (images(), images().flip(3), images(2), images()):
+            torch.testing.assert_close(fast(image), plain(image), atol=1e-4, rtol=1e-4)
+    assert not caplog.records  # no fallback
+
+
+def test_what_a_replay_returned_is_not_overwritten_by_the_next() -> None:
+    fast = on_gpu(speed="graph")
+    with torch.no_grad():
+        first = fast(images())
+        kept = first.clone()
+        fast(images().flip(2))
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("settings", [{}, {"preset": "fast"}, {"objective": "io_diff"}, {"baseline": "blur"}])
+def test_opticam_by_replays_gives_the_maps_of_plain_iterations(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    explainer = OptiCAM(**{"max_iter": 15, **settings})
+    with caplog.at_level(logging.WARNING):
+        fast = on_gpu(speed="graph")
+        ours = [explainer(fast, image, 1) for image in (images(), images().flip(3))]
+        right = [explainer(on_gpu(), image, 1) for image in (images(), images().flip(3))]
+    assert not [record for record in caplog.records if "not replayed" in record.message]
+    for a, b in zip(ours, right, strict=True):
+        torch.testing.assert_close(a.objective, b.objective, atol=1e-2, rtol=1e-2)
+        assert float(correlation(a.saliency, b.saliency).min()) > 0.99
+
+
+def test_a_network_that_waits_for_the_device_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.inner(image) * (1.0 if float(image.sum()) > -1 else 2.0)
+
+    torch.manual_seed(1)
+    fast = Classifier(Waiting(), target_layer="inner.4", mean=0, std=1, input_size=16, speed="graph").to("cuda")
+    with caplog.at_level(logging.WARNING):
+        found = OptiCAM(max_iter=3)(fast, images(), 1)
+        with torch.no_grad():
+            fast(images())
+    assert found.saliency.isfinite().all()
+    assert any("are not replayed" in record.message for record in caplog.records)
+    assert any("no CUDA graph, as" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_finds_maps_like_those_of_float32(dtype: torch.dtype) -> None:
+    explainer = OptiCAM(max_iter=30)
+    right = explainer(on_gpu(), images(), 1)
+    with torch.autocast("cuda", dtype=dtype):
+        plain, replayed = explainer(on_gpu(), images(), 1), explainer(on_gpu(speed="graph"), images(), 1)
+    for found in (plain, replayed):
+        assert found.saliency.dtype == torch.float32
+        assert found.objective is not None
+        assert right.objective is not None
+        assert (found.objective[-1] - found.objective[0] > 0.8 * (right.objective[-1] - right.objective[0])).all()
+
+
+@pytest.mark.parametrize("settings", [{"speed": "folded"}, {"speed": "auto"}, {"speed": "compile"}])
+def test_fast_copies_equal_the_plain_network(settings: dict[str, Any]) -> None:
+    torch.testing.assert_close(on_gpu(**settings)(images()), on_gpu()(images()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_copies_are_close(dtype: Any) -> None:
+    right = on_gpu()(images())
+    ours = on_gpu(speed="graph", weights_dtype=dtype)(images())
+    assert (ours - right).abs().max() <= 0.05 * right.abs().max()
+
+
+def test_a_network_on_the_gpu_is_folded_there() -> None:
+    made = network().cuda()
+    folded = Folded(made, (16, 16))
+    assert len(folded.pairs) == 1
+    torch.testing.assert_close(folded.network(images()), made(images()), atol=1e-4, rtol=1e-4)
+
+
+def test_passes_are_halved_where_memory_runs_out_and_the_map_is_the_same() -> None:
+    plain, image = on_gpu(), images(1)
+    right = ScoreCAM()(plain, image, 1).saliency
+    free = torch.cuda.mem_get_info()[0]
+    sizes: list[int] = []
+
+    def step(part: slice) -> Tensor:
+        count = part.stop - part.start
+        sizes.append(count)
+        return torch.empty(count, free // 8, dtype=torch.float64, device="cuda")[:, :1].sum().view(1, 1).cpu()
+
+    Chunks(4).cat(step, 4)
+    assert max(sizes) == 4  # tried
+    assert sizes[-1] < 4
+    torch.testing.assert_close(ScoreCAM()(plain, image, 1).saliency, right)
+
+
+@pytest.mark.parametrize("name", explainers.__all__)
+def test_every_explainer_gives_its_maps_of_the_cpu(name: str) -> None:
+    from test_explainers_properties import NAMES, make, works_on
+
+    if name not in NAMES:
+        pytest.skip("no explainer")
+    explainer = make(name)
+    classifier = tiny_cnn()
+    classifier = classifier if works_on(explainer, classifier) else tiny_vit()
+    image, target = images().cpu(), torch.tensor([0, 1, 2, 3])
+    right = explainer(classifier, image, target)
+    ours = explainer(classifier.to("cuda"), image.cuda(), target.cuda())
+    assert ours.saliency.device.type == "cuda"
+    if not _draws(explainer):
+        torch.testing.assert_close(ours.saliency.cpu(), right.saliency, atol=2e-2, rtol=0)
+
+
+def _draws(explainer: Explainer) -> bool:
+    """Whether the method draws random numbers on the device, whose generators differ."""
+    return type(explainer).__name__ in ("GradientSHAP", "SmoothGradCAMPlusPlus", "RISE", "RandomCAM", "LIME")
+
+
+def test_a_map_does_not_depend_on_the_device_that_the_target_is_on() -> None:
+    for explainer in (GradCAM(), CAM()):
+        assert explainer(on_gpu(), images(), torch.tensor([0, 1, 2, 3])).saliency.is_cuda
+
+
+@pytest.mark.ddp
+def test_a_ddp_run_on_one_gpu_writes_every_row(tmp_path: Path) -> None:
+    words = [
+        *("test", "--data=Shapes", "--data.images=6", "--data.batch_size=2", "--model.classifier=Classifier"),
+        *("--model.classifier.network=timm/test_resnet", "--model.classifier.weights=random"),
+        *("--model.classifier.num_classes=10", "--model.classifier.speed=auto", "--model.target=predicted"),
+        *("--model.explainer=OptiCAM", "--model.explainer.max_iter=2", f"--run_dir={tmp_path / 'run'}"),
+        *(
+            "--trainer.accelerator=gpu",
+            "--trainer.devices=1",
+            "--trainer.strategy=ddp",
+            "--trainer.precision=bf16-mixed",
+        ),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "optcam_pl", *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line for file in (tmp_path / "run").rglob("rows*.jsonl") for line in file.read_text().splitlines()]
+    assert len(rows) >= 6
