@@ -19,7 +19,7 @@ from optcam_pl.data import SamplePhotos
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-ELSEWHERE = {"extending.md", "cluster.md", "datasets.md"}  # tests of their own
+ELSEWHERE = {"tasks_vision.md", "extending.md", "cluster.md", "datasets.md"}  # tests of their own
 PAGES = [DOCS / name for name in ("index.md", "first_hour.md", "notebook.md", "tensorboard.md", "choosing.md")]
 PAGES += [DOCS / "goes_wrong.md", ROOT / "README.zh.md"]
 
