@@ -1,4 +1,4 @@
-"""Train a tiny network on Shapes that segments and detects, explain its regions and boxes, and draw docs/tasks_detection.png, tasks_region.png.
+"""Train a tiny network on Shapes that segments and detects, explain its regions and boxes, and draw them.
 
     python docs/make_tasks_vision.py
 
