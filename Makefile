@@ -10,7 +10,7 @@ help:
 	@echo "make demo   explain real photographs with real weights: a table, pictures, TensorBoard logs"
 	@echo "make test   run every test but those of faults"
 	@echo "make test-faults  kill, starve and signal real runs, for minutes"
-	@echo "make lint   ruff and mypy --strict"
+	@echo "make lint   ruff, mypy --strict, the imports' floors and the documentation"
 	@echo "make docs   the documentation as a site, in site/"
 	@echo "make bench  measure beside the limit and other packages, and make docs/performance.md"
 
@@ -44,7 +44,6 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy --strict optcam_pl
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_architecture.py --check
-
 	$(BIN)/python docs/make_metrics.py --check
 	$(MAKE) docs
 
