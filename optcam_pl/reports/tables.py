@@ -407,10 +407,11 @@ def spreadsheet_cell(text: str) -> str:
 
 def _csv(summaries: Sequence[Summary]) -> str:
     """Everything at full precision, one row per run; text that a spreadsheet would read as a formula gets a quote."""
+    fixed = ["run", "stage", "data", "classifier", "explainer"]
     settings = _union([[*summary.settings, *summary.options] for summary in summaries])
+    settings = [key for key in settings if key not in fixed]  # a column each; manifests name the classifier twice
     metrics = _union([list(summary.metrics) for summary in summaries])
     statuses = ["ok", "degenerate", "error", "missing"]
-    fixed = ["run", "stage", "data", "classifier", "explainer"]
     numbers = [{key: _numbers(estimate) for key, estimate in summary.metrics.items()} for summary in summaries]
     extra = _union([list(found) for of_run in numbers for found in of_run.values()])
     columns = [(key, kind) for key in metrics for kind in extra]

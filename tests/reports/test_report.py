@@ -102,6 +102,12 @@ def test_the_csv_table_has_every_digit_and_every_setting(two):
     ]
 
 
+def test_the_csv_table_has_each_column_once():
+    old = Path(__file__).parents[1] / "old" / "complete"  # a manifest that names the classifier among the settings, too
+    header = next(csv.reader(io.StringIO(report([old], "csv"))))
+    assert len(set(header)) == len(header)
+
+
 def test_the_json_report_is_a_list_with_an_object_a_run(two):
     first, second = json.loads(report([two], "json"))
     assert second["run"] == "OptiCAM"
