@@ -206,8 +206,8 @@ def choose(names: Sequence[str]) -> list[Method]:
     Raises:
         ValueError: there is no explainer of a name.
 
-    >>> choose(["GradCAM", "my.module.Mine"])
-    [Method(name='GradCAM', given='GradCAM', asked=True), Method(name='Mine', given='my.module.Mine', asked=True)]
+    >>> [(method.name, method.given) for method in choose(["GradCAM", "my.module.Mine"])]
+    [('GradCAM', 'GradCAM'), ('Mine', 'my.module.Mine')]
     """
     asked = [_method(name) for name in names if name != "all"]
     if "all" in names:

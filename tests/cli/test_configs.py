@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_a_network_is_fine_tuned_and_explained_by_one_config_each(
     with monkeypatch.context() as patch:
         interrupt_step(13, patch)
         assert main([*common, "--run_dir=run"]) == 130
-    assert "goes on with:\n  optcam fit" in capsys.readouterr().err
+    assert re.search(r"goes on with:\n  \S*optcam fit ", capsys.readouterr().err)
     assert main([*common, "--run_dir=run"]) == 0
     written = Path("run/checkpoints/last.ckpt").stat().st_mtime_ns
     assert main([*common, "--run_dir=run"]) == 0  # nothing is left to do

@@ -130,7 +130,7 @@ def yaml(text: str) -> list[str]:
         (["--data.limit=-1"], "Expected `limit` to be a positive integer, but got -1."),
         (["--trainer.limit_test_batches=-3"], "invalid value -3 for limit_test_batches"),
         (["--threads=two"], "Expected `threads` to be an integer, but got 'two'."),
-        (["--model.explainer.objective=foo"], "one of mask, diff, io_mask, io_diff, but got 'foo'"),
+        (["--model.explainer.objective=foo"], "one of mask, diff, io_mask, io_diff, contrast, but got 'foo'"),
         # 29
         (["--model.classifier.network=my_net.Nett"], "The nearest are: 'Net'"),
         (["--model.classifier.network=my_net.py:Nett"], "The nearest are: 'Net'"),
