@@ -251,7 +251,7 @@ def test_29_a_network_of_ones_own(tell: Tell) -> None:
     shutil.copy("my_net.py", "nets/my_other_net.py")
     settings = ["--model.classifier.mean=0", "--model.classifier.std=1", "--model.explainer=FakeCAM"]
     for network in ("my_net.Net", "my_net.py:Net", "nets/my_other_net.py:Net"):
-        tell("test", f"--model.classifier.network={network}", *settings, code=0)
+        assert "error" not in tell("test", f"--model.classifier.network={network}", *settings, code=0)
         del sys.modules[network.partition(":")[0].removesuffix(".py").removesuffix(".Net").rpartition("/")[2]]
 
 

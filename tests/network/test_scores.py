@@ -18,7 +18,7 @@ from optcam_pl import Classifier
 from optcam_pl.checks import ToldError
 from optcam_pl.evaluate.block import evaluate_block
 from optcam_pl.explainers import GradCAM, OptiCAM
-from optcam_pl.metrics import AverageDrop
+from optcam_pl.metrics import AverageDrop, AverageGain, AverageIncrease
 from optcam_pl.network.link import probabilities_of
 from optcam_pl.network.scores import (
     Binary,
@@ -106,13 +106,17 @@ def test_binary_has_both_answers(flat: bool) -> None:
     assert not torch.equal(maps[0].saliency, maps[1].saliency)  # each answer has a map of its own
 
 
-def test_ad_of_a_sigmoid_equals_the_value_by_hand() -> None:
+def test_ad_ag_and_ai_of_a_sigmoid_equal_the_values_by_hand() -> None:
     net = network(3)
     classifier = Classifier(net, input_size=8, link="sigmoid")
-    result = evaluate_block(classifier, GradCAM(), {"image": images()}, 2, [AverageDrop()])
+    result = evaluate_block(
+        classifier, GradCAM(), {"image": images()}, 2, [AverageDrop(), AverageGain(), AverageIncrease()]
+    )
     p = 1 / (1 + torch.exp(-net(images())[:, 2]))
     o = 1 / (1 + torch.exp(-net(images() * result.explanation.saliency)[:, 2]))
     torch.testing.assert_close(result.scores["average_drop"].float(), 100 * (p - o).clamp(min=0) / p)
+    torch.testing.assert_close(result.scores["average_gain"].float(), 100 * (o - p).clamp(min=0) / (1 - p))
+    torch.testing.assert_close(result.scores["average_increase"].float(), 100 * (p < o).float())
     assert [row.p for row in result.rows] == pytest.approx(p.tolist())
 
 
