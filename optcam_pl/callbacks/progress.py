@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
 from optcam_pl.checks import check_count, check_number
-from optcam_pl.steps import Step, listening
+from optcam_pl.explainers.steps import Step, listening
 from optcam_pl.tasks import SaliencyTask
 
 _READ = 0.5  # seconds between two readings of an objective: on a GPU each waits for the device

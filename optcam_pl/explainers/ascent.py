@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.explainers.presets import Schedule, factor
+from optcam_pl.explainers.steps import tell
 from optcam_pl.maps import wide
-from optcam_pl.steps import tell
 
 Objective: TypeAlias = Callable[[Tensor], Tensor]
 """Weights (B,K) -> the objective of each image (B,), differentiable."""

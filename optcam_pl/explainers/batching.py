@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from optcam_pl.explainers.steps import tell
 from optcam_pl.network.speed import forget_captured
-from optcam_pl.steps import tell
 
 _logger = logging.getLogger(__name__)
 

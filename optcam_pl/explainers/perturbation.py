@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
+from optcam_pl.explainers.steps import tell
 from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
-from optcam_pl.steps import tell
 
 Game: TypeAlias = Literal["preserve", "delete", "dual"]
 Reward: TypeAlias = Literal["logit", "contrastive"]

@@ -14,7 +14,7 @@ from optcam_pl.callbacks.progress import Meter
 from optcam_pl.cli import main
 from optcam_pl.explainers.ascent import Ascent, StopRule
 from optcam_pl.explainers.batching import Chunks
-from optcam_pl.steps import Step, listening, tell
+from optcam_pl.explainers.steps import Step, listening, tell
 
 TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
 pytestmark = pytest.mark.filterwarnings(
