@@ -58,7 +58,7 @@ def draw(found: dict[str, list[str]], path: Path) -> None:
     for level, rooms in enumerate(FLOORS):
         for position, room in enumerate(rooms):
             place[room] = (4.2 * (position - (len(rooms) - 1) / 2) + (0.8 if level % 2 else -0.8), -1.3 * level)
-    figure, axes = plt.subplots(figsize=(9, 8), dpi=100)
+    figure, axes = plt.subplots(figsize=(11, 8), dpi=100)
     for room, targets in found.items():
         for target in targets:
             arrow = {
@@ -72,7 +72,8 @@ def draw(found: dict[str, list[str]], path: Path) -> None:
     for room, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "#224"}
         axes.text(x, y, room, ha="center", va="center", fontsize=13, bbox=box, zorder=3)
-    axes.set_xlim(-6.5, 6.5)
+    sides = [x for x, _ in place.values()]
+    axes.set_xlim(min(sides) - 1.5, max(sides) + 1.5)  # an arrow to a place outside would not be drawn
     axes.set_ylim(-1.3 * (len(FLOORS) - 1) - 0.7, 0.7)
     axes.axis("off")
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
