@@ -179,8 +179,11 @@ def test_a_killed_process_ends_the_others_within_a_minute(victim: int, photos: P
 
 
 def test_a_second_signal_ends_at_once(photos: Path, tmp_path: Path) -> None:
-    process = start(command("test", tmp_path / "run", "--model.explainer.max_iter=100000", photos=photos))
+    process = start(
+        command("test", tmp_path / "run", "--model.explainer.max_iter=100000", "--model.explainer.tol=0", photos=photos)
+    )
     assert until(lambda: (tmp_path / "run" / "rows").is_dir() or process.poll() is not None)
+    until(lambda: False, 5)  # the folder is made before the first block begins
     process.send_signal(signal.SIGINT)
     until(lambda: False, 2)
     assert process.poll() is None  # it wants to finish its block
