@@ -320,3 +320,32 @@ def test_what_ultralytics_returns_is_read() -> None:
     final = torch.tensor([[[8.0, 8, 12, 12, 0.9, 1.0]]])
     found = read(nn.Identity(), (final, {"one2many": {"scores": raw}}), (32, 32))
     assert [round(p, 3) for p in found.probabilities()[0, 0].tolist()] == [0.0, 0.9, 0.0]
+
+
+def test_the_predictions_of_detr_are_those_of_transformers_own_processor(image: Tensor) -> None:
+    hub = pytest.importorskip("transformers")
+    backbone = hub.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
+    )
+    small = {"d_model": 16, "num_queries": 6, "num_labels": 3, "backbone": None, "backbone_config": backbone}
+    parts = ("layers", "attention_heads", "ffn_dim")
+    small |= {f"{side}_{part}": n for side in ("encoder", "decoder") for part, n in zip(parts, (1, 2, 16), strict=True)}
+    settings = hub.DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, **small)
+    network = seeded(lambda: hub.DetrForObjectDetection(settings)).eval()
+    rng = torch.Generator().manual_seed(0)
+    for weight in network.parameters():  # so that the queries differ
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=0.7, generator=rng)
+    with torch.no_grad():
+        processor = hub.DetrImageProcessor()
+        theirs = processor.post_process_object_detection(network(image), 0.0, target_sizes=[(64, 96)] * 2)
+        ours = predict(network, image)
+    p = ours.probabilities()
+    assert ours.boxes.std(1).amax() > 1
+    for i, each in enumerate(theirs):
+        for n, (box, label, score) in enumerate(zip(each["boxes"], each["labels"], each["scores"], strict=True)):
+            torch.testing.assert_close(ours.boxes[i, n], box, atol=1e-3, rtol=1e-5)
+            assert float(p[i, n, label]) == pytest.approx(float(score), abs=1e-5)
+    classifier = Classifier(network, mean=0, std=1, input_size=(64, 96), scores=Detection(threshold=0.05))
+    (first, _) = evaluate_block(classifier, GradCAM(), {"image": image}, "predicted", [AverageDrop()]).rows
+    assert first.p == pytest.approx(float(p[0][:, [0, 1, 2]].max()), abs=1e-4)
