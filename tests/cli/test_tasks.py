@@ -56,7 +56,7 @@ def test_several_labels() -> None:
 
 
 def test_an_estimate() -> None:
-    run("Regression", network=Net(1))
+    assert run("Regression", network=Net(1))["classifier"].link == "identity"
 
 
 def test_a_function_and_a_list_of_functions() -> None:
@@ -75,7 +75,8 @@ def test_a_function_and_a_list_of_functions() -> None:
 
 
 def test_an_input_beside_the_image() -> None:
-    run("inputs=", network=Net(4), images=torch.rand(2, 3, 16, 16), ages=torch.rand(2, 1))
+    given = {"images": torch.rand(2, 3, 16, 16), "ages": torch.rand(2, 1)}
+    assert run("inputs=", network=Net(4), **given)["classifier"].num_classes == 4
 
 
 def test_every_snippet_is_one_of_these() -> None:
