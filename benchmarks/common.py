@@ -141,6 +141,13 @@ def classifier_of(name: str, options: argparse.Namespace, **settings: Any) -> Cl
     return Classifier(name, weights=weights, **settings).to(options.device)
 
 
+def at_speed(plain: Classifier, speed: str, **settings: Any) -> Classifier:
+    """The same network with the same settings at another `speed`."""
+    kept = ("target_layer", "mean", "std", "input_size", "interpolation", "crop_fraction")
+    same = {key: value for key, value in plain.settings().items() if key in kept}
+    return Classifier(plain.network, speed=speed, **same, **settings)
+
+
 def race(title: str, unit: str, contestants: Sequence[Contestant], rounds: int, warm: bool = True) -> Table:
     """Let all take turns, each round beginning with another; times are for one unit of work."""
     for one in contestants:

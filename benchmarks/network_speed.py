@@ -15,7 +15,19 @@ import time
 from typing import Any
 
 import torch
-from common import Claim, Contestant, Table, arguments, classifier_of, finish, folded, passes, photographs, race
+from common import (
+    Claim,
+    Contestant,
+    Table,
+    arguments,
+    at_speed,
+    classifier_of,
+    finish,
+    folded,
+    passes,
+    photographs,
+    race,
+)
 from torch import Tensor
 
 from optcam_pl import Classifier, OptiCAM
@@ -64,7 +76,7 @@ def measure(name: str, options: Any) -> list[Table]:
     ]
     values: dict[str, Any] = {}
     for label, settings in variants(options):
-        classifier = plain if settings["speed"] == "plain" else Classifier(plain.network, **same(plain), **settings)
+        classifier = plain if settings["speed"] == "plain" else at_speed(plain, **settings)
         seconds = first_pass(classifier, image)
         logits = classifier(image).detach()
         values[f"{label}: logits"] = f"{distance(logits, right)} from plain, first pass {seconds:.2f} s"
@@ -84,12 +96,6 @@ def measure(name: str, options: Any) -> list[Table]:
     )
     second.shows.append(Claim("Opti-CAM, folded", "bare passes, folded, channels last", 1.08))
     return [first, second]
-
-
-def same(plain: Classifier) -> dict[str, Any]:
-    """The arguments that make the same classifier around the same network."""
-    kept = ("target_layer", "mean", "std", "input_size", "interpolation", "crop_fraction")
-    return {key: value for key, value in plain.settings().items() if key in kept}
 
 
 def main() -> None:
