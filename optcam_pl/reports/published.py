@@ -67,7 +67,10 @@ _COMMON = {
 }
 # On ImageNet. Torchvision's usual weights of ResNet50 are newer than the paper's, and 4.7 points better.
 _WEIGHTS = {"resnet50": "IMAGENET1K_V1", "vgg16_bn": "IMAGENET1K_V1"}
-_OPTICAM = {"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1}
+_OPTICAM = {
+    **{"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1, "tol": 1e-10, "optimizer": "Adam"},
+    **{"start": "uniform", "schedule": "constant", "betas": [0.9, 0.999]},  # a run names them where they are others
+}
 _TARGETS = {"label": "label", "top1": "predicted", "top2": "second", "last": "least"}
 MISCLASSIFIED = "top1_misclassified"
 """The target of the part of a run with the predicted class whose images have another label (table A.9)."""

@@ -292,7 +292,7 @@ def not_comparable(found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     return [f"{'; '.join(dict.fromkeys(names))}: not comparable: {settings}" for settings, names in of.items()]
 
 
-def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
+def against_grid(summaries: Sequence[Summary]) -> Grid | None:
     """The paired differences, one row for each."""
     pairs = [(s, k, s.info(k), e.against) for s in summaries for k, e in s.metrics.items() if e.against is not None]
     twice = len({s.explainer for s in summaries}) < len(summaries)
@@ -310,7 +310,7 @@ def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
 
 
 def _grids(summaries: Sequence[Summary]) -> list[Grid]:
-    others = (_published_grid(summaries), _against_grid(summaries))
+    others = (_published_grid(summaries), against_grid(summaries))
     return [_narrow(run_grid(summaries)), *(grid for grid in others if grid is not None)]
 
 
@@ -322,10 +322,11 @@ def _narrow(grid: Grid) -> Grid:
         body=[list(column) for column in zip(grid.header, *grid.body, strict=True)][grid.left :],
         left=1,
     )
-    return min((grid, turned), key=_width) if _width(grid) > _WIDEST else grid
+    return min((grid, turned), key=grid_width) if grid_width(grid) > _WIDEST else grid
 
 
-def _width(grid: Grid) -> int:
+def grid_width(grid: Grid) -> int:
+    """How many characters wide a table is in plain text."""
     return sum(2 + max(map(cell_len, column)) for column in zip(grid.header, *grid.body, strict=True)) - 2
 
 
