@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, get_type_hints
 
-from optcam_pl.metrics import METRICS
-from optcam_pl.reports.tables import Estimate, PaperValue, Summary
+from optcam_pl.reports.tables import Estimate, PaperValue, Summary, own_metrics
 
 METHODS = {
     "AblationCAM": "Ablation-CAM",
@@ -165,7 +164,7 @@ def _weights(classifier: str, weights: str, data: str) -> str:
 def _differences(row: Published, facts: dict[str, Any]) -> tuple[str, ...]:
     """The differences from the paper. A usual setting that the run lacks (another method's) is not a difference."""
     wanted = _wanted(row)
-    metric = {key: (value,) for key, value in METRICS[row.metric]().settings().items()}
+    metric = {key: (value,) for key, value in own_metrics()[row.metric]().settings().items()}
     required = _variant(row)
     return tuple(
         f"{key} {_shown(facts.get(key, 'not set'))}, not {_shown(values[0])}"

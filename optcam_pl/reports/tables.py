@@ -11,16 +11,26 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 
 from optcam_pl.checks import check_choice
-from optcam_pl.metrics import METRICS, MetricInfo
+from optcam_pl.metric_info import OWN_KEYS, MetricInfo
+
+if TYPE_CHECKING:
+    from optcam_pl.metrics import ImageMetric
 
 _WIDEST = 160  # the maximum width, in characters, of a table with one row per run
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
+
+
+def own_metrics() -> Mapping[str, type[ImageMetric]]:
+    """The package's metrics by key, for old runs and functions of several means; they load PyTorch."""
+    from optcam_pl.metrics import METRICS
+
+    return METRICS
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Summary:
 
     def info(self, key: str) -> MetricInfo:
         """The description of a metric; if the summary has none, that of the package's metric with this key."""
-        return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
+        return self.metric_info[key] if key in self.metric_info else own_metrics()[key]().describe()
 
     def values(self) -> dict[str, float]:
         """The numbers to log, by name: the metrics and the seconds per image; NaN where a number is missing."""
@@ -193,7 +203,7 @@ def estimate_cell(summary: Summary, key: str) -> str:
 
 def heading(key: str, info: MetricInfo) -> str:
     """Label, unit and better direction; the package's own percentages have no unit in the heading, as in papers."""
-    usual = key in METRICS and info.unit == "%"
+    usual = key in OWN_KEYS and info.unit == "%"
     arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
     return " ".join(filter(None, (info.label, f"({info.unit})" if info.unit and not usual else "", arrow)))
 
