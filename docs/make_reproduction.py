@@ -203,43 +203,22 @@ def _steps(root: Path, steps: int) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
-    "methods": lambda root: numbers(
-        *(root, METHODS), keys=(*_USUAL, "average_drop_deletion"), against=f"{METHODS}/OptiCAM", paired=_USUAL[:2]
-    ),
-    "held_out": lambda root: numbers(root, METHODS, keys=_HELD_OUT),
-    "agreement": lambda root: agreeing(root, METHODS),
     "table6": lambda root: beside_paper(root, TABLE6, "6"),
     "table6_pairs": lambda root: pairs(root, TABLE6, "objective=mask,normalizer=range"),
     "layers": lambda root: numbers(root, LAYERS),
     "layers_pairs": lambda root: pairs(root, LAYERS, "target_layer=bn2"),
-    "rates": lambda root: numbers(root, RATES),
-    "rates_pairs": lambda root: pairs(root, RATES, "lr=0.1,max_iter=50"),
     "selectivity_gain": lambda root: selectivity(root, SELECTIVITY, "selectivity_gain"),
     "selectivity_drop": lambda root: selectivity(root, SELECTIVITY, "selectivity_drop"),
     "sanity": lambda root: sanity(root, SANITY),
-    "perturbation": lambda root: numbers(
-        *(root, PERTURBATION), against=f"{PERTURBATION}/GradCAM", paired=("insertion", "deletion", "aopc")
-    ),
-    "perturbation_agreement": lambda root: agreeing(root, PERTURBATION),
-    "settings": lambda root: numbers(root, *_SAME, *(f"{SETTINGS}/{name}" for name in _OTHER), keys=_USUAL),
-    "logit": lambda root: numbers(
-        *(root, f"{SETTINGS}/logit"), against=f"{SETTINGS}/logit/GradCAM", paired=("insertion", "deletion", "aopc")
-    ),
-    "steps_7": lambda root: _steps(root, 7),
-    "steps_56": lambda root: _steps(root, 56),
     "speed": lambda root: numbers(root, *SPEED, against=SPEED[0]),
 }
 """Name of a place in the page -> what stands there, of the folder into which the archives were unpacked."""
 
 ARCHIVES: dict[str, Sequence[str]] = {
-    "methods": [METHODS],
     "table6": [TABLE6],
     "figureA4": [SELECTIVITY],
     "tableA13": [LAYERS],
-    "figureA5": [RATES],
     "figureA6": [SANITY],
-    "perturbation": [PERTURBATION],
-    "settings": [SETTINGS],
     "speed": SPEED,
 }
 """Name of an archive -> the folders whose runs it has."""
@@ -255,7 +234,7 @@ def page_of(text: str) -> str:
         unpack(Path(folder))
         return re.sub(
             r"<!-- rows: (\w+) -->.*?<!-- end -->",
-            lambda found: f"<!-- rows: {found[1]} -->\n\n{TABLES[found[1]](Path(folder))}\n<!-- end -->",
+            lambda found: f"<!-- rows: {found[1]} -->\n\n{TABLES[found[1]](Path(folder)).strip()}\n\n<!-- end -->",
             text,
             flags=re.DOTALL,
         )

@@ -85,7 +85,7 @@ def test_the_figure_of_the_selectivity_has_the_metrics_in_their_order(made: Modu
 
 def test_each_table_stands_below_the_command_that_made_it(made: ModuleType) -> None:
     text = made.PAGE.read_text()
-    for line in "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines():
+    for line in "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         assert words[:2] in (["optcam", "paper"], ["optcam", "compare"], ["optcam", "report"], ["tar", "-xzf"])
         assert words[1] != "paper" or words[2] in EXPERIMENTS
