@@ -153,7 +153,7 @@ def number(entry: dict[str, Any], key: str) -> str:
 def cost(entry: dict[str, Any]) -> str:
     """How many forward passes it takes, in two digits."""
     if "cost" not in entry:
-        return "-"
+        return "other network" if "reason" in entry else "-"
     two_digits = float(f"{entry['cost']:.2g}")
     return f"{two_digits:g}"
 
