@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.reports.agreement import agreement
 from optcam_pl.reports.report import find_runs, load_run, report
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable, render
@@ -106,6 +105,8 @@ def _page(options: argparse.Namespace) -> str:
 
 def _agreement(options: argparse.Namespace) -> str:
     """The table of the metrics' agreement; its figure is drawn where it was asked for."""
+    from optcam_pl.reports.agreement import agreement  # loads scipy.stats
+
     found = agreement([load_run(path) for path in find_runs(options.runs)])
     if options.figure:
         path = expanded_path(options.figure)
