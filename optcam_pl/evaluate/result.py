@@ -229,7 +229,7 @@ def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer
         TypeError: an object is no explainer.
     """
     if isinstance(explainers, (Explainer, str)) or not isinstance(explainers, Iterable):
-        explainers = [cast(Explainer, explainers)]  # or what is refused below
+        explainers = [explainers]  # or what is refused below
     if isinstance(explainers, Mapping):
         named = dict(explainers)
     else:
