@@ -432,6 +432,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         yield "TensorBoard", has_events(run_dir) and command("tensorboard", "--logdir", run_dir)
         measured = maps and self.subcommand in ("test", "validate")
         yield "table again", measured and command("optcam", "report", run_dir)
+        yield "page", measured and command("optcam", "report", run_dir, "--html", "page")
 
     def _tell_rows(self, run: Run) -> None:
         note = "" if run.manifest["metrics"] else mostly_degenerate(run)  # with metrics it stands below the table

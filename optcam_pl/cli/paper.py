@@ -36,6 +36,7 @@ from optcam_pl.cli.points import (
     save_sweep,
 )
 from optcam_pl.cli.sanity import sanity_of_several
+from optcam_pl.cli.words import command_parser
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.published import MISCLASSIFIED
@@ -67,13 +68,8 @@ class _Part:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optcam paper",
-        usage="optcam paper NAME [NAME ...] [options] | --list | check [options]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("paper", _DESCRIPTION)
+    parser.usage = "optcam paper NAME [NAME ...] [options] | --list | check [options]"
     add = parser.add_argument
     add("--list", action="store_true", help="print the tables and figures and what each costs")
     add("--network", nargs="+", metavar="NETWORK", help="of the table's own, or any other; default: all of its own")
