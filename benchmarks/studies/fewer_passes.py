@@ -427,6 +427,14 @@ def report(options: argparse.Namespace) -> None:
     print(page)
 
 
+def begin(parser: argparse.ArgumentParser) -> None:
+    """Do what the command line says, in one thread."""
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    options.call(options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="demo/efficientnet_lite0")
@@ -443,10 +451,7 @@ def main() -> None:
     reports = commands.add_parser("report")
     reports.add_argument("--log", required=True)
     reports.set_defaults(call=report)
-    options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    options.call(options)
+    begin(parser)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,19 @@ class Meter:
         if done and self.done < self.total:
             line += f", {tqdm.format_interval(spent / done * (self.total - self.done))} left"
         if done:
-            line += f", {done / spent:.3g} {self.unit}/s"
+            line += f", {_rate(done, spent, self.unit)}"
         print(f"{line}{self._values}{inside}", file=sys.stderr, flush=True)
+
+
+def _rate(done: int, spent: float, unit: str) -> str:
+    """What is done a second, or how many seconds one takes, whichever is above 1.
+
+    >>> _rate(30, 12, "images"), _rate(2, 12, "images"), _rate(2, 12, "batches")
+    ('2.5 images/s', '6 s/image', '6 s/batch')
+    """
+    if done >= spent:
+        return f"{done / spent:.3g} {unit}/s"
+    return f"{spent / done:.3g} s/{unit.removesuffix('es' if unit == 'batches' else 's')}"
 
 
 def _draws() -> bool:

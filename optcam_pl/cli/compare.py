@@ -23,7 +23,7 @@ from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
-from optcam_pl.cli.words import CONFIGS
+from optcam_pl.cli.words import CONFIGS, command_parser
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
@@ -164,12 +164,7 @@ def check_settings(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optcam compare",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("compare", _DESCRIPTION)
     add = parser.add_argument
     add("--explainers", nargs="+", metavar="NAME", help="all, " + ", ".join(sorted(_known())))
     add(
@@ -458,5 +453,6 @@ def _print_places(outcome: Outcome) -> None:
         ("overlays", folders),
         ("TensorBoard", shown and command("tensorboard", "--logdir", above)),
         ("table again", command("optcam", "report", *runs)),
+        ("page", command("optcam", "report", *runs, "--html", "page")),
     )
     print("\n" + lines(places))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
+from optcam_pl.checks import nearest
 from optcam_pl.cli.compare import BLOCKS
 from optcam_pl.cli.points import points, read_axes
-from optcam_pl.network.layers import nearest
 from optcam_pl.reports.published import networks_of, published_seconds
 from optcam_pl.reports.tables import aligned
 

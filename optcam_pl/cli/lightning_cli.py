@@ -31,6 +31,7 @@ from optcam_pl.cli.mistakes import DroppedSettings, told
 from optcam_pl.cli.places import command, folder_of, has_events, lines
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
+from optcam_pl.reports.stored import keep_summary
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
 from optcam_pl.reports.tables import Summary, printable, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
@@ -431,6 +432,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         yield "TensorBoard", has_events(run_dir) and command("tensorboard", "--logdir", run_dir)
         measured = maps and self.subcommand in ("test", "validate")
         yield "table again", measured and command("optcam", "report", run_dir)
+        yield "page", measured and command("optcam", "report", run_dir, "--html", "page")
 
     def _tell_rows(self, run: Run) -> None:
         note = "" if run.manifest["metrics"] else mostly_degenerate(run)  # with metrics it stands below the table
@@ -449,6 +451,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
     def _after_measuring(self) -> None:
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             self.summary = summarize(self.model.run, intervals="bca")
+            keep_summary(self.model.run, self.summary, "bca")
             print(self._brief(self.summary) if self._place else "\n" + table([self.summary]), flush=True)
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             print("\n" + self.model.summary())

@@ -36,8 +36,9 @@ from optcam_pl.cli.points import (
     save_sweep,
 )
 from optcam_pl.cli.sanity import sanity_of_several
+from optcam_pl.cli.words import command_parser
 from optcam_pl.network.errors import NetworkError
-from optcam_pl.reports.beside import misclassified, paper_csv, paper_grids
+from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.published import MISCLASSIFIED
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, selectivity_figure
@@ -67,13 +68,8 @@ class _Part:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optcam paper",
-        usage="optcam paper NAME [NAME ...] [options] | --list | check [options]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("paper", _DESCRIPTION)
+    parser.usage = "optcam paper NAME [NAME ...] [options] | --list | check [options]"
     add = parser.add_argument
     add("--list", action="store_true", help="print the tables and figures and what each costs")
     add("--network", nargs="+", metavar="NETWORK", help="of the table's own, or any other; default: all of its own")
@@ -244,7 +240,9 @@ class _Table:
     def _text(self, runs: Sequence[Measured], format: PagesFormat) -> str:
         if not self.experiment.table:
             return table([run.summary for run in runs], format=format)
-        return "\n".join(render(grid, format) for grid in paper_grids(runs, self.experiment.table))
+        grids = paper_grids(runs, self.experiment.table)
+        shown = [part for grid in grids for part in folded(grid)] if format == "text" else grids
+        return "\n".join(render(grid, format) for grid in shown)
 
     def _draw(self, found: Sequence[tuple[Job, Summary]], axes: Axes, path: Path) -> None:
         if self.experiment.kind == "grid":

@@ -14,6 +14,7 @@ from optcam_pl.cli.compare import Method
 from optcam_pl.cli.experiments import EXPERIMENTS, instead, short_network, unknown_network
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.points import Job, points, print_failed, run_all
+from optcam_pl.cli.words import command_parser
 from optcam_pl.data import ImageDataModule
 from optcam_pl.explainers import CAM
 from optcam_pl.network.classifier import Classifier
@@ -55,12 +56,7 @@ _OF_BOXES = ["LocalizationError", "SaliencyMetric"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optcam paper check",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("paper check", _DESCRIPTION)
     add = parser.add_argument
     add("--network", default="resnet50", metavar="NETWORK", help="of the paper, or any other; default: resnet50")
     add("--limit", type=int, default=1000, metavar="N", help="images, spread evenly; 0: all; default: 1000")

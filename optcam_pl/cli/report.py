@@ -6,10 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.reports.agreement import agreement
 from optcam_pl.reports.report import find_runs, load_run, report
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable, render
@@ -71,8 +70,7 @@ def report_command(argv: Sequence[str]) -> int:
             options.runs,
             options.format,
             beside_paper=options.published,
-            intervals=None if options.intervals == "none" else options.intervals,
-            against=options.against,
+            **_shared(options),
         )
         if options.agreement:
             text += "\n" + _agreement(options)
@@ -87,6 +85,11 @@ def report_command(argv: Sequence[str]) -> int:
     return 0
 
 
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """What the table and the page are made with."""
+    return {"intervals": None if options.intervals == "none" else options.intervals, "against": options.against}
+
+
 def _page(options: argparse.Namespace) -> str:
     """Write the page; the sentence that says where it is."""
     from optcam_pl.reports.page import write_page  # loads matplotlib
@@ -95,14 +98,15 @@ def _page(options: argparse.Namespace) -> str:
         options.runs,
         options.html,
         limit=options.limit,
-        intervals=None if options.intervals == "none" else options.intervals,
-        against=options.against,
+        **_shared(options),
     )
     return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
 
 
 def _agreement(options: argparse.Namespace) -> str:
     """The table of the metrics' agreement; its figure is drawn where it was asked for."""
+    from optcam_pl.reports.agreement import agreement  # loads scipy.stats
+
     found = agreement([load_run(path) for path in find_runs(options.runs)])
     if options.figure:
         path = expanded_path(options.figure)

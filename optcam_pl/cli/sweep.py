@@ -23,6 +23,7 @@ from optcam_pl.cli.points import (
     run_all,
     save_sweep,
 )
+from optcam_pl.cli.words import command_parser
 from optcam_pl.reports.tables import Format, Summary, table
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
@@ -35,12 +36,7 @@ _FILES: dict[str, Format] = {"table.md": "markdown", "table.csv": "csv", "table.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optcam sweep",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("sweep", _DESCRIPTION)
     add = parser.add_argument
     add("-c", "--config", action="append", default=[], metavar="FILE", help="settings; several are merged")
     add(

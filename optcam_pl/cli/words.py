@@ -1,10 +1,11 @@
 """What the words of a command line mean before any of them is parsed: configs by name, and several paths.
 
-It imports no network, so that every command can use it.
+Also the parser of the commands that make several runs. It imports no network, so that every command can use it.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,16 @@ CONFIGS = next((d for d in (_PACKAGE / "configs", _PACKAGE.parent / "configs") i
 
 _CONFIG = ("-c", "--config")
 _SEVERAL = "--data.paths"
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command that passes the words that it does not know on to `optcam test`, as they stand."""
+    return argparse.ArgumentParser(
+        prog=f"optcam {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a short form might be a word of `optcam test`
+    )
 
 
 def config_names() -> list[str]:

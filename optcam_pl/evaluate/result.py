@@ -228,8 +228,8 @@ def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer
         ValueError: there is none.
         TypeError: an object is no explainer.
     """
-    if isinstance(explainers, Explainer):
-        explainers = [explainers]
+    if isinstance(explainers, (Explainer, str)) or not isinstance(explainers, Iterable):
+        explainers = [explainers]  # or what is refused below
     if isinstance(explainers, Mapping):
         named = dict(explainers)
     else:
@@ -242,7 +242,8 @@ def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer
         raise ValueError("Expected `explainers` to have an explainer at least, but got none.")
     for given in cast("Mapping[str, object]", named).values():
         if not isinstance(given, Explainer):
-            hint = f" Make one of the class: {given.__name__}()." if isinstance(given, type) else ""
+            name = given.__name__ if isinstance(given, type) else given if isinstance(given, str) else None
+            hint = f" Make one of the class: {name}()." if name else ""
             raise TypeError(f"Expected `explainers` to be objects of Explainer, but got {given!r}.{hint}")
     return named
 

@@ -1,6 +1,7 @@
 """Metrics of saliency maps: pure functions in `functional`, and torchmetrics classes that average them over images."""
 
-from optcam_pl.metrics.base import ImageMetric, MetricInfo
+from optcam_pl.metric_info import MetricInfo
+from optcam_pl.metrics.base import ImageMetric
 from optcam_pl.metrics.classification import (
     AverageDrop,
     AverageDropDeletion,

@@ -6,13 +6,13 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from optcam_pl.metric_info import MetricInfo
 from optcam_pl.private import plot_values, state_defaults
 
 Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, Any]]"
@@ -20,27 +20,6 @@ Need: TypeAlias = "Mapping[str, Any] | tuple[Callable[..., Any], Mapping[str, An
 
 
 _PROBABILITIES = frozenset({"original", "masked", "deleted", "held_out", "selectivity_curve"})
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """What a report needs to know about a metric. A run's manifest keeps it, so that no report needs the class.
-
-    Attributes:
-        label: the short name in a table's header.
-        unit: "%" where the value is in percent, "" where it has none.
-        higher_is_better: which direction is better; None if neither is.
-        digits: how many decimals a table shows to a reader.
-        path: the class, as `module.Class`.
-        aggregate: how a run's value follows from its scores: their "mean", or the class's own function "of_means".
-    """
-
-    label: str
-    unit: str
-    higher_is_better: bool | None
-    digits: int
-    path: str
-    aggregate: Literal["mean", "of_means"]
 
 
 class ImageMetric(Metric, ABC):

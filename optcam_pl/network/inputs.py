@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.checks import check_choice
+from optcam_pl.checks import check_choice, nearest
 from optcam_pl.network.bound import Bound
-from optcam_pl.network.layers import nearest
 from optcam_pl.network.plain import plain
 
 InputsAs: TypeAlias = Literal["keywords", "dict"]

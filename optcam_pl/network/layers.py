@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from optcam_pl.checks import nearest as nearest  # noqa: PLC0414 (others import it from here)
+from optcam_pl.checks import nearest
 from optcam_pl.private import children_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from optcam_pl.network.layers import nearest
+from optcam_pl.checks import nearest
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier

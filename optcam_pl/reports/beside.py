@@ -18,6 +18,7 @@ from optcam_pl.reports.tables import (
     Summary,
     decimals,
     estimate_cell,
+    grid_width,
     heading,
     run_grid,
     spreadsheet_cell,
@@ -80,6 +81,42 @@ def _grid(runs: Sequence[Measured], table: str) -> Grid:
     title = f"Table {table} of the paper (Zhang et al., CVIU 2024), {own}:"
     notes = [*shared.notes, *(_settings(found) if networks == [own] else [_OTHERS])]
     return Grid(header, body, 1 + len(axes), shared.common, notes, title)
+
+
+def folded(grid: Grid, width: int = 120) -> list[Grid]:
+    """A wide table of `paper_grids` as several with the same rows, each no wider than a terminal.
+
+    Args:
+        grid: the table.
+        width: in characters; a table of one metric may be wider.
+
+    Returns:
+        The parts, the first with the title, the last with what stands below. A metric keeps its columns together.
+    """
+    starts = [n for n, head in enumerate(grid.header) if n >= grid.left and not _belongs(head)]
+    groups = [list(range(*pair)) for pair in zip(starts, [*starts[1:], len(grid.header)], strict=True)]
+    parts: list[list[int]] = []
+    for group in groups:
+        if parts and grid_width(_part(grid, [*parts[-1], *group])) <= width:
+            parts[-1] += group
+        else:
+            parts.append(list(group))
+    found = [_part(grid, part) for part in parts] or [grid]
+    found[0] = replace(found[0], title=grid.title)
+    found[-1] = replace(found[-1], common=grid.common, notes=grid.notes)
+    return found
+
+
+def _belongs(head: str) -> bool:
+    """Whether a column is the paper's beside ours."""
+    return head in ("paper", "difference") or head.endswith("*")
+
+
+def _part(grid: Grid, columns: Sequence[int]) -> Grid:
+    """The table's columns of words and some of its others, without what stands around it."""
+    kept = [*range(grid.left), *columns]
+    body = [[row[column] for column in kept] for row in grid.body]
+    return Grid([grid.header[column] for column in kept], body, grid.left, [], [])
 
 
 def _heads(networks: Sequence[str], own: str) -> list[str]:

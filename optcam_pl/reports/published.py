@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, get_type_hints
 
-from optcam_pl.metrics import METRICS
-from optcam_pl.reports.tables import Estimate, PaperValue, Summary
+from optcam_pl.reports.tables import Estimate, PaperValue, Summary, own_metrics
 
 METHODS = {
     "AblationCAM": "Ablation-CAM",
@@ -68,7 +67,10 @@ _COMMON = {
 }
 # On ImageNet. Torchvision's usual weights of ResNet50 are newer than the paper's, and 4.7 points better.
 _WEIGHTS = {"resnet50": "IMAGENET1K_V1", "vgg16_bn": "IMAGENET1K_V1"}
-_OPTICAM = {"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1}
+_OPTICAM = {
+    **{"objective": "mask", "normalizer": "range", "max_iter": 100, "lr": 0.1, "tol": 1e-10, "optimizer": "Adam"},
+    **{"start": "uniform", "schedule": "constant", "betas": [0.9, 0.999]},  # a run names them where they are others
+}
 _TARGETS = {"label": "label", "top1": "predicted", "top2": "second", "last": "least"}
 MISCLASSIFIED = "top1_misclassified"
 """The target of the part of a run with the predicted class whose images have another label (table A.9)."""
@@ -162,7 +164,7 @@ def _weights(classifier: str, weights: str, data: str) -> str:
 def _differences(row: Published, facts: dict[str, Any]) -> tuple[str, ...]:
     """The differences from the paper. A usual setting that the run lacks (another method's) is not a difference."""
     wanted = _wanted(row)
-    metric = {key: (value,) for key, value in METRICS[row.metric]().settings().items()}
+    metric = {key: (value,) for key, value in own_metrics()[row.metric]().settings().items()}
     required = _variant(row)
     return tuple(
         f"{key} {_shown(facts.get(key, 'not set'))}, not {_shown(values[0])}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from optcam_pl.checks import expanded_path
 from optcam_pl.reports.published import beside_published
 from optcam_pl.reports.statistics import Method, holm, paired_difference
+from optcam_pl.reports.stored import summaries_of
 from optcam_pl.reports.summary import Run, in_numpy, load_run, settings_of, summarize
 from optcam_pl.reports.tables import Format, Paired, Summary, table
 from optcam_pl.runs.files import RunFolderError
@@ -152,11 +153,11 @@ def report(
     Raises:
         RunFolderError: If a folder has no run, or if a run contradicts itself or cannot be compared with the other.
     """
-    runs = [load_run(path) for path in find_runs(run_dirs)]
-    summaries = [summarize(run, intervals) for run in runs]
+    paths = find_runs(run_dirs)
+    summaries = summaries_of(paths, intervals)
     if against is not None:
         (other,) = map(load_run, find_runs([against])[:1])
-        summaries = compare_runs(runs, summaries, other)
+        summaries = compare_runs([load_run(path) for path in paths], summaries, other)
     if beside_paper:
         summaries = [beside_published(summary) for summary in summaries]
     return table(summaries, format)

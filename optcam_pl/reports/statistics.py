@@ -31,6 +31,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Sample(NamedTuple):
+    """The scores of a run's images and what computes its value from their means; see `bootstrap_interval`."""
+
+    scores: Sequence[Any] | npt.NDArray[Any]
+    of_means: OfMeans | None = None
+
+
 class PairedDifference(NamedTuple):
     """How much larger the first of two runs' values is, and how likely such a difference is by chance."""
 
@@ -69,22 +76,67 @@ def bootstrap_interval(
         >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, None], method="percentile")
         Interval(value=3.0, low=1.8, high=4.2)
     """
+    return bootstrap_intervals([Sample(scores, of_means)], level=level, method=method, resamples=resamples, seed=seed)[
+        0
+    ]
+
+
+def bootstrap_intervals(
+    samples: Sequence[Sample],
+    *,
+    level: float = 0.95,
+    method: Method = "bca",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """The intervals of several samples, each as `bootstrap_interval` makes it by itself.
+
+    Samples of equally many images share their draws: to draw takes much longer than to compute the means.
+
+    Args:
+        samples: scores and functions.
+        level: see `bootstrap_interval`.
+        method: the same.
+        resamples: the same.
+        seed: the same.
+    """
     if not 0 < level < 1:
         raise ValueError(f"Expected `level` to be between 0 and 1, but got {level}.")
     check_choice("method", method, Method)
     check_positive("resamples", resamples)
-    rows, of_means = _rows(scores), of_means or _mean
-    n = len(rows)
-    if not n:
-        return Interval(math.nan, math.nan, math.nan)
-    value = float(of_means(_exact_mean(rows))[0])
-    if n == 1:
-        return Interval(value, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([of_means(counts @ rows / n) for counts in resampled_counts(rng, n, resamples)])
+    rows = [_rows(sample.scores) for sample in samples]
+    functions = [sample.of_means or _mean for sample in samples]
+    values = [
+        float(of_means(_exact_mean(one))[0]) if len(one) else math.nan
+        for one, of_means in zip(rows, functions, strict=True)
+    ]
+    drawn = _drawn(rows, functions, resamples, seed)
     ends = (1 + np.array([-level, level])) / 2
+    return [
+        _interval(ends, drawn[i], value, rows[i], functions[i], method)
+        if i in drawn
+        else Interval(value, *[math.nan] * 2)
+        for i, value in enumerate(values)
+    ]
+
+
+def _drawn(rows: Sequence[Array], functions: Sequence[OfMeans], resamples: int, seed: int) -> dict[int, Array]:
+    """The values (resamples,) of the resamples, of all samples of two images or more."""
+    of_size: dict[int, list[int]] = {}
+    for i, one in enumerate(rows):
+        if len(one) > 1:
+            of_size.setdefault(len(one), []).append(i)
+    parts: dict[int, list[Array]] = {}
+    for n, members in of_size.items():
+        for counts in resampled_counts(np.random.default_rng(seed), n, resamples):
+            for i in members:
+                parts.setdefault(i, []).append(functions[i](counts @ rows[i] / n))
+    return {i: np.concatenate(of_chunks) for i, of_chunks in parts.items()}
+
+
+def _interval(ends: Array, drawn: Array, value: float, rows: Array, of_means: OfMeans, method: Method) -> Interval:
     if method == "bca":
-        ends = _bca(ends, drawn, value, of_means((rows.sum(0) - rows) / (n - 1)))
+        ends = _bca(ends, drawn, value, of_means((rows.sum(0) - rows) / (len(rows) - 1)))
     low, high = np.quantile(drawn, ends)
     return Interval(value, float(low), float(high))
 
@@ -163,7 +215,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _table(scores: Sequence[Any] | npt.NDArray[Any]) -> Array:
     """Scores as (n,k) float64, NaN for None."""
-    width = next((np.size(score) for score in scores if score is not None), 1)
+    first = next((score for score in scores if score is not None), None)
+    if isinstance(scores, list) and isinstance(first, float):
+        return np.array(scores, dtype=np.float64).reshape(-1, 1)
+    width = np.size(first) if first is not None else 1
     nothing = np.full(width, np.nan)
     table = [nothing if score is None else score for score in scores] if isinstance(scores, Sequence) else scores
     flat = [np.atleast_1d(row) for row in table] if isinstance(table, list) else table
@@ -202,8 +257,10 @@ def resampled_counts(rng: np.random.Generator, n: int, resamples: int) -> Iterat
     for start in range(0, resamples, size):
         m = min(size, resamples - start)
         drawn = rng.integers(0, n, size=(m, n), dtype=np.int64 if n > 2**16 else np.uint16)
-        flat = drawn + np.arange(m, dtype=np.int64)[:, None] * n
-        yield np.bincount(flat.ravel(), minlength=m * n).reshape(m, n).astype(np.float64)
+        counts = np.empty((m, n))
+        for row, of_one in zip(counts, drawn, strict=True):  # a row at a time stays in the processor's cache
+            row[:] = np.bincount(of_one, minlength=n)
+        yield counts
 
 
 def _bca(ends: Array, drawn: Array, value: float, left_out: Array) -> Array:

@@ -16,24 +16,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.metrics import METRICS, ImageMetric, MetricInfo
-from optcam_pl.metrics.base import value_of
-from optcam_pl.reports.statistics import Method, bootstrap_interval
-from optcam_pl.reports.tables import Estimate, Summary
+from optcam_pl.metric_info import OWN_KEYS, MetricInfo
+from optcam_pl.reports.statistics import Interval, Method, Sample, bootstrap_intervals
+from optcam_pl.reports.tables import Estimate, Summary, own_metrics
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import flatten, read_manifest
 from optcam_pl.runs.rows import Row, Rows, format_ranges, missing, read_rows
 
+if TYPE_CHECKING:
+    from optcam_pl.metrics import ImageMetric
+
 _Array = npt.NDArray[np.float64]
-OfMeans: TypeAlias = Callable[[Tensor], Tensor]
+OfMeans: TypeAlias = Callable[[Any], Any]
+"""Computes a metric's value from the means of its scores, tensors both; `the_mean` takes arrays, too."""
 
 SUMMARY = "summary.json"
 NO_BOX = "the image has no box"
@@ -75,8 +76,8 @@ class Run:
                 found[key] = _info(self.path, key, stored[key])
             elif key in self.measured_by:
                 found[key] = self.measured_by[key].describe()
-            elif key in METRICS:
-                found[key] = METRICS[key]().describe()
+            elif key in OWN_KEYS:
+                found[key] = own_metrics()[key]().describe()
         return found
 
     def of_means(self, key: str) -> OfMeans | None:
@@ -86,15 +87,21 @@ class Run:
         """
         info = self.metrics[key]
         if info.aggregate == "mean":
-            return ImageMetric.of_means
+            return the_mean
         if key in self.measured_by:
             return self.measured_by[key].of_means
-        if key in METRICS and info.path.startswith("optcam_pl."):
-            return METRICS[key].of_means
+        if key in OWN_KEYS and info.path.startswith("optcam_pl."):
+            return own_metrics()[key].of_means
         # Looked up, never imported: a folder from another source must not decide which code runs.
         module, _, name = info.path.rpartition(".")
         kind = getattr(sys.modules.get(module), name, None)
-        return kind.of_means if isinstance(kind, type) and issubclass(kind, ImageMetric) else None
+        return kind.of_means if isinstance(kind, type) and issubclass(kind, _base()) else None
+
+
+def _base() -> type[ImageMetric]:
+    from optcam_pl.metrics import ImageMetric  # loads PyTorch
+
+    return ImageMetric
 
 
 def _info(path: Path, key: str, stored: Any) -> MetricInfo:
@@ -127,12 +134,21 @@ def load_run(run_dir: str | os.PathLike[str], measured_by: Iterable[ImageMetric]
     return Run(path, read_manifest(path), read_rows(path), metrics)
 
 
+def the_mean(means: Any) -> Any:
+    """The value of a metric that is the mean of its scores."""
+    return means
+
+
 def in_numpy(of_means: OfMeans) -> Callable[[_Array], _Array]:
     """Adapt a metric's `of_means` to NumPy arrays, (m,k) -> (m,)."""
+    if of_means is the_mean:  # without PyTorch, which takes longer to load than most reports to make
+        return lambda means: means if means.shape[1] > 1 else means[:, 0]
+    import torch  # most reports do not need it
 
     def value(means: _Array) -> _Array:
         given = torch.from_numpy(np.ascontiguousarray(means))
-        return of_means(given if given.shape[1] > 1 else given[:, 0]).numpy()
+        found: _Array = of_means(given if given.shape[1] > 1 else given[:, 0]).numpy()
+        return found
 
     return value
 
@@ -196,17 +212,34 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _estimate(run: Run, key: str, rows: Sequence[Row], intervals: Method | None) -> Estimate:
-    of_means = run.of_means(key)
-    scores = [row.scores.get(key) for row in rows]
-    undefined = sum(score is None for score in scores)
-    if of_means is None:
-        return replace(_stored(run, key, with_interval=intervals is not None), undefined=undefined)
-    estimate = Estimate(_known(value_of(scores, of_means)), undefined)
-    if intervals is None:
-        return estimate
-    _, low, high = bootstrap_interval(scores, in_numpy(of_means), method=intervals)
-    return replace(estimate, low=_known(low), high=_known(high))
+def _estimates(
+    run: Run, keys: Iterable[str], intervals: Method | None
+) -> tuple[dict[str, Estimate], dict[str, Sample]]:
+    """The metrics' values, and the scores of those whose intervals are still to be made."""
+    estimates: dict[str, Estimate] = {}
+    samples: dict[str, Sample] = {}
+    rows = run.usable
+    for key in keys:
+        of_means = run.of_means(key)
+        scores = [row.scores.get(key) for row in rows]
+        undefined = sum(score is None for score in scores)
+        if of_means is None:
+            estimates[key] = replace(_stored(run, key, with_interval=intervals is not None), undefined=undefined)
+            continue
+        estimates[key] = Estimate(_known(_value(scores, of_means)), undefined)
+        if intervals is not None:
+            samples[key] = Sample(scores, in_numpy(of_means))
+    return estimates, samples
+
+
+def _value(scores: Sequence[Any], of_means: OfMeans) -> float:
+    """The value of `ImageMetric.reduce`."""
+    if of_means is the_mean and not any(isinstance(score, list) for score in scores):
+        known = finite(scores)
+        return math.fsum(known) / len(known) if known else math.nan
+    from optcam_pl.metrics.base import value_of
+
+    return value_of(scores, of_means)
 
 
 def _stored(run: Run, key: str, *, with_interval: bool) -> Estimate:
@@ -234,8 +267,41 @@ def summarize(run: Run, intervals: Method | None = None) -> Summary:
         run: the run.
         intervals: the method for the 95 % bootstrap intervals of the means, see `bootstrap_interval`; None makes none.
     """
+    (summary,) = summarize_all([run], intervals)
+    return summary
+
+
+def summarize_all(runs: Iterable[Run], intervals: Method | None = None) -> list[Summary]:
+    """The same for several runs, which then share the draws of their images where they have equally many of them.
+
+    Args:
+        runs: the runs; their rows are needed one run after the other.
+        intervals: see `summarize`.
+    """
+    summaries: list[Summary] = []
+    samples: dict[tuple[int, str], Sample] = {}
+    for number, run in enumerate(runs):
+        estimates, of_run = _estimates(run, run.metrics, intervals)
+        samples |= {(number, key): sample for key, sample in of_run.items()}
+        summaries.append(_without_intervals(run, estimates))
+    if intervals is None:
+        return summaries
+    found = dict(zip(samples, bootstrap_intervals(list(samples.values()), method=intervals), strict=True))
+    return [
+        replace(summary, metrics=_with_ends(summary.metrics, {k: v for (n, k), v in found.items() if n == number}))
+        for number, summary in enumerate(summaries)
+    ]
+
+
+def _with_ends(estimates: Mapping[str, Estimate], found: Mapping[str, Interval]) -> dict[str, Estimate]:
+    return {
+        key: replace(one, low=_known(found[key].low), high=_known(found[key].high)) if key in found else one
+        for key, one in estimates.items()
+    }
+
+
+def _without_intervals(run: Run, metrics: dict[str, Estimate]) -> Summary:
     rows, manifest = run.usable, run.manifest
-    metrics = {key: _estimate(run, key, rows, intervals) for key in run.metrics}
     settings, options = settings_of(run), settings_of(run, "explainer_settings")
     counts = Counter(row.status for row in run.rows if row.index < manifest["images"])
     return Summary(
@@ -258,5 +324,6 @@ def summary_to_store(run: Run, summary: Summary) -> Summary:
     own = [
         key for key, info in run.metrics.items() if info.aggregate != "mean" and not info.path.startswith("optcam_pl.")
     ]
-    estimates = {key: _estimate(run, key, run.usable, "bca") for key in own}
-    return replace(summary, metrics={**summary.metrics, **estimates})
+    estimates, samples = _estimates(run, own, "bca")
+    found = dict(zip(samples, bootstrap_intervals(list(samples.values())), strict=True))
+    return replace(summary, metrics={**summary.metrics, **_with_ends(estimates, found)})

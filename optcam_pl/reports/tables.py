@@ -11,16 +11,26 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 
 from optcam_pl.checks import check_choice
-from optcam_pl.metrics import METRICS, MetricInfo
+from optcam_pl.metric_info import OWN_KEYS, MetricInfo
+
+if TYPE_CHECKING:
+    from optcam_pl.metrics import ImageMetric
 
 _WIDEST = 160  # the maximum width, in characters, of a table with one row per run
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
+
+
+def own_metrics() -> Mapping[str, type[ImageMetric]]:
+    """The package's metrics by key, for old runs and functions of several means; they load PyTorch."""
+    from optcam_pl.metrics import METRICS
+
+    return METRICS
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Summary:
 
     def info(self, key: str) -> MetricInfo:
         """The description of a metric; if the summary has none, that of the package's metric with this key."""
-        return self.metric_info[key] if key in self.metric_info else METRICS[key]().describe()
+        return self.metric_info[key] if key in self.metric_info else own_metrics()[key]().describe()
 
     def values(self) -> dict[str, float]:
         """The numbers to log, by name: the metrics and the seconds per image; NaN where a number is missing."""
@@ -193,7 +203,7 @@ def estimate_cell(summary: Summary, key: str) -> str:
 
 def heading(key: str, info: MetricInfo) -> str:
     """Label, unit and better direction; the package's own percentages have no unit in the heading, as in papers."""
-    usual = key in METRICS and info.unit == "%"
+    usual = key in OWN_KEYS and info.unit == "%"
     arrow = "" if info.higher_is_better is None else "↑" if info.higher_is_better else "↓"
     return " ".join(filter(None, (info.label, f"({info.unit})" if info.unit and not usual else "", arrow)))
 
@@ -282,7 +292,7 @@ def not_comparable(found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     return [f"{'; '.join(dict.fromkeys(names))}: not comparable: {settings}" for settings, names in of.items()]
 
 
-def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
+def against_grid(summaries: Sequence[Summary]) -> Grid | None:
     """The paired differences, one row for each."""
     pairs = [(s, k, s.info(k), e.against) for s in summaries for k, e in s.metrics.items() if e.against is not None]
     twice = len({s.explainer for s in summaries}) < len(summaries)
@@ -300,7 +310,7 @@ def _against_grid(summaries: Sequence[Summary]) -> Grid | None:
 
 
 def _grids(summaries: Sequence[Summary]) -> list[Grid]:
-    others = (_published_grid(summaries), _against_grid(summaries))
+    others = (_published_grid(summaries), against_grid(summaries))
     return [_narrow(run_grid(summaries)), *(grid for grid in others if grid is not None)]
 
 
@@ -312,10 +322,11 @@ def _narrow(grid: Grid) -> Grid:
         body=[list(column) for column in zip(grid.header, *grid.body, strict=True)][grid.left :],
         left=1,
     )
-    return min((grid, turned), key=_width) if _width(grid) > _WIDEST else grid
+    return min((grid, turned), key=grid_width) if grid_width(grid) > _WIDEST else grid
 
 
-def _width(grid: Grid) -> int:
+def grid_width(grid: Grid) -> int:
+    """How many characters wide a table is in plain text."""
     return sum(2 + max(map(cell_len, column)) for column in zip(grid.header, *grid.body, strict=True)) - 2
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import math
 import operator
@@ -25,6 +26,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from optcam_pl.checks import check_count, check_positive
@@ -139,9 +141,45 @@ def _unseal(line: bytes) -> Row:
     if zlib.crc32(body) != int(seal[1], 16):
         raise ValueError("its checksum does not match")
     try:
-        return Row.from_json(body + b"}")
+        return _row(json.loads(body + b"}"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"it is not a row: {error}") from error
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **{"index": (int,), "id": (str,), "status": (str,), "reason": (str,), "target": (int,), "predicted": (int,)},
+    **{"p": (float, NoneType), "o": (float, NoneType), "scores": (dict,), "seconds": (float,)},
+}
+
+
+def _row(entries: Any) -> Row:
+    """`Row(**entries)`; several times as fast for the entries of a row that `Row.to_json` has written."""
+    if type(entries) is not dict or entries.keys() != _KINDS.keys():
+        return Row(**entries)
+    for name, kinds in _KINDS.items():
+        if type(entries[name]) not in kinds:
+            return Row(**entries)
+    numbers = [entries["seconds"], entries["p"] or 0.0, entries["o"] or 0.0, *entries["scores"].values()]
+    for number in numbers:  # a number that is not finite minus itself is NaN
+        if number is not None and (type(number) is not float or number - number != 0.0):
+            return Row(**entries)
+    if entries["index"] < 0 or entries["seconds"] < 0 or entries["status"] not in STATUSES:
+        return Row(**entries)
+    row = object.__new__(Row)
+    row.__dict__.update(entries)
+    return row
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Without the search for circles of objects, which looks at all rows again and again while they are read."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -167,6 +205,11 @@ def _row_files(run_dir: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
 
 
+def row_files(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """The files of a run's rows, the oldest attempt first."""
+    return [path for _, _, path in _row_files(Path(run_dir))]
+
+
 def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     """Read all rows of a run; a folder without row files has none.
 
@@ -177,9 +220,14 @@ def read_rows(run_dir: str | os.PathLike[str], strict: bool = False) -> Rows:
     Raises:
         RunFolderError: If two rows of one index differ, a file cannot be read or, with `strict`, a line is damaged.
     """
+    with _no_garbage():
+        return _read(Path(run_dir), strict)
+
+
+def _read(run_dir: Path, strict: bool) -> Rows:
     rows: dict[int, tuple[Row, Path]] = {}
     damaged: list[str] = []
-    for _, _, path in _row_files(Path(run_dir)):
+    for _, _, path in _row_files(run_dir):
         try:
             *lines, rest = path.read_bytes().split(b"\n")
         except OSError as error:

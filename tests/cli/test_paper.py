@@ -21,7 +21,7 @@ from optcam_pl.cli import main, paper, points
 from optcam_pl.cli.experiments import CONFIGS, EXPERIMENTS, cost, find_experiment
 from optcam_pl.cli.paper_check import published_accuracy
 from optcam_pl.imagenet import imagenet_wnids
-from optcam_pl.reports.beside import misclassified, paper_csv, paper_grids
+from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.published import networks_of, published
 from optcam_pl.reports.report import load_run
 from optcam_pl.reports.sweeps import Measured
@@ -83,10 +83,10 @@ def test_a_table_that_was_stopped_in_the_middle_does_what_is_missing(
     out = capsys.readouterr().out
     table = out[out.index("Table 1 of the paper") :]
     header, _, first, second = table.splitlines()[1:5]
-    assert header.split() == [
-        *("method", "AD", "↓", "resnet50*", "vgg16_bn*", "AG", "↑", "resnet50*", "vgg16_bn*"),
-        *("AI", "↑", "resnet50*", "vgg16_bn*", "s", "/", "8", "images", "resnet50*", "vgg16_bn*", "images"),
-    ]
+    assert header.split() == ["method", "AD", "↓", "resnet50*", "vgg16_bn*", "AG", "↑", "resnet50*", "vgg16_bn*"]
+    more = ["method", "AI", "↑", "resnet50*", "vgg16_bn*", "s", "/", "8", "images", "resnet50*", "vgg16_bn*", "images"]
+    assert more in [line.split() for line in table.splitlines()]
+    assert max(map(len, table.splitlines()[:12])) <= 120
     assert first.startswith("OptiCAM")
     assert "68.80      71.20" in first
     assert second.startswith("GradCAM")
@@ -230,6 +230,21 @@ def test_ours_the_papers_and_the_difference_stand_side_by_side() -> None:
     first = next(csv.DictReader(paper_csv([black], "1").splitlines()))
     assert float(first["difference"]) == pytest.approx(2.4)
     assert networks_of("1") == ["resnet50", "vgg16_bn"]
+
+
+def test_a_table_too_wide_for_a_terminal_is_several_with_the_same_rows() -> None:
+    drop = {"average_drop": Estimate(5.0, 0, 4.0, 6.0), **a_summary().metrics, "average_increase": Estimate(40.0)}
+    other = a_summary(classifier="demo/efficientnet_lite0", metrics=drop)
+    (wide,) = paper_grids([Measured({"lr": "0.1"}, other), Measured({"lr": "0.5"}, other)], "1")
+    assert folded(wide, 1000) == [wide]
+    first, *middle, last = folded(wide, 60)
+    assert [part.header[:3] for part in (first, *middle, last)] == [["method", "lr", head] for head in (
+        "AD ↓", "AG ↑", "AI ↑", "s / 8 images")]  # fmt: skip
+    assert [head for part in (first, *middle, last) for head in part.header[2:]] == wide.header[2:]
+    assert first.body[1] == ["GradCAM", "0.5", "5.00 [4.00, 6.00]", "12.20", "14.20"]
+    assert (first.title, last.title, first.below, last.below) == (wide.title, "", [], wide.below)
+    assert all(len(line) <= 60 for line in render(first, "text").splitlines()[1:])
+    assert len(folded(wide, 5)) == 5  # one metric each, however wide
 
 
 def test_the_check_says_what_is_off_and_what_it_moves(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,8 @@ def test_every_command_runs(
         program, *words = shlex.split(line, comments=True)
         if program == "make":
             assert words[0] in targets, line
+        elif program == "source":
+            assert words == [".venv/bin/activate"], line
         elif program == "tensorboard":
             assert "scalars" in run([sys.executable, "-m", "tensorboard.main", *words, "--inspect"], workplace)
         else:

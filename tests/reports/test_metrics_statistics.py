@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optcam_pl.metrics import ADCC, AverageGain, BoxAccuracy
-from optcam_pl.reports.statistics import bootstrap_interval, holm, paired_difference
+from optcam_pl.reports.statistics import Sample, bootstrap_interval, bootstrap_intervals, holm, paired_difference
 
 
 def skewed(n, seed=0):
@@ -21,6 +21,17 @@ def skewed(n, seed=0):
 def harmonic(means):
     """ADCC of means in numpy's terms."""
     return ADCC.of_means(torch.from_numpy(means)).numpy()
+
+
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_samples_that_share_their_draws_have_the_digits_of_each_alone(method):
+    samples = [
+        Sample([*skewed(70)]), Sample([None, *skewed(69, 1)]), Sample([*skewed(69, 2), math.nan]), Sample([3.0]),
+        Sample([]), Sample([[0.5, 0.25, 1.0], *np.random.default_rng(0).random((69, 3)).tolist()], harmonic),
+    ]  # fmt: skip
+    together = bootstrap_intervals(samples, method=method)
+    alone = [bootstrap_interval(*sample, method=method) for sample in samples]
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("method", ["bca", "percentile"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from optcam_pl.explainers import Explainer
+from optcam_pl.explainers import Explainer, OptiCAM
 from optcam_pl.reports.published import METHODS, beside_published, published
 from optcam_pl.reports.tables import Estimate, Summary, table
 
@@ -91,6 +91,22 @@ def test_each_setting_that_differs_is_named_and_no_difference_is_given(summary, 
     assert estimate.published.value == 1.5
     assert sorted(estimate.published.differences) == sorted(differences)
     assert estimate.beyond_published is None
+
+
+def test_each_part_of_another_climb_is_named():
+    fast = a_summary(options=json.loads(json.dumps(OptiCAM(preset="fast").settings())))
+    estimate = beside_published(fast).metrics["average_drop"]
+    assert estimate.beyond_published is None
+    assert estimate.published.differences == (
+        *("max_iter 20, not 100", "lr 1.0, not 0.1"),
+        *("start balanced, not uniform", "schedule linear, not constant", "betas [0.5, 0.5], not [0.9, 0.999]"),
+    )
+    paper = a_summary(options=json.loads(json.dumps(OptiCAM().settings())))
+    assert beside_published(paper).metrics["average_drop"].published.differences == ()
+    own = a_summary(options={"optimizer": "SGD(lr=3.0)", "tol": 0.01})
+    assert beside_published(own).metrics["average_drop"].published.differences == (
+        *("tol 0.01, not 1e-10", "optimizer SGD(lr=3.0), not Adam"),
+    )
 
 
 def test_a_variant_of_the_paper_is_found_by_its_settings():

@@ -53,6 +53,38 @@ def test_rows_come_back_equal_and_sorted_from_two_ranks_and_two_attempts(tmp_pat
     assert rows[1:3] == (a_row(1), a_row(2))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"p": None, "o": None, "scores": {"x": None, "curve": [1.0, 2.0], "y": -1.5}}, {"p": math.nan},
+        {"scores": {"x": math.inf}}, {"scores": {"x": 3}}, {"p": 1}, {"seconds": 1}, {"scores": {}}, {"reason": "why"},
+        {"scores": {"x": True}},
+    ],
+)  # fmt: skip
+def test_a_line_is_read_as_the_row_that_its_entries_make(changes):
+    entries = {**a_row().__dict__, **changes}
+    read, made = rows_module._row(dict(entries)), Row(**entries)
+    assert read == made
+    assert [type(value) for value in read.__dict__.values()] == [type(value) for value in made.__dict__.values()]
+    assert str(read) == str(made)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": -1}, {"index": 1.5}, {"status": "fine"}, {"seconds": -1.0}, {"seconds": math.nan}, {"id": 3},
+        {"reason": None}, {"scores": [1.0]}, {"scores": {"x": "y"}}, {"p": "y"}, {"other": 1},
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_row_is_refused_as_the_row_itself_refuses_it(changes):
+    entries = {**a_row().__dict__, **changes}
+    with pytest.raises((TypeError, ValueError)) as expected:
+        Row(**entries)
+    with pytest.raises(expected.type) as found:
+        rows_module._row(dict(entries))
+    assert str(found.value) == str(expected.value)
+
+
 def test_the_attempt_after_the_ten_thousandth_is_read_after_it(tmp_path):
     first = written(tmp_path, a_row(0, seconds=1.0))
     first.rename(first.with_name("a9999-r00000.jsonl"))

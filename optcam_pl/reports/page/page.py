@@ -12,8 +12,9 @@ from typing import Any
 from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.reports.page import charts
 from optcam_pl.reports.page.images import Gallery
-from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run, summarize
+from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run
 from optcam_pl.reports.statistics import Method
+from optcam_pl.reports.summary import summarize_all
 from optcam_pl.reports.tables import Summary, heading, printable, words_of
 from optcam_pl.runs.files import RunFolderError, write_file
 
@@ -58,7 +59,7 @@ def write_page(
     except ImportError as error:
         raise ImportError(_NEEDS) from error
     runs = [load_run(path) for path in find_runs(run_dirs)]
-    summaries = [summarize(run, intervals) for run in runs]
+    summaries = summarize_all(runs, intervals)
     summaries, base, why_not = _differences(runs, summaries, against)
     folder = expanded_path(output)
     content = _content(runs, summaries, Gallery(runs, limit), folder / "images")
