@@ -110,7 +110,12 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
         "own",
         "ss_cam",
     ]  # comparison_0 is TensorBoard's
-    assert "skipped" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "skipped" not in told
+    assert "report runs --html page\n" in told  # not five folders: there is no other run below this one
+    assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM", "GradCAM") == 0
+    assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM") == 0
+    assert "report runs/deep/FakeCAM --html page\n" in capsys.readouterr().out
     assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
 
