@@ -45,6 +45,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make_architecture.py --check
 	$(BIN)/python docs/make_metrics.py --check
+	$(BIN)/python docs/make_reproduction.py --check
 	$(MAKE) docs
 
 # MkDocs' authors and those of its theme differ on version 2, and say so at every build.

@@ -50,7 +50,35 @@ class OwnHook:
 
     def __call__(self, *args: Any) -> Any:
         """See the class."""
-        return self._hook(*args) if get_ident() == self._thread else None
+        return self._hook(*args) if get_ident() == self._thread and not _own.unseen else None
+
+
+class _OwnState(threading.local):
+    """Whether this thread's passes are hidden from its own hooks."""
+
+    unseen = False
+
+
+_own = _OwnState()
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Passes of this thread in here call none of this package's hooks: they are no passes of the explained images.
+
+    >>> layer, seen = nn.Identity(), []
+    >>> undo = hook_output(layer, lambda module, args, output: seen.append(output))
+    >>> with unseen():
+    ...     _ = layer(1)
+    >>> _ = layer(2), undo()
+    >>> seen
+    [2]
+    """
+    before, _own.unseen = _own.unseen, True
+    try:
+        yield
+    finally:
+        _own.unseen = before
 
 
 def hook_output(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.tasks import SaliencyTask
@@ -71,16 +73,16 @@ def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path
         made_by = folder / "command.json"
         if (folder / "sanity.json").is_file():
             before = json.loads(made_by.read_bytes()) if made_by.is_file() else None
-            if before != list(words):
+            if before not in (_anywhere(words), list(words)):
                 raise RunFolderError(
-                    f"The result in {folder} was made by other words: {before}, not {list(words)}. Give another "
+                    f"The result in {folder} was made by other words: {before}, not {_anywhere(words)}. Give another "
                     "--run_dir."
                 )
             results[method] = SanityResult.load(folder)
         elif run:
             print(f"optcam: sanity check of {method}", flush=True)
             result, _ = _checked(["test", *words])
-            write_file(made_by, json.dumps(list(words)) + "\n")
+            write_file(made_by, json.dumps(_anywhere(words)) + "\n")
             result.save(folder)
             results[method] = result
     if not results:
@@ -89,6 +91,11 @@ def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path
     write_file(report / "table.txt", text)
     figure_of_several(results).savefig(report / "figure.png", dpi=120)
     return text
+
+
+def _anywhere(words: Sequence[str]) -> list[str]:
+    """The words without the folder that the package's configs are in, which is another one elsewhere."""
+    return [word.removeprefix(f"{CONFIGS}{os.sep}") for word in words]
 
 
 def _new_folder(parent: Path) -> Path:

@@ -246,7 +246,7 @@ def figure_of_several(results: Mapping[str, SanityResult]) -> Figure:
         panel.set(title=name.replace("_", " "), xlabel="randomized from the head down to")
         panel.tick_params(axis="x", rotation=45)
     panels[0].set_ylabel("similarity to the trained network's map")
-    panels[-1].legend()
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

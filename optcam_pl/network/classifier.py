@@ -163,8 +163,11 @@ class Classifier(TakesPhotos, Frozen):
     ) -> None:
         super().__init__()
         check_speed(speed, weights_dtype)
-        if inputs and speed != "plain":
-            raise ValueError(f"Expected `speed` to be plain for a network with other `inputs`, but got {speed!r}.")
+        if (inputs or inputs_as == "dict") and speed != "plain":
+            raise ValueError(
+                f"Expected `speed` to be plain for a network with other `inputs` or with a dict of them, but got "
+                f"{speed!r}."
+            )
         if num_classes is not None:
             check_positive("num_classes", num_classes)
         self.trust_network = trust_network
@@ -198,10 +201,11 @@ class Classifier(TakesPhotos, Frozen):
             known = stored.get("class_names", loaded.class_names)
             self._set_classes(num_classes, class_names, known, by_name=is_source_name(network))
             self.link = check_link(self.scores.link_of(self.network) if link is None else link, self.scores)
-            if speed != "plain":
-                self.fast = FasterNetwork(self.network, speed, weights_dtype, self.input_size, self._find_layers())
-                self.network = self.fast.network
             self.scores.attach(self)
+            if speed != "plain":
+                made_of = (self.network, speed, weights_dtype, self.input_size, self._find_layers(), self.scores.run)
+                self.fast = FasterNetwork(*made_of)
+                self.network = self.fast.network
         except BaseException:
             self.release()
             raise
@@ -262,7 +266,7 @@ class Classifier(TakesPhotos, Frozen):
     def _choose_layers(self, target_layer: Layers | None) -> tuple[str, ...] | None:
         if target_layer is None:
             name = layers.family_layer(self.network)
-            return None if name is None else (name,)
+            return self.scores.layers_of(self.network) or (None if name is None else (name,))
         names = layers.layer_list(target_layer)
         chosen = tuple(layers.layer_name(self.network, name) for name in names)
         if not chosen or len(set(chosen)) < len(chosen):

@@ -20,12 +20,14 @@ from optcam_pl.network.predictions import (
     Predictions,
     best_label,
     detections,
+    has_area,
+    head_inputs,
     log_odds,
     predict,
     similarity,
 )
 from optcam_pl.network.scores import References, Scores
-from optcam_pl.network.words import label_number, label_word
+from optcam_pl.network.words import check_label, label_number, label_word
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
@@ -126,6 +128,10 @@ class Detection(Scores):
             raise ToldError(f"Expected `reader` of Detection to return Predictions, but got {type(found).__name__}.")
         return found
 
+    def layers_of(self, network: nn.Module) -> tuple[str, ...]:
+        """The grids that the head of a YOLO of ultralytics reads, one for each size of objects; () for others."""
+        return head_inputs(network)
+
     def __call__(self, output: Predictions) -> Tensor:
         """(B,R); without references (B,1), a number that depends on all predictions."""
         bound: Sequence[Reference] | None = self.bound.value
@@ -214,10 +220,19 @@ class Detection(Scores):
                 )
             box = boxes[0] if len(boxes) else _whole(batch["image"])
             label = int(batch["target"][i]) if "target" in batch else -1
-            label = label if 0 <= label < output.num_classes and len(boxes) else best_label(output, i, box)
+            missing.append(_unusable(boxes))
+            if not missing[-1]:
+                check_label(label, output.num_classes, batch["id"][i] if "id" in batch else i, output.background)
+            label = label if label >= 0 and not missing[-1] else best_label(output, i, box)
             found.append(Reference(box, label))
-            missing.append("" if len(boxes) else "the image has no reference box")
         return found, tuple(missing)
+
+
+def _unusable(boxes: Tensor) -> str:
+    """Why a dataset's boxes are no reference; "" if they are one."""
+    if not len(boxes):
+        return "the image has no reference box"
+    return "" if bool(has_area(boxes[0])) else "the reference box has no area"
 
 
 def share(scores: Tensor) -> Tensor:

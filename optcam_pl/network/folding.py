@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from optcam_pl.network.errors import input_channels
 from optcam_pl.network.layers import zeros_for
 from optcam_pl.private import forward_hooks, forward_pre_hooks
+from optcam_pl.threads import hook_output
 
 TOLERANCE = 1e-4
 """The largest difference of outputs that folding may make, relative to their largest magnitude. Float32 makes 3e-6."""
+
+Run: TypeAlias = Callable[[nn.Module, Tensor], Any]
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _WITH_ACTIVATION = ("timm.layers.norm_act", "BatchNormAct2d")  # module and class; importing it takes seconds
@@ -47,21 +50,25 @@ class Folded:
         network: it stays as it is.
         size: (H,W) of images in pixels.
         keep: names of layers whose outputs are recorded; their own convolution stays as it is.
+        run: calls a network with images, where ``network(image)`` is not how it is used, and returns what of its output
+            is explained; that is what is compared.
 
     Attributes:
         network: the copy.
         pairs: what is folded.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int], keep: Iterable[str] = ()) -> None:
-        self.network = copy.deepcopy(network)
+    def __init__(
+        self, network: nn.Module, size: tuple[int, int], keep: Iterable[str] = (), run: Run = nn.Module.__call__
+    ) -> None:
+        self.network, self._run = copy.deepcopy(network), run
         self._parts: dict[Pair, tuple[nn.Module, nn.Module]] = {}
         like = zeros_for(network, (1, 1))
         noise = torch.rand(2, input_channels(network) or 3, *size, generator=torch.Generator().manual_seed(0)).to(like)
         kept = set(keep)
         with torch.inference_mode(False), torch.no_grad():
-            found = [pair for pair in _pairs(self.network, noise[:1]) if pair.convolution not in kept]
-            self._try(found, noise, _tensors(network(noise)))
+            found = [pair for pair in _pairs(self.network, noise[:1], run) if pair.convolution not in kept]
+            self._try(found, noise, _tensors(run(network, noise)))
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -83,7 +90,7 @@ class Folded:
         """Step 3."""
         for pair in pairs:
             self._fold(pair)
-        if not pairs or _same(_tensors(self.network(noise)), right):
+        if not pairs or _same(_tensors(self._run(self.network, noise)), right):
             return
         for pair in pairs:
             self._undo(pair)
@@ -126,13 +133,13 @@ class Folded:
         setattr(self.network.get_submodule(parent), own, module)
 
 
-def _pairs(network: nn.Module, image: Tensor) -> list[Pair]:
+def _pairs(network: nn.Module, image: Tensor, run: Run) -> list[Pair]:
     """Step 1 of `Folded`."""
     outputs: dict[int, tuple[str, Tensor]] = {}
     inputs: list[tuple[str, Any]] = []
     calls: dict[str, int] = {}
     with _watching(network, outputs, inputs, calls):
-        network(image)
+        run(network, image)
     pairs = []
     for norm, given in inputs:
         convolution, output = outputs.get(id(given), ("", None))
@@ -152,16 +159,16 @@ class _watching:  # noqa: N801 (used like a function, as contextlib's own)
         calls: dict[str, int],
     ) -> None:
         self._network, self._outputs, self._inputs, self._calls = network, outputs, inputs, calls
-        self._handles: list[Any] = []
+        self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> None:
         for name, module in list(_foldable(self._network)):
             self._calls[name] = 0
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            self._undo.append(hook_output(module, self._hook(name)))
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for undo in self._undo:
+            undo()
 
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -189,14 +196,18 @@ def _tensors(output: Any) -> list[Tensor]:
     """All tensors of a network's output."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
-    if isinstance(output, dict):
+    if is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
+    if isinstance(output, Mapping):
         return [tensor for value in output.values() for tensor in _tensors(value)]
     return [tensor for value in output for tensor in _tensors(value)] if isinstance(output, (tuple, list)) else []
 
 
 def _same(ours: list[Tensor], right: list[Tensor]) -> bool:
     """Whether outputs are equal but for rounding; without any tensor nothing is proved."""
-    return bool(right) and all(
-        a.shape == b.shape and bool((a - b).abs().max() <= max(TOLERANCE, 8 * torch.finfo(b.dtype).eps) * b.abs().max())
+    compared = [b for b in right if b.numel()]
+    return bool(compared) and all(
+        a.shape == b.shape
+        and (not b.numel() or bool((a - b).abs().max() <= max(TOLERANCE, 8 * torch.finfo(b.dtype).eps) * b.abs().max()))
         for a, b in zip(ours, right, strict=True)
     )

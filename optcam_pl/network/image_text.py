@@ -24,6 +24,7 @@ from optcam_pl.network.scores import References, Scores
 from optcam_pl.photos.decode import read_image
 from optcam_pl.photos.preprocessing import Preprocessing
 from optcam_pl.private import written_to
+from optcam_pl.threads import unseen
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
@@ -63,7 +64,7 @@ class PerNetwork:
         state = [(value.device, value.dtype, written_to(value)) for value in network.parameters()]
         known = self._known.get(network)
         if known is None or known[0] != state:
-            with own_grad_mode(), torch.no_grad():
+            with own_grad_mode(), torch.no_grad(), unseen():  # this may happen while the network's layers are recorded
                 self._known[network] = known = (state, compute().detach())
         return known[1]
 
@@ -286,6 +287,11 @@ class Similarity(Scores):
         """Prepare the reference images as the classifier prepares its own."""
         if self.per_image or self.vectors is not None:
             return
+        if classifier.inputs.given:
+            raise ValueError(
+                "Expected `references` of Similarity to be embeddings (C, D), as the network has other `inputs` beside "
+                "the image and nobody says which belong to the reference images."
+            )
         given = self.given
         images = given if isinstance(given, Tensor) else torch.stack([_read(path, classifier) for path in given])
         mean, std = (value.view(1, -1, 1, 1).to(images) for value in (classifier.mean, classifier.std))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class SideInputs:
         self.given = {name: torch.as_tensor(value) for name, value in (given or {}).items()}
         self.how: InputsAs = check_choice("inputs_as", how, InputsAs)
         self._bound = Bound()
+        self._caller: _OfDict | None = None
 
     def of(self, image: Tensor) -> dict[str, Tensor]:
         """What stands beside the images (B,...) of a pass: (B, ...) each, floating ones in the images' dtype."""
@@ -59,15 +60,29 @@ class SideInputs:
             yield
 
     def caller(self, network: nn.Module) -> nn.Module:
-        """The network as it is called: with keywords, or by a function that makes a dict of them."""
+        """The network as it is called: itself, with keywords, or a module around it that makes a dict of them."""
         if self.how == "keywords":
             return network
-        called: Callable[..., Any] = lambda image, **inputs: network({"image": image, **inputs})  # noqa: E731
-        return cast(nn.Module, called)
+        caller = self._caller
+        if caller is None or caller.network is not network:
+            self._caller = caller = _OfDict(network)
+        return caller
 
     def settings(self) -> dict[str, Any]:
         """For a run's manifest; {} if there is no other input."""
         return {"inputs": plain(self.given), "inputs_as": self.how} if self.given else {}
+
+
+class _OfDict(nn.Module):
+    """Calls a network with a dict of all inputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, **inputs: Tensor) -> Any:
+        """What the network returns."""
+        return self.network({"image": image, **inputs})
 
 
 def _beside(value: Tensor, image: Tensor) -> Tensor:

@@ -115,14 +115,14 @@ def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
         box: (4,) xyxy.
 
     Returns:
-        (B,N) in [0,1].
+        (B,N) in [0,1]; 0 for a box without an area.
 
     Example:
         >>> overlaps(torch.tensor([[[0.0, 0.0, 4.0, 4.0], [2.0, 0.0, 6.0, 4.0]]]), torch.tensor([0.0, 0.0, 4.0, 4.0]))
         tensor([[1.0000, 0.3333]])
     """
     iou: Tensor = box_iou(boxes.flatten(0, 1), box.to(boxes).unsqueeze(0))
-    return iou.view(boxes.shape[:2])
+    return iou.view(boxes.shape[:2]).nan_to_num(0.0)  # two boxes without an area: 0 / 0
 
 
 def matched(predictions: Predictions, box: Tensor, label: int, least_iou: float = 1.0) -> Tensor:
@@ -235,9 +235,21 @@ def detections(predictions: Predictions, threshold: float, nms_iou: float = 0.5,
             number, label = (p[i] > threshold).nonzero(as_tuple=True)
             boxes = predictions.boxes[i]
             box = boxes[number, label] if boxes.ndim == 3 else boxes[number]
+            real = has_area(box)  # detectors that clip boxes to the image may leave nothing of one
+            box, number, label = box[real], number[real], label[real]
             kept = batched_nms(box.float(), p[i, number, label].float(), label, nms_iou)[:limit]
             found.append(Detected(box[kept], label[kept], p[i, number[kept], label[kept]]))
     return found
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Which boxes (...,4) xyxy have an area, (...) bool.
+
+    Example:
+        >>> has_area(torch.tensor([[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 1.0, 5.0]]))
+        tensor([ True, False])
+    """
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
 def best_label(predictions: Predictions, i: int, box: Tensor) -> int:
@@ -275,6 +287,15 @@ def predict(network: nn.Module, image: Tensor, **inputs: Any) -> Predictions:
     if isinstance(network, (RetinaNet, FCOS, SSD)):
         return _one_stage(network, image)
     return read(network, network(image, **inputs), (image.shape[2], image.shape[3]))
+
+
+def head_inputs(network: nn.Module) -> tuple[str, ...]:
+    """The layers that the head of a YOLO of ultralytics reads, the finest grid first; () for other networks."""
+    blocks = getattr(network, "model", None)
+    if not (type(network).__module__.startswith("ultralytics.") and isinstance(blocks, nn.Sequential)):
+        return ()
+    numbers: Any = blocks[-1].f
+    return tuple(f"model.{number}" for number in numbers)
 
 
 def read(network: nn.Module, output: Any, size: tuple[int, int]) -> Predictions:

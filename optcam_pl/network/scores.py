@@ -111,6 +111,10 @@ class Scores(Remembers, ABC):
         """The link for a network, unless the classifier is given another one: the `default_link`."""
         return self.default_link
 
+    def layers_of(self, network: nn.Module) -> tuple[str, ...]:
+        """The layers to explain where the classifier is given none and these scores know them; () otherwise."""
+        return ()
+
     def attach(self, classifier: Classifier) -> None:
         """Prepare what depends on the classifier's preprocessing, once, when the classifier is made."""
 

@@ -17,7 +17,7 @@ from optcam_pl.checks import check_choice
 from optcam_pl.network.link import Link
 from optcam_pl.network.outputs import logits_of, part_of
 from optcam_pl.network.scores import References, Scores
-from optcam_pl.network.words import label_number, label_word
+from optcam_pl.network.words import check_label, label_number, label_word
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
@@ -138,7 +138,8 @@ class Region(Scores):
         if self.category is not None:
             return label_number(classifier, self.category, classes)
         own = int(batch["target"][i]) if self.region == "mask" and "target" in batch else -1
-        if 0 <= own < classes:
+        check_label(own, classes, batch["id"][i] if "id" in batch else i)
+        if own >= 0:
             return own
         area = torch.bincount(predicted.flatten(), minlength=classes)
         if self.background is not None and self.background < classes:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl.checks import check_choice
-from optcam_pl.network.folding import Folded
+from optcam_pl.network.folding import Folded, Run
 from optcam_pl.private import forward_hooks, forward_pre_hooks
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Speed: TypeAlias = Literal["plain", "folded", "graph", "compile", "auto"]
 WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-_Run: TypeAlias = Callable[[nn.Module, Tensor], Any]
 
 _logger = logging.getLogger(__name__)
 _GRAPHS = 4  # shapes of which a graph is kept; each keeps the memory of a pass
@@ -55,6 +54,7 @@ class FasterNetwork:
         dtype: the type of the copy's weights; None keeps the network's.
         size: (H,W) of the images, for the proof that the copy gives the same outputs.
         keep: names of layers whose outputs are explained.
+        run: calls a network with images; see `Folded`.
 
     Attributes:
         original: the network that was given.
@@ -68,9 +68,10 @@ class FasterNetwork:
         dtype: WeightsDtype | None,
         size: tuple[int, int],
         keep: Iterable[str],
+        run: Run = nn.Module.__call__,
     ) -> None:
         self.original, self.speed, self.dtype = network, speed, dtype
-        self._folded = Folded(network, size, keep)
+        self._folded = Folded(network, size, keep, run)
         self.network = self._folded.network.to(memory_format=torch.channels_last)
         if dtype is not None:
             self.network.to(getattr(torch, dtype))
@@ -111,7 +112,7 @@ class FasterNetwork:
         yield kept
         self._kept[key] = kept
 
-    def run(self, run: _Run, image: Tensor) -> Any:
+    def run(self, run: Run, image: Tensor) -> Any:
         """A pass.
 
         Args:
@@ -127,7 +128,7 @@ class FasterNetwork:
             return run(self.network, image)
         return self._graphs.run(partial(run, self.network), image)
 
-    def _by_compiler(self, run: _Run, image: Tensor) -> Any:
+    def _by_compiler(self, run: Run, image: Tensor) -> Any:
         if self._compiled is None:
             self._compiled = torch.compile(self.network)
         if self._compiled is False:

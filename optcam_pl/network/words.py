@@ -54,3 +54,27 @@ def label_number(classifier: Classifier, category: int | str, count: int) -> int
         near = f"The nearest are: {nearest(category, known.values())}." if known else "Give `class_names`, or a number."
         raise ValueError(f"Unknown `category` {category!r} of {classifier.name}. {near}")
     return found[0]
+
+
+def check_label(label: int, count: int, image: object, background: int | None = None) -> None:
+    """Check that a dataset's label is one of the network's categories; -1 means that there is none.
+
+    Args:
+        label: the number.
+        count: how many categories there are.
+        image: the image's name, for the message.
+        background: the category that means "no object".
+
+    Raises:
+        ValueError: it is not.
+    """
+    if label == background:
+        what = "its class for no object"
+    elif label >= count:
+        what = f"not in 0..{count - 1}"
+    else:
+        return
+    raise ValueError(
+        f"Expected labels that are numbered as the network's categories, but image {image!r} has the label {label}, "
+        f"which is {what}. Number them as the network does, with the `classes` of CSVImages for example."
+    )

@@ -57,6 +57,11 @@ def _panels(rows: int, columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _legend(figure: Any, panel: Any) -> None:
+    """Name the curves beside the panels, where none lies below the names."""
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+
+
 def _title(runs: Sequence[Measured], key: str) -> str:
     summary = next(run.summary for run in runs if key in run.summary.metrics)
     return printable(heading(key, summary.info(key)))
@@ -94,7 +99,7 @@ def _curves(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]], keys: S
             panel.set_xticks(places, list(map(printable, values)), rotation=45, ha="right")
         elif min(numbers) > 0 and max(numbers) >= _WIDE_SPREAD * min(numbers):
             panel.set_xscale("log")
-    panels[0][-1].legend(fontsize="small")
+    _legend(figure, panels[0][-1])
     return figure
 
 
@@ -111,7 +116,9 @@ def selectivity_figure(runs: Sequence[tuple[str, Path]]) -> Any:
         ValueError: no run has such a curve.
     """
     of = {method: (load_run(folder), mean_curves(folder)) for method, folder in runs}
-    keys = list(dict.fromkeys(key for _, curves in of.values() for key in curves if key.startswith("selectivity_")))
+    # In the order of the metrics: the files of the curves have none.
+    found = (key for run, curves in of.values() for key in run.metrics if key in curves)
+    keys = list(dict.fromkeys(key for key in found if key.startswith("selectivity_")))
     if not keys:
         raise ValueError("Expected runs with the metrics SelectivityDrop, SelectivityGain or SelectivityIncrease.")
     figure, panels = _panels(1, len(keys))
@@ -125,7 +132,7 @@ def selectivity_figure(runs: Sequence[tuple[str, Path]]) -> Any:
                 panel.fill_between(alphas, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         info = next(run.metrics[key] for run, _ in of.values() if key in run.metrics)
         panel.set(title=printable(heading(key, info)), xlabel="alpha", xscale="log")
-    panels[0][-1].legend(fontsize="small")
+    _legend(figure, panels[0][-1])
     return figure
 
 

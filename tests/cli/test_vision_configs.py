@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from vision_cases import squares
 
 from optcam_pl.cli import main
 from optcam_pl.reports.report import load_run
+from optcam_pl.runs.run_folder import RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = str(CONFIGS.parent / "tests" / "conf" / "tiny.yaml")
@@ -78,6 +83,55 @@ def test_each_detection_is_a_row_and_its_panel_shows_the_box() -> None:
     assert (tiles[0][0, 7], tiles[0][8, 4]) == (255, 0)
     assert (tiles[1][16, 24], tiles[1][15, 26]) == (255, 0)
     assert tiles[1][0, 7] != 255
+
+
+EACH_BOX = ["--config", str(CONFIGS / "data" / "each_box.yaml")]
+
+
+def each_box_of(data: str = "data", *own: str) -> list[str]:
+    given = words("detection", "--model.classifier.scores.init_args.references=boxes", *own)
+    return ["test", *given[:4], *EACH_BOX, *given[4:], f"--data.data.init_args.root={data}"]
+
+
+def rows_of(folder: str) -> list[dict[str, Any]]:
+    return [{**json.loads(row.to_json()), "seconds": 0} for row in load_run(folder).rows]
+
+
+def test_a_run_of_boxes_that_was_stopped_goes_on_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = iter(range(99))
+    write = RunFolder.write
+
+    def failing(self: RunFolder, *given: Any) -> None:
+        if next(blocks) == 1:
+            raise KeyboardInterrupt
+        write(self, *given)
+
+    small = "--data.data.init_args.batch_size=1"
+    monkeypatch.setattr(RunFolder, "write", failing)
+    with pytest.raises(SystemExit):
+        main([*each_box_of("data", small), "--run_dir=run"])
+    monkeypatch.setattr(RunFolder, "write", write)
+    assert [row.id for row in load_run("run").rows] == ["x/0.png#box1"]
+    for folder in ("run", "whole"):
+        assert main([*each_box_of("data", small), f"--run_dir={folder}"]) == 0
+    assert rows_of("run") == rows_of("whole")
+    assert [row["id"] for row in rows_of("run")] == ["x/0.png#box1", "x/0.png#box2", "x/1.png#box1", "x/2.png"]
+
+
+@pytest.mark.ddp
+def test_two_processes_find_the_boxes_and_write_the_rows_of_one() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(CONFIGS.parent), str(CONFIGS.parent / "tests")])
+    for devices in (1, 2):
+        spread = [f"--trainer.devices={devices}", *(["--trainer.strategy=ddp"] if devices > 1 else [])]
+        given = each_box_of("data", "--data.data.init_args.batch_size=1", *spread, f"--run_dir=p{devices}")
+        command = [sys.executable, "-m", "optcam_pl", *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert rows_of("p1") == rows_of("p2")
+    assert len(rows_of("p1")) == 4
+    one, two = (load_run(f"p{n}").manifest["fingerprint"]["data"] for n in (1, 2))
+    assert one == two
 
 
 def test_compare_takes_several_methods_with_one_set_of_references(capsys: pytest.CaptureFixture[str]) -> None:
