@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import torch
-from common import Claim, Contestant, Table, arguments, classifier_of, finish, photographs, race
+from common import Claim, Contestant, Table, arguments, at_speed, classifier_of, finish, photographs, race
 from pytorch_grad_cam import AblationCAM as Peer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
@@ -40,8 +40,8 @@ def measure(name: str, options: Any) -> Table:
     layer = classifier.layer(classifier.target_layers[0])
     maps: dict[str, Tensor] = {}
 
-    def ours() -> None:
-        maps["ours"] = AblationCAM(chunk_size=CHUNK)(classifier, image, target).saliency[0, 0].cpu()
+    def ours(network: Classifier) -> None:
+        maps["ours"] = AblationCAM(chunk_size=CHUNK)(network, image, target).saliency[0, 0].cpu()
 
     def peers() -> None:
         # The classifier itself is the peer's model: mean and std are inside it in both cases.
@@ -49,9 +49,12 @@ def measure(name: str, options: Any) -> Table:
             found = cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
             maps["peer"] = torch.from_numpy(found[0])
 
+    fast = at_speed(classifier, "folded")
     contestants = [
         Contestant("upper passes", lambda: upper_passes(classifier, image), "limit"),
-        Contestant("Ablation-CAM", ours),
+        Contestant("upper passes, folded", lambda: upper_passes(fast, image), "limit"),
+        Contestant("Ablation-CAM, plain", lambda: ours(classifier)),
+        Contestant("Ablation-CAM", lambda: ours(fast)),
         Contestant("pytorch-grad-cam", peers, "peer", rounds=1),
     ]
     table = race(f"{classifier.name}, one image", "an image", contestants, options.rounds)

@@ -195,18 +195,13 @@ _HELD_OUT = [key for usual in _USUAL for key in (usual, usual.replace("average",
 _SAME = (f"{PERTURBATION}/fast", f"{PERTURBATION}/GradCAM")
 _OTHER = ("mean", "blur", "predicted", "crop")
 
-
-def _steps(root: Path, steps: int) -> str:
-    """Insertion and deletion with so many steps, and the differences of the methods."""
-    folder = f"{SETTINGS}/steps_{steps}"
-    return numbers(root, folder, against=f"{folder}/GradCAM", paired=("insertion", "deletion"))
-
-
 TABLES: dict[str, Callable[[Path], str]] = {
     "table6": lambda root: beside_paper(root, TABLE6, "6"),
     "table6_pairs": lambda root: pairs(root, TABLE6, "objective=mask,normalizer=range"),
     "layers": lambda root: numbers(root, LAYERS),
     "layers_pairs": lambda root: pairs(root, LAYERS, "target_layer=bn2"),
+    "rates": lambda root: numbers(root, RATES),
+    "rates_pairs": lambda root: pairs(root, RATES, "lr=0.1,max_iter=50"),
     "selectivity_gain": lambda root: selectivity(root, SELECTIVITY, "selectivity_gain"),
     "selectivity_drop": lambda root: selectivity(root, SELECTIVITY, "selectivity_drop"),
     "sanity": lambda root: sanity(root, SANITY),
@@ -218,6 +213,7 @@ ARCHIVES: dict[str, Sequence[str]] = {
     "table6": [TABLE6],
     "figureA4": [SELECTIVITY],
     "tableA13": [LAYERS],
+    "figureA5": [RATES],
     "figureA6": [SANITY],
     "speed": SPEED,
 }

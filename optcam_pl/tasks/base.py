@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_info
 
 from optcam_pl.checks import expanded_path
@@ -68,3 +71,22 @@ class RunTask(L.LightningModule):
     def teardown(self, stage: str) -> None:
         """The next run gets a folder of its own."""
         self._fresh_dir = None
+
+
+@contextmanager
+def without_scaler(plugin: Precision) -> Iterator[None]:
+    """For steps whose gradients do not come from a loss that float16's scaler has seen; it would refuse them.
+
+    Args:
+        plugin: the trainer's; only float16's mixed precision has a scaler.
+    """
+    scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+    if scaler is None:
+        yield
+        return
+    assert isinstance(plugin, MixedPrecision)
+    plugin.scaler = None
+    try:
+        yield
+    finally:
+        plugin.scaler = scaler

@@ -49,7 +49,7 @@ from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 from optcam_pl.runs.thumbnails import chosen, save_thumbnails
-from optcam_pl.tasks.base import RunTask
+from optcam_pl.tasks.base import RunTask, without_scaler
 
 
 class _CloseOnError(Callback):
@@ -360,7 +360,8 @@ class SaliencyTask(RunTask):
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         optimizer.optimizer.state.clear()  # the moments of the previous block do not apply here
         weights = list(self.weights)[: len(target)]  # the others have no gradient, so no step changes them
-        return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
+        with without_scaler(self.trainer.precision_plugin):  # the explainer scales its gradients itself
+            return self.explainer.fit(self.classifier, batch["image"], target, weights, optimizer)
 
     def _number(self, batch: Batch) -> int:
         """The block's number in the dataset, from any of its images."""
