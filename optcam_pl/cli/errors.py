@@ -9,8 +9,9 @@ _NONE = "Expected a <class 'NoneType'>"
 def plain(message: str) -> str:
     """Shorten the blocks in which jsonargparse lists what was wrong with each type that a setting may have.
 
-    Only the faults of a block are kept, without the one that the value is not None and without the value, which may be
-    a whole configuration. A single fault replaces its block. Text without such a block is not changed.
+    Only the faults of a block are kept, each once, without those that only name another type where one says more, and
+    without the value, which may be a whole configuration. A single fault replaces its block. Text without such a block
+    is not changed.
 
     Example:
         >>> print(plain('''Parser key "data":
@@ -42,9 +43,14 @@ def _shortened(lines: list[str]) -> list[str]:
             faults.append([line.removeprefix(f"{margin}  - ")])
         elif faults and (not line or line.startswith(f"{margin}    ")):
             faults[-1].append(line.removeprefix(f"{margin}    "))
-    told = [_shortened(fault) for fault in faults if fault != [_NONE]]
+    told = [fault for number, fault in enumerate(faults) if fault != [_NONE] and fault not in faults[:number]]
+    told = [_shortened(fault) for fault in told if not _only_type(fault)] or [_shortened(fault) for fault in told]
     bullets = ("", "") if len(told) == 1 else ("- ", "  ")
     block = [
         f"{margin}{bullets[place > 0]}{line}" for fault in told for place, line in enumerate(fault) if line.strip()
     ]
     return lines[:start] + block + _shortened(lines[end + 1 :])
+
+
+def _only_type(fault: list[str]) -> bool:
+    return len(fault) == 1 and fault[0].startswith("Expected a <class ") and fault[0].endswith(">")

@@ -241,6 +241,8 @@ def _class(fault: Fault) -> str | None:
         return None
     kind, name = (other[2], other[1]) if other else ("", match[1] if match else "")
     known = known_classes(fault, kind)
+    if not known and "typing.Literal[" in fault.types:
+        return None  # a word, or a function: no class
     labels = {metric.label: metric.__name__ for metric in METRICS.values()}
     if name in labels:
         return (
@@ -259,8 +261,8 @@ def _article(noun: str) -> str:
 
 def _value(fault: Fault) -> str | None:
     """A value of another type."""
-    text = " ".join(fault.texts)
-    if got := re.search(r"\. Got value: (.*)$", text):
+    text = "\n".join(fault.texts)
+    if got := re.search(r"\. Got value: (.*)$", text, re.MULTILINE):  # what follows says it once more for other types
         text, fault.given = text[: got.start()], got[1]
     kinds = re.findall(r"Expected a (<class '[^']+'>|typing\.Literal\[[^]]*\])", text)
     if not kinds or fault.given is None:

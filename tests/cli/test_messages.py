@@ -41,3 +41,16 @@ and more"""
 @pytest.mark.parametrize("text", ["", "There is no folder 'x'.\n", NESTED.partition("  Given")[0], " a\n\n  b"])
 def test_other_text_stays_as_it_is(text: str) -> None:
     assert plain(text) == text
+
+
+def test_a_fault_of_a_class_is_told_once_and_not_the_types_that_it_is_not() -> None:
+    text = """Does not validate against any of the Union subtypes
+Subtypes: [<class 'Scores'>, collections.abc.Callable, collections.abc.Sequence, <class 'NoneType'>]
+Errors:
+  - Expected `threshold` to be in (0, 1], but got 2.0.
+  - Expected `threshold` to be in (0, 1], but got 2.0.
+  - Expected a <class 'collections.abc.Sequence'>
+  - Expected a <class 'NoneType'>
+Given value type: <class 'Namespace'>
+Given value: Namespace(threshold=2.0)"""
+    assert plain(text) == "Expected `threshold` to be in (0, 1], but got 2.0."

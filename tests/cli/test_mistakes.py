@@ -130,6 +130,9 @@ def yaml(text: str) -> list[str]:
         (["--data.limit=-1"], "Expected `limit` to be a positive integer, but got -1."),
         (["--trainer.limit_test_batches=-3"], "invalid value -3 for limit_test_batches"),
         (["--threads=two"], "Expected `threads` to be an integer, but got 'two'."),
+        (["--model.classifier.link=sigmiod"], "identity, but got 'sigmiod'. The nearest are: 'sigmoid'"),
+        (["--model.classifier.scores=Regression", "--model.classifier.scores.direction=upp"], "keep, but got 'upp'."),
+        (["--model.classifier.scores=Binray"], "the name of a class, but got 'Binray'. The nearest are: 'Binary'"),
         (["--model.explainer.objective=foo"], "one of mask, diff, io_mask, io_diff, contrast, but got 'foo'"),
         # 29
         (["--model.classifier.network=my_net.Nett"], "The nearest are: 'Net'"),
