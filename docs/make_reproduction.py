@@ -111,14 +111,16 @@ def pairs(root: Path, folder: str, against: str, keys: Sequence[str] = ("average
 
 
 def _shown(summary: Summary, keys: Sequence[str], paired: Sequence[str], names: Mapping[str, str]) -> Summary:
-    """The summary with some of its metrics, and under another name."""
+    """The summary with some of its metrics and what belongs to them, and under another name."""
     metrics = {
         key: estimate if key in paired else replace(estimate, against=None)
         for key, estimate in summary.metrics.items()
         if key in keys or not keys
     }
+    hidden = tuple(f"{key}_" for key in summary.metrics if key not in metrics)
+    settings = {name: value for name, value in summary.settings.items() if not name.startswith(hidden)}
     own = next((name for end, name in names.items() if summary.run.endswith(end)), summary.explainer)
-    return replace(summary.named(own), metrics=metrics)
+    return replace(summary.named(own), metrics=metrics, settings=settings)
 
 
 def _without(grid: Grid, head: str) -> Grid:
@@ -200,7 +202,7 @@ SPEED = [LITE0.format("table1", 8).replace("paper", run) + "/OptiCAM" for run in
 _USUAL = ("average_drop", "average_gain", "average_increase")
 _HELD_OUT = [key for usual in _USUAL for key in (usual, usual.replace("average", "held_out"))]
 _SAME = (f"{PERTURBATION}/fast", f"{PERTURBATION}/GradCAM")
-_OTHER = ("mean", "blur", "predicted", "crop")
+_OTHER = ("mean", "predicted")
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "accuracy": lambda root: accuracy(root, METHODS),
@@ -220,6 +222,14 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "selectivity_gain": lambda root: selectivity(root, SELECTIVITY, "selectivity_gain"),
     "selectivity_drop": lambda root: selectivity(root, SELECTIVITY, "selectivity_drop"),
     "sanity": lambda root: sanity(root, SANITY),
+    "perturbation": lambda root: numbers(
+        *(root, PERTURBATION), against=f"{PERTURBATION}/GradCAM", paired=("insertion", "deletion", "aopc")
+    ),
+    "perturbation_agreement": lambda root: agreeing(root, PERTURBATION),
+    "settings": lambda root: numbers(root, *_SAME, *(f"{SETTINGS}/{name}" for name in _OTHER), keys=_USUAL),
+    "logit": lambda root: numbers(
+        *(root, f"{SETTINGS}/logit"), against=f"{SETTINGS}/logit/GradCAM", paired=("insertion", "deletion", "aopc")
+    ),
     "speed": lambda root: numbers(root, *SPEED, against=SPEED[0]),
 }
 """Name of a place in the page -> what stands there, of the folder into which the archives were unpacked."""
@@ -231,6 +241,8 @@ ARCHIVES: dict[str, Sequence[str]] = {
     "tableA13": [LAYERS],
     "figureA5": [RATES],
     "figureA6": [SANITY],
+    "perturbation": [PERTURBATION],
+    "settings": [f"{SETTINGS}/{name}" for name in (*_OTHER, "logit")],
     "speed": SPEED,
 }
 """Name of an archive -> the folders whose runs it has."""
