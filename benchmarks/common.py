@@ -13,14 +13,17 @@ import datetime
 import gc
 import itertools
 import json
+import multiprocessing as mp
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +189,47 @@ def passes(network: Callable[[Tensor], Tensor], image: Tensor, count: int, backw
                 torch.autograd.grad(score, given)
 
     return call
+
+
+@contextmanager
+def apart(
+    prepare: Callable[..., Callable[[], Any]], options: argparse.Namespace, *args: Any
+) -> Iterator[Callable[[], None]]:
+    """A call in a process of its own, with the C library's habits: `keep_freed_memory` holds for a whole process.
+
+    Args:
+        prepare: a function of a module, which gets the options and arguments there and returns what is to be called.
+        options: those of the script.
+        args: more arguments.
+    """
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, prepare, options, *args), daemon=True)
+    process.start()
+    theirs.close()  # so that a process that fails is noticed
+
+    def ask() -> None:
+        ours.send(True)
+        ours.recv()
+
+    try:
+        yield ask
+    finally:
+        ours.close()  # which ends it
+        process.join()
+
+
+def _serve(
+    pipe: Connection, prepare: Callable[..., Callable[[], Any]], options: argparse.Namespace, *args: Any
+) -> None:
+    """In the process of `apart`."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    call = prepare(options, *args)
+    with suppress(EOFError):
+        while pipe.recv():
+            call()
+            pipe.send(True)
 
 
 def folded(classifier: Classifier) -> nn.Module:

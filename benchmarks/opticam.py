@@ -14,11 +14,8 @@ process. Then the growth with the batch.
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -27,6 +24,7 @@ from common import (
     Claim,
     Contestant,
     Table,
+    apart,
     arguments,
     at_speed,
     classifier_of,
@@ -83,17 +81,13 @@ def climb_passes(network: Callable[[Tensor], Tensor], image: Tensor, iterations:
     return lambda: (ends(), steps())[1]
 
 
-def alone(pipe: Connection, name: str, options: Any, iterations: int) -> None:
-    """In a process of its own: times the authors' style when told to."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+def alone(options: Any, name: str) -> Callable[[], Any]:
+    """The authors' style in a process of its own."""
     classifier = classifier_of(name, options)
     image = photographs(options, classifier, options.batch)
     target, network = classifier(image).argmax(1), unfrozen(classifier)
     layer = network.layer(classifier.target_layers[0])
-    while pipe.recv():
-        authors_style(network, layer, image, target, iterations)
-        pipe.send(time.perf_counter())
+    return partial(authors_style, network, layer, image, target, options.iterations)
 
 
 def measure(name: str, options: Any) -> Table:
@@ -112,26 +106,15 @@ def measure(name: str, options: Any) -> Table:
         Contestant("Opti-CAM", lambda: explainer(fast, image, target)),
         Contestant("authors' style", lambda: authors_style(network, layer, image, target, n), "peer"),
     ]
-    context = mp.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=alone, args=(theirs, name, options, n), daemon=True)
-    process.start()
-
-    def ask() -> None:
-        ours.send(True)
-        ours.recv()
-
-    contestants.append(Contestant("authors' style, C library's own habits", ask, "peer"))
     if Bnnr is not None:
         peer = Bnnr(n_iters=n)
         call = partial(peer.explain, classifier, image, target, [classifier.layer(classifier.target_layers[0])])
         contestants.append(Contestant("bnnr", call, "peer"))
-    contestants = [Contestant(c.name, c.call, c.role, n * options.batch) for c in contestants]
     title = f"{classifier.name}, {options.batch} images a batch, {n} iterations"
-    table = race(title, "an image and iteration", contestants, options.rounds)
-    ours.send(False)
-    process.join()
-    return table
+    with apart(alone, options, name) as ask:
+        contestants.append(Contestant("authors' style, C library's own habits", ask, "peer"))
+        contestants = [Contestant(c.name, c.call, c.role, n * options.batch) for c in contestants]
+        return race(title, "an image and iteration", contestants, options.rounds)
 
 
 def growth(name: str, options: Any) -> Table:

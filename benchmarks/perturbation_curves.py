@@ -4,22 +4,57 @@
 
 All have the same photographs, maps, number of steps and threads, and float32 weights. What is above the bare passes is
 the making of the images. quantus makes one pass a step with all images in it; its step has to divide the number of
-pixels. It is measured with the network as it is, which is what its users have, and with our folded one.
+pixels. It runs with the network as it is in a process of its own, which is what its users have (`keep_freed_memory`
+holds for a whole process), and here with the same network and with our folded one.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import quantus
 import torch
-from common import Claim, Contestant, arguments, at_speed, classifier_of, finish, folded, passes, photographs, race
+from common import (
+    Claim,
+    Contestant,
+    apart,
+    arguments,
+    at_speed,
+    classifier_of,
+    finish,
+    folded,
+    passes,
+    photographs,
+    race,
+)
+from torch import Tensor
 
 from optcam_pl import Classifier, GradCAM
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
+
+
+def quantus_flips(options: Any, image: Tensor, target: Tensor, maps: Tensor, network: Classifier) -> None:
+    """The peer's curve."""
+    peer = quantus.PixelFlipping(
+        features_in_step=image[0, 0].numel() // options.steps, perturb_baseline=0.0, disable_warnings=True
+    )
+    given = {"x_batch": image.cpu().numpy(), "y_batch": target.cpu().numpy(), "a_batch": maps.cpu().numpy()}
+    peer(model=network, **given, device=options.device, softmax=True)
+
+
+def alone(options: Any) -> Callable[[], Any]:
+    """The same in a process of its own."""
+    warnings.simplefilter("ignore")
+    classifier = classifier_of(options.network, options)
+    image = photographs(options, classifier, options.images)
+    with torch.no_grad():
+        target, maps = classifier(image).argmax(1), GradCAM()(classifier, image).saliency
+    return partial(quantus_flips, options, image, target, maps, classifier)
 
 
 def main() -> None:
@@ -39,13 +74,7 @@ def main() -> None:
             for metric in metrics:
                 metric.update(**probes.evidence(metric.needs()))
 
-    pixels, target = image.cpu().numpy(), logits.argmax(1).cpu().numpy()
-    maps, a_step = explanation.saliency.cpu().numpy(), pixels[0, 0].size // steps
-    peer = quantus.PixelFlipping(features_in_step=a_step, perturb_baseline=0.0, disable_warnings=True)
-
-    def quantus_flips(network: Classifier) -> None:
-        peer(model=network, x_batch=pixels, y_batch=target, a_batch=maps, device=options.device, softmax=True)
-
+    flips = partial(quantus_flips, options, image, logits.argmax(1), explanation.saliency)
     many = image.repeat(-(-options.chunk // n), 1, 1, 1)[: options.chunk]
     count, work = n * steps // len(many), n * steps
     last = many.contiguous(memory_format=torch.channels_last)
@@ -56,14 +85,16 @@ def main() -> None:
         Contestant("insertion and deletion, plain", lambda: curves(classifier, *both), "ours", 2 * work),
         Contestant("insertion and deletion", lambda: curves(fast, *both), "ours", 2 * work),
         Contestant("deletion", lambda: curves(fast, Deletion(steps)), "ours", work),
-        Contestant("quantus PixelFlipping", lambda: quantus_flips(classifier), "peer", work),
-        Contestant("quantus PixelFlipping, our folded network", lambda: quantus_flips(fast), "peer", work),
+        Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work),
+        Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work),
     ]
     title = f"{classifier.name}, {n} photographs, {steps} steps, {len(many)} images a pass"
-    table = race(title, "an image and step", contestants, options.rounds)
+    with apart(alone, options) as ask:
+        contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
+        table = race(title, "an image and step", contestants, options.rounds)
     table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
     table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
-    table.shows.append(Claim("quantus PixelFlipping", "deletion", 5.0, at_most=False))
+    table.shows.append(Claim("quantus PixelFlipping, C library's own habits", "deletion", 5.0, at_most=False))
     finish("perturbation_curves", [table], options)
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from make_methods import made
 from PIL import Image
 
-from optcam_pl import Classifier, Explainer, explainers
+from optcam_pl import Classifier
 from optcam_pl.data import SamplePhotos
 from optcam_pl.figures import Picture, column, overlay, picture, row
 
 OUTPUT = Path(__file__).with_name("methods.png")
-BLOCKS = Path(__file__).resolve().parent.parent / "configs" / "explainer"
 PHOTO, TILE, COLUMNS = 0, 160, 6
 
 # Block -> name, in the sheet's order.
@@ -58,24 +57,14 @@ NAMES = {
     "random_cam": "Random weights",
     "fake_cam": "Fake-CAM",
 }
-CHEAP = {
-    "rise": ("500 masks, not 4000", "num_masks=500"),
-    "lime": ("300 samples, not 1000", "n_samples=300"),
-    "extremal_perturbation": ("200 steps, not 800", "max_iter=200"),
-    "ss_cam": ("1 sample, not 35", "num_samples=1"),
-    "is_cam": ("2 steps, not 10", "num_samples=2"),
+# Block -> what its title says, and the settings.
+CHEAP: dict[str, tuple[str, dict[str, int]]] = {
+    "rise": ("500 masks, not 4000", {"num_masks": 500}),
+    "lime": ("300 samples, not 1000", {"n_samples": 300}),
+    "extremal_perturbation": ("200 steps, not 800", {"max_iter": 200}),
+    "ss_cam": ("1 sample, not 35", {"num_samples": 1}),
+    "is_cam": ("2 steps, not 10", {"num_samples": 2}),
 }
-
-
-def explainer(block: str) -> Explainer:
-    """The explainer of a block, with the cheap setting if it has one."""
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(Explainer, "explainer")
-    cheap = [f"--explainer.{CHEAP[block][1]}"] if block in CHEAP else []
-    parsed = parser.parse_args([f"--explainer={BLOCKS / block}.yaml", *cheap]).explainer
-    kind = getattr(explainers, parsed.class_path.rpartition(".")[2])
-    made: Explainer = kind(**parsed.get("init_args", Namespace()).as_dict())
-    return made
 
 
 def small(tile: Picture) -> Picture:
@@ -91,7 +80,8 @@ def main(output: Path) -> None:
     titles, tiles = [f"{classifier.class_name(int(target))}\np = {float(p):.2f}"], [small(picture(image[0]))]
     unfit = []
     for block, name in NAMES.items():
-        method = explainer(block)
+        words, cheap = CHEAP.get(block, ("", {}))
+        method = made(block, **cheap)
         try:
             method.check(classifier)
         except ValueError as error:
@@ -101,7 +91,7 @@ def main(output: Path) -> None:
         start = time.perf_counter()
         saliency = method(classifier, image, target).saliency[0]
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
-        titles.append(f"{name}\n{CHEAP.get(block, ('',))[0]}")
+        titles.append(f"{name}\n{words}")
         tiles.append(small(overlay(image[0], saliency)))
     cuts = [slice(i, i + COLUMNS) for i in range(0, len(tiles), COLUMNS)]
     rows = [row(tiles[cut], titles[cut]) for cut in cuts]

@@ -141,6 +141,13 @@ def _point(folder: str) -> dict[str, str]:
     return {name: value for name, equals, value in pairs if equals}
 
 
+def accuracy(root: Path, folder: str) -> str:
+    """How often the network is right on a run's photographs."""
+    rows = runs_in(root, folder)[0].usable
+    right = sum(row.predicted == row.target for row in rows)
+    return f"The network is right on {100 * right / len(rows):.1f} % of the {len(rows)} photographs."
+
+
 def agreeing(root: Path, *folders: str) -> str:
     """Kendall's tau between the metrics."""
     return render(agreement(runs_in(root, *folders)).grid(), "markdown")
@@ -196,6 +203,14 @@ _SAME = (f"{PERTURBATION}/fast", f"{PERTURBATION}/GradCAM")
 _OTHER = ("mean", "blur", "predicted", "crop")
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "accuracy": lambda root: accuracy(root, METHODS),
+    "methods": lambda root: numbers(
+        *(root, METHODS), keys=(*_USUAL, "average_drop_deletion"), against=f"{METHODS}/OptiCAM", paired=_USUAL[:2]
+    ),
+    "held_out": lambda root: numbers(
+        *(root, METHODS), keys=_HELD_OUT, against=f"{METHODS}/OptiCAM", paired=("held_out_drop", "held_out_gain")
+    ),
+    "agreement": lambda root: agreeing(root, METHODS),
     "table6": lambda root: beside_paper(root, TABLE6, "6"),
     "table6_pairs": lambda root: pairs(root, TABLE6, "objective=mask,normalizer=range"),
     "layers": lambda root: numbers(root, LAYERS),
@@ -210,6 +225,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 """Name of a place in the page -> what stands there, of the folder into which the archives were unpacked."""
 
 ARCHIVES: dict[str, Sequence[str]] = {
+    "methods": [METHODS],
     "table6": [TABLE6],
     "figureA4": [SELECTIVITY],
     "tableA13": [LAYERS],

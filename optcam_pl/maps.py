@@ -154,9 +154,11 @@ def normalize(maps: Tensor, how: Normalizer = "range", silent: Tensor | None = N
     maps = torch.where(valid, maps, 0)
     if how == "sigmoid":
         return torch.where(valid, maps.sigmoid(), 0)
-    high = torch.where(valid, maps.amax((-2, -1), keepdim=True), 1)
+    if torch.is_grad_enabled() and maps.requires_grad:  # the extremes again, as the gradient goes through them
+        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    high = torch.where(valid, high, 1)
     if how == "range":
-        low = torch.where(valid, maps.amin((-2, -1), keepdim=True), 0)
+        low = torch.where(valid, low, 0)
         return (maps - low) / (high - low)
     if how == "max":
         return maps.clamp(min=0) / high

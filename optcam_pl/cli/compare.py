@@ -26,6 +26,7 @@ from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.cli.words import CONFIGS, command_parser
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
@@ -445,14 +446,16 @@ def _print_places(outcome: Outcome) -> None:
     if not runs:
         return
     above = os.path.commonpath(runs)
-    folders = ", ".join(str(folder) for folder in map(overlay_folder, runs) if folder is not None)
+    alone = {run.resolve() for run in runs} == {run.resolve() for run in find_runs([above])}
+    named = [above] if alone else runs  # the folder above them, if it holds no other run
+    overlays = [overlay_folder(run) for run in runs]
     shown = any(map(has_events, runs))
     places = (
         ("runs", ", ".join(map(str, runs))),
         ("rows", "rows/ in each (a line per image; files are named a<attempt>-r<process>)"),
-        ("overlays", folders),
+        ("overlays", "overlays/ in each" if all(overlays) else ", ".join(str(folder) for folder in overlays if folder)),
         ("TensorBoard", shown and command("tensorboard", "--logdir", above)),
-        ("table again", command("optcam", "report", *runs)),
-        ("page", command("optcam", "report", *runs, "--html", "page")),
+        ("table again", command("optcam", "report", *named)),
+        ("page", command("optcam", "report", *named, "--html", "page")),
     )
     print("\n" + lines(places))

@@ -203,7 +203,9 @@ def ablate(activation: Tensor, channels: slice, classifier: Classifier, size: tu
     """Copies of one image's activation (1,...), each with a different channel at 0, in the layer's layout (n,...)."""
     index = torch.arange(channels.start, channels.stop, device=activation.device)
     rows = torch.arange(len(index), device=activation.device)
-    copies = activation.repeat(len(index), *[1] * (activation.ndim - 1))
+    last = activation.ndim == 4 and activation.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format  # copying into another one is slow
+    copies = activation.expand(len(index), *activation.shape[1:]).clone(memory_format=layout)
     if copies.ndim == 3:
         copies[rows, :, index] = 0
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +110,12 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
         "own",
         "ss_cam",
     ]  # comparison_0 is TensorBoard's
-    assert "skipped" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "skipped" not in told
+    assert "report runs --html page\n" in told  # not five folders: there is no other run below this one
+    assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM", "GradCAM") == 0
+    assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM") == 0
+    assert "report runs/deep/FakeCAM --html page\n" in capsys.readouterr().out
     assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
 
@@ -200,16 +205,17 @@ def test_a_mean_has_no_value_where_a_dataset_has_none(photos: Path) -> None:
     assert "baseline" not in mean_over([summary, other]).settings
 
 
-def test_the_packages_own_blocks_are_found_each_with_a_place_on_the_contact_sheet() -> None:
+def test_the_packages_own_blocks_are_found_each_on_the_contact_sheet_and_in_the_table_of_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     names = {file.stem for file in compare.BLOCKS.glob("*.yaml")}
     assert names == {file.stem for file in (ROOT / "configs" / "explainer").glob("*.yaml")}
     assert set(compare._COSTLY) < names
     assert {method.name for method in choose(["all"])} == names - set(compare._COSTLY)
-    spec = importlib.util.spec_from_file_location("sheet", ROOT / "docs" / "make_contact_sheet.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sheet = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sheet)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    sheet, methods = map(importlib.import_module, ("make_contact_sheet", "make_methods"))
     assert set(sheet.NAMES) == names
+    assert set(methods.METHODS) == names
     for name in names:
-        assert sheet.explainer(name)
+        _, cheap = sheet.CHEAP.get(name, ("", {}))
+        assert sheet.made(name, **cheap)

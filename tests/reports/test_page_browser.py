@@ -28,7 +28,8 @@ pytestmark = [
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     methods = [pictured_run(folder / name, shift=shift) for shift, name in enumerate(("OptiCAM", "GradCAM", "FakeCAM"))]
-    return write_page(methods, folder / "out")
+    other = pictured_run(folder / ("one_word_that_is_longer_than_a_phone_is_wide" * 2), shift=3)
+    return write_page(methods, folder / "out", against=other)
 
 
 @pytest.fixture(scope="module")

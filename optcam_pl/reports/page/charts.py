@@ -113,7 +113,8 @@ def curves(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     color = _color(labels)
     found = []
     for key, points in values.items():
-        low, middle = (_axis(name, "probability") for name in ("low", "value"))
+        unit = f" ({infos[key].unit})" if infos[key].unit else ""
+        low, middle = (_axis(name, f"mean over the images{unit}") for name in ("low", "value"))
         line: Spec = {"x": x, "y": middle, "color": color, "strokeDash": _dash(labels)}
         line["tooltip"] = _tooltips("run", "step", "value")
         layers = [

@@ -86,7 +86,8 @@ def _differences(
 ) -> tuple[list[Summary], str, str]:
     """The summaries with paired differences, the name of the run that they are from, and why there are none."""
     other = runs[0] if against is None else load_run(find_runs([against])[0])
-    name = str(other.manifest["run"])
+    labels = dict(zip((run.path for run in runs), _labels(summaries), strict=True))
+    name = labels.get(other.path, str(other.manifest["run"]))
     if against is None and len(runs) < 2:
         return summaries, name, "There is one run only."
     try:
