@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -206,6 +206,7 @@ def apart(
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, prepare, options, *args), daemon=True)
     process.start()
+    theirs.close()  # so that a process that fails is noticed
 
     def ask() -> None:
         ours.send(True)
@@ -214,7 +215,7 @@ def apart(
     try:
         yield ask
     finally:
-        ours.send(False)
+        ours.close()  # which ends it
         process.join()
 
 
@@ -225,9 +226,10 @@ def _serve(
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     call = prepare(options, *args)
-    while pipe.recv():
-        call()
-        pipe.send(True)
+    with suppress(EOFError):
+        while pipe.recv():
+            call()
+            pipe.send(True)
 
 
 def folded(classifier: Classifier) -> nn.Module:
