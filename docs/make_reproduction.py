@@ -197,7 +197,7 @@ LITE0 = "logs/paper/{}/efficientnet_lite0_limit{}"
 TABLE6, LAYERS = LITE0.format("table6", 32), LITE0.format("tableA13", 32)
 SELECTIVITY, RATES = LITE0.format("figureA4", 64), LITE0.format("figureA5", 64)
 SANITY = LITE0.format("figureA6", 16)
-METHODS, PERTURBATION, SETTINGS = "logs/methods", "logs/perturbation", "logs/settings"
+METHODS, SLOW, PERTURBATION, SETTINGS = "logs/methods", "logs/slow", "logs/perturbation", "logs/settings"
 SPEED = [LITE0.format("table1", 8).replace("paper", run) + "/OptiCAM" for run in ("t1", "t2")]  # plain, folded
 _USUAL = ("average_drop", "average_gain", "average_increase")
 _HELD_OUT = [key for usual in _USUAL for key in (usual, usual.replace("average", "held_out"))]
@@ -216,6 +216,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     ),
     "held_out": lambda root: numbers(
         *(root, METHODS), keys=_HELD_OUT, against=f"{METHODS}/OptiCAM", paired=("held_out_drop", "held_out_gain")
+    ),
+    "slow": lambda root: numbers(
+        *(root, SLOW), keys=(*_USUAL, *_HELD_OUT[1::2]), against=f"{SLOW}/fast", paired=("average_gain",)
     ),
     "agreement": lambda root: agreeing(root, *(f"{METHODS}/{name}" for name in _DISTINCT)),
     "table6": lambda root: beside_paper(root, TABLE6, "6"),
@@ -241,6 +244,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 ARCHIVES: dict[str, Sequence[str]] = {
     "methods": [METHODS],
+    "slow": [SLOW],
     "table6": [TABLE6],
     "figureA4": [SELECTIVITY],
     "tableA13": [LAYERS],
