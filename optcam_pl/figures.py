@@ -238,7 +238,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], colors: str | None = None, sid
         side: width of a picture in inches.
     """
     tall = max(t.picture.shape[0] / t.picture.shape[1] for row in rows for t in row if t.picture is not None)
-    size = (side * len(rows[0]) + (0.9 if colors else 0), (side * min(tall, 2) + 0.62) * len(rows))
+    words = sum(0.34 + 0.14 * max(_lines(tile) for tile in row) for row in rows)
+    size = (side * len(rows[0]) + (0.9 if colors else 0), side * min(tall, 2) * len(rows) + words)
     figure = Plot(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for row, places in zip(rows, axes, strict=True):
@@ -263,6 +264,11 @@ def _draw_tile(tile: Tile, place: Axes) -> None:
             place.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
     place.set_title(_wrapped(tile.title), fontsize=9, parse_math=False)
     place.set_xlabel(_wrapped(tile.caption), fontsize=8, parse_math=False)
+
+
+def _lines(tile: Tile) -> int:
+    """Lines of text above and below a picture, at least one each."""
+    return sum(max(1, len(_wrapped(text).splitlines())) for text in (tile.title, tile.caption))
 
 
 def _wrapped(text: str) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from optcam_pl import explainers as known
 from optcam_pl.checks import check_count, nearest
 from optcam_pl.data import Batch
-from optcam_pl.evaluate.block import evaluate_block, explained_classes
+from optcam_pl.evaluate.block import BlockResult, evaluate_block, explained_classes
 from optcam_pl.evaluate.result import by_name
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
 from optcam_pl.explainers.base import Target, check_classifier
@@ -54,7 +54,8 @@ def explain(
             a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
         method: an explainer, its class, or its name in `optcam_pl.explainers`.
         target: the class to explain: its name, its number, or one of these for each photograph; "predicted" (or None),
-            "second" or "least": the most, second most or least probable class.
+            "second" or "least": the most, second most or least probable class. Where each image has its own reference
+            (a detection, a region, an estimate to keep), it is left open.
         resize: "stretch": the network sees the whole photograph, resized to its input. "crop": it sees the middle, as
             in most evaluations; the rest is gray in the pictures.
         evolution: for `OptiCAM`, the iterations whose maps are kept for `Explanation.evolution`, at most 100; True
@@ -68,7 +69,7 @@ def explain(
     Raises:
         TypeError: an argument of another type.
         ValueError: an unknown method, class or setting, or a photograph that cannot be read; the message lists the
-            nearest names.
+            nearest names. Or a photograph has no reference, such as no detection.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -167,16 +168,37 @@ class Comparison:
 def _explained(
     classifier: Classifier, explainer: Explainer, image: Tensor, photos: Sequence[Photo], classes: Tensor
 ) -> Explanation:
-    result = evaluate_block(classifier, explainer, cast(Batch, {"image": image}), classes, [])
+    own = classifier.scores.per_image  # image i has the column i; then a block takes a word alone
+    result = evaluate_block(classifier, explainer, cast(Batch, {"image": image}), "predicted" if own else classes, [])
+    _check_references(result, photos)
     probes = result.probes
     return replace(
         result.explanation,
         photos=tuple(photos),
-        names=tuple(classifier.class_name(index) for index in classes.tolist()),
+        names=_names(classifier, result),
         method=explainer.title,
         p=probes.original.detach(),
         o=probes.masked.detach(),
+        quantity="p" if classifier.has_probabilities else "score",
     )
+
+
+def _check_references(result: BlockResult, photos: Sequence[Photo]) -> None:
+    """Refuse photographs without a reference.
+
+    Raises:
+        ValueError: there is one.
+    """
+    missing = result.references.missing if result.references is not None else ()
+    for photo, reason in zip(photos, missing, strict=False):
+        if reason:
+            raise ValueError(f"There is nothing to explain in {photo.name or 'the photograph'}: {reason}.")
+
+
+def _names(classifier: Classifier, result: BlockResult) -> tuple[str, ...]:
+    if result.references is not None:
+        return result.references.names
+    return tuple(classifier.class_name(index) for index in result.explanation.target.tolist())
 
 
 @contextmanager
@@ -226,20 +248,33 @@ def _with_steps(
     """The explanation with the maps of the weights that were collected."""
     assert isinstance(explainer, OptiCAM)  # see _watching
     steps = []
-    for iteration, found in sorted(weights.items()):
-        saliency = explainer.from_weights(classifier, image, explanation.target, found).saliency
-        steps.append((iteration, saliency))
+    with classifier.references({"image": image}):
+        for iteration, found in sorted(weights.items()):
+            saliency = explainer.from_weights(classifier, image, explanation.target, found).saliency
+            steps.append((iteration, saliency))
     return replace(explanation, steps=tuple(steps))
 
 
 def _classes(classifier: Classifier, explainer: Explainer, image: Tensor, target: Target) -> Tensor:
     """(B,) the classes to explain."""
     word = "predicted" if target is None else target
+    if classifier.scores.per_image:
+        return _own_column(target, image)
     if isinstance(word, str) and word in get_args(_Word) and word not in (classifier.class_names or ()):
         classifier.check_frozen()
         with torch.no_grad():
             return explained_classes(cast(_Word, word), cast(Batch, {}), classifier(image))
     return explainer.check_target(word, image, classifier)
+
+
+def _own_column(target: Target, image: Tensor) -> Tensor:
+    """(B,) the images' own references."""
+    if not (target is None or (isinstance(target, str) and target == "predicted")):
+        raise ValueError(
+            "Expected `target` to be left open (None or predicted), as each image is explained for its own reference, "
+            f"but got {target!r}."
+        )
+    return torch.arange(len(image), device=image.device)
 
 
 def _explainers(methods: Sequence[Method] | Mapping[str, Method]) -> dict[str, Explainer]:

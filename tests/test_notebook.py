@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from torch import Tensor, nn
 import optcam_pl
 from optcam_pl.data import ImageFolder, ImageReadError
 from optcam_pl.explainers import Explainer, Explanation, FakeCAM, GradCAM, OptiCAM
-from optcam_pl.figures import photo_overlay
+from optcam_pl.figures import Tile, contact_sheet, photo_overlay
+from optcam_pl.network.scores import References, Regression, Scores
 from optcam_pl.photos import Photo, Preprocessing, prepare
 
 NAMES = ["tabby", "tiger cat", "Egyptian cat", "cougar", "lynx"]
@@ -54,6 +58,75 @@ def spot(rows: slice, columns: slice) -> Given:
     saliency = torch.zeros(16, 16)
     saliency[rows, columns] = 1
     return Given(saliency)
+
+
+# Other scores than classes -------------------------------------------------------------------------------------------
+
+
+def test_each_photograph_keeps_its_own_estimate(photo: Image.Image) -> None:
+    classifier = optcam_pl.Classifier(
+        tiny_cnn().network, scores=Regression("keep", column=1), mean=0, std=1, input_size=16
+    )
+    photos = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(90)]
+    together = optcam_pl.explain(classifier, photos, "OptiCAM", max_iter=3, evolution=[0, 3])
+    estimates = classifier.network(torch.cat([classifier.preprocess(one) for one in photos]))[:, 1].tolist()
+    assert together.names == tuple(f"unchanged {value:.4g}" for value in estimates)
+    assert together.p is not None
+    torch.testing.assert_close(together.p, torch.zeros(2))
+    alone = optcam_pl.explain(classifier, photos[1], "OptiCAM", max_iter=3)
+    torch.testing.assert_close(alone.saliency[0], together.saliency[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.steps[-1][1], together.saliency, atol=1e-4, rtol=0)
+    assert together.caption(1).startswith("score 0.000, masked ")
+    with pytest.raises(ValueError, match=r"left open \(None or predicted\)"):
+        optcam_pl.explain(classifier, photo, "OptiCAM", target=1)
+
+
+class Found(Scores):
+    """The first score of an image, where there is something in it."""
+
+    default_link = "identity"
+    per_image = True
+
+    def __call__(self, output: Tensor) -> Tensor:
+        columns = 1 if self.bound.value is None else len(self.bound.value)
+        return output[:, :1].expand(-1, columns)
+
+    @contextmanager
+    def references(self, classifier: optcam_pl.Classifier, batch: Any) -> Iterator[References]:
+        full = [bool(image.max() > 0) for image in batch["image"]]
+        with self.bound.to(torch.tensor(full)):
+            yield References(("it",) * len(full), missing=tuple("" if one else "nothing is there" for one in full))
+
+
+def test_a_photograph_without_a_reference_is_named(photo: Image.Image, tmp_path: Path) -> None:
+    classifier = optcam_pl.Classifier(tiny_cnn().network, scores=Found(), mean=0, std=1, input_size=16)
+    assert optcam_pl.explain(classifier, photo, "FakeCAM").names == ("it",)
+    Image.new("RGB", (20, 20)).save(tmp_path / "empty.png")
+    with pytest.raises(ValueError, match="nothing to explain in empty.png: nothing is there"):
+        optcam_pl.explain(classifier, [photo, tmp_path / "empty.png"], "FakeCAM")
+
+
+def test_a_score_is_not_called_a_probability(photo: Image.Image) -> None:
+    classifier = optcam_pl.Classifier(
+        tiny_cnn().network, scores=Regression(), mean=0, std=1, input_size=16, class_names=NAMES
+    )
+    found = optcam_pl.explain(classifier, photo, "GradCAM", target="lynx")
+    assert found.names == ("lynx",)
+    assert found.caption().startswith("score ")
+
+
+def test_words_of_several_lines_have_their_room() -> None:
+    one = Tile(np.zeros((4, 4, 3), np.uint8), "title", "caption")
+    more = replace(one, caption="first\nsecond\nthird")
+    figures = [contact_sheet([[tile, tile]]) for tile in (one, more)]
+    for figure in figures:
+        figure.canvas.draw()
+        for place in figure.axes:
+            box = place.get_tightbbox()
+            assert box is not None
+            assert box.y0 >= -1
+            assert box.y1 <= figure.bbox.height + 1
+    assert figures[1].get_figheight() > figures[0].get_figheight()
 
 
 # What is a photograph -------------------------------------------------------------------------------------------------

@@ -41,8 +41,9 @@ class Explanation:
         photos: the B photographs, if they are known.
         names: the names of the B classes, if they are known.
         method: the method's name, if it is known.
-        p: (B,) the class's probability for the image, if it was measured.
-        o: (B,) the class's probability for the masked image, if it was measured.
+        p: (B,) the class's probability for the image, or its score where it has none, if it was measured.
+        o: (B,) the same for the masked image.
+        quantity: what `p` and `o` are, as captions call it.
         steps: the maps at some iterations of an optimizing explainer, (iteration, (B,1,H,W)), if they were kept; see
             `optcam_pl.explain`.
     """
@@ -58,6 +59,7 @@ class Explanation:
     method: str = ""
     p: Tensor | None = None
     o: Tensor | None = None
+    quantity: str = "p"
     steps: tuple[tuple[int, Tensor], ...] = ()
 
     def overlay(self, index: int = 0, *, colors: str = _COLORS, opacity: float = 0.5) -> Image.Image:
@@ -159,7 +161,8 @@ class Explanation:
         """What is known of a map, in words: the probabilities, why it says nothing, what the network did not see."""
         words = []
         if self.p is not None and self.o is not None:
-            words.append(f"p {self.p[index]:.3f}, masked {self.o[index]:.3f}")
+            p, o = (round(float(value[index]), 3) + 0.0 for value in (self.p, self.o))  # no "-0.000"
+            words.append(f"{self.quantity} {p:.3f}, masked {o:.3f}")
         if bool(self.degenerate[index]):
             words.append((self.reasons[index] if self.reasons else "") or "the map carries no information")
         if self.photos and (outside := self.photos[index].outside) > 0.005:
