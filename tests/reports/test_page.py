@@ -214,3 +214,15 @@ def test_at_most_500_images_have_thumbnails_spread_evenly(images):
     assert len(indices) == min(images, MOST)
     gaps = {later - earlier for earlier, later in pairwise(indices)}
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_scores_without_a_probability_are_called_scores(tmp_path: Path) -> None:
+    settings = {"baseline": "black", "scores": "Regression(direction=up)", "link": "identity"}
+    write_page([pictured_run(tmp_path / "a", settings=settings), pictured_run(tmp_path / "b", 4)], tmp_path / "page")
+    page = tmp_path / "page" / "index.html"
+    assert data_of(page)["quantities"] == ["score", "p"]
+    assert "p is the class's probability, and score is the number that is explained" in page.read_text("utf-8")
+    write_page([tmp_path / "b"], tmp_path / "usual")
+    text = (tmp_path / "usual" / "index.html").read_text("utf-8")
+    assert "p is the class's probability for the photograph" in text
+    assert "score is the number" not in text

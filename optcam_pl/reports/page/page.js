@@ -137,7 +137,7 @@ function gallery() {
       if (!run) return;
       const caption = make("figcaption", data.runs[number]);
       if (run.p !== null && run.o !== null) {
-        const change = make("div", `p ${run.p.toFixed(3)} \u2192 ${run.o.toFixed(3)} ${run.o >= run.p ? "\u25B2" : "\u25BC"}`);
+        const change = make("div", `${data.quantities[number]} ${run.p.toFixed(3)} \u2192 ${run.o.toFixed(3)} ${run.o >= run.p ? "\u25B2" : "\u25BC"}`);
         change.className = run.o >= run.p ? "good" : "bad";
         caption.append(change);
       }

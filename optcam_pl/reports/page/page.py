@@ -110,8 +110,10 @@ def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery
     ]
     shown = gallery.write(images)
     used = {entry[key] for image in shown for entry in image["runs"] if entry for key in ("target", "predicted")}
+    words = [_quantity(summary) for summary in summaries]
     data = {
         "runs": labels,
+        "quantities": words,
         "images": shown,
         "classes": {index: names[index] for index in used if index in names},
         "charts": [chart.spec for chart in drawn],
@@ -128,6 +130,7 @@ def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery
         "settings": settings,
         "labels": labels,
         "notes": [f"{label}: {note}" for label, s in zip(labels, summaries, strict=True) for note in s.notes],
+        "quantities": list(dict.fromkeys(words)),
         "found": gallery.found,
         "shown": len(shown),
         "without": [labels[runs.index(run)] for run in gallery.without],
@@ -144,6 +147,11 @@ def _labels(summaries: Sequence[Summary]) -> list[str]:
         label = summary.explainer if alone else f"{summary.explainer} ({summary.run})"
         labels.append(label if label not in labels else f"{label} {len(labels) + 1}")
     return labels
+
+
+def _quantity(summary: Summary) -> str:
+    """What a run's p and o are: with the link "identity" its scores have no probabilities."""
+    return "score" if summary.settings.get("link") == "identity" else "p"
 
 
 def _table(labels: Sequence[str], summaries: Sequence[Summary]) -> dict[str, Any]:
