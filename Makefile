@@ -26,6 +26,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,captum,transformers,datasets,coco,peers,test,lint,docs]"
 	@touch $@ $(VENV)/.demo
 
+# Beside the others' requirements, for `make bench` alone.
+$(VENV)/.bench: $(VENV)/.bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@
+
 install: $(VENV)/.demo
 	@echo "installed: source .venv/bin/activate"
 
@@ -52,5 +57,5 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
