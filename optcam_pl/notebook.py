@@ -179,7 +179,7 @@ def _explained(
         method=explainer.title,
         p=probes.original.detach(),
         o=probes.masked.detach(),
-        quantity="p" if classifier.has_probabilities else "score",
+        quantity=classifier.quantity,
     )
 
 

@@ -191,10 +191,9 @@ def panel(result: BlockResult, i: int) -> Picture:
     probes, explanation = result.probes, result.explanation
     image, predicted, target = result.batch["image"][i], result.predicted_name(i), result.target_name(i)
     head = f"map of {target}" + (f", predicted: {predicted}" if predicted not in ("", target) else "")
-    kind = "p" if probes.classifier.has_probabilities else "score"
     p, o = float(probes.original[i]), float(probes.masked[i])
     tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(probes.masked_image[i])]
-    return card(tiles, [f"{kind} = {p:.3f}", "", f"masked: {o:.3f}"], [head])
+    return card(tiles, [f"{probes.classifier.quantity} = {p:.3f}", "", f"masked: {o:.3f}"], [head])
 
 
 def _stage(trainer: L.Trainer) -> str:

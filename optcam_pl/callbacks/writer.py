@@ -30,7 +30,7 @@ def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
     shown = task.classifier.shown
     image, saliency = shown(result.batch["image"][i]), explanation.saliency[i]
     p, o = float(probes.original[i]), float(probes.masked[i])
-    predicted, kind = result.predicted_name(i), "p" if task.classifier.has_probabilities else "score"
+    predicted, kind = result.predicted_name(i), task.classifier.quantity
     titles = [
         f"predicted: {predicted}" if predicted else "image",
         f"map of: {result.target_name(i)}",

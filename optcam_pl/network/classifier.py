@@ -432,6 +432,11 @@ class Classifier(TakesPhotos, Frozen):
         """Whether p and o are probabilities; with the link "identity" they are the scores themselves."""
         return self.link != "identity"
 
+    @property
+    def quantity(self) -> str:
+        """What p and o are called in titles: "p", or "score" without probabilities."""
+        return "p" if self.has_probabilities else "score"
+
     @contextmanager
     def references(self, batch: Mapping[str, Any]) -> Iterator[References | None]:
         """Bind what the images of a block refer to, where each has its own (`Scores.per_image`); otherwise nothing.

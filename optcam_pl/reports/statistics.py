@@ -76,9 +76,9 @@ def bootstrap_interval(
         >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, None], method="percentile")
         Interval(value=3.0, low=1.8, high=4.2)
     """
-    return bootstrap_intervals([Sample(scores, of_means)], level=level, method=method, resamples=resamples, seed=seed)[
-        0
-    ]
+    sample = Sample(scores, of_means)
+    (interval,) = bootstrap_intervals([sample], level=level, method=method, resamples=resamples, seed=seed)
+    return interval
 
 
 def bootstrap_intervals(
