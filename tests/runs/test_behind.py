@@ -78,13 +78,17 @@ def test_an_exception_elsewhere_waits_for_what_was_handed_over_and_says_what_fai
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done: list[str] = []
-    with pytest.raises(KeyboardInterrupt), WriteBehind() as writing:
-        writing.hand_over([lambda: done.append("row")])
-        raise KeyboardInterrupt
+
+    def interrupted(job: Callable[[], object]) -> None:
+        with WriteBehind() as writing:
+            writing.hand_over([job])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(lambda: done.append("row"))
     assert done == ["row"]
-    with caplog.at_level(logging.ERROR), pytest.raises(KeyboardInterrupt), WriteBehind() as writing:
-        writing.hand_over([fail])
-        raise KeyboardInterrupt
+    with caplog.at_level(logging.ERROR), pytest.raises(KeyboardInterrupt):
+        interrupted(fail)
     assert "could not be written; the next start computes it again: [Errno 28] No space left" in caplog.text
 
 
