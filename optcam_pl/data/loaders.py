@@ -20,7 +20,7 @@ Workers: TypeAlias = int | Literal["auto"]
 _AUTO = 4  # more gain little: a block is read while the network is at work on the one before it
 
 
-def count_workers(asked: Workers) -> int:
+def count_workers(asked: int | str) -> int:
     """The number of loader processes: as asked for, or for "auto" as many as there are cores to use, at most 4.
 
     Raises:
