@@ -107,8 +107,9 @@ class Classifier(TakesPhotos, Frozen):
         inputs_as: how the network gets them: "keywords", as ``network(image, name=...)``, or "dict", as
             ``network({"image": image, name: ...})``.
         speed: "plain": the network as it is. "folded": a copy with batch norms folded into convolutions, channels last.
-            "graph": the same, replayed as a CUDA graph. "compile": the same, by torch.compile. "auto": the fastest that
-            needs no compiler. Last digits differ from those of "plain"; see `optcam_pl.network.speed`.
+            "onednn": the same, with faster layers on a CPU. "graph": folded, replayed as a CUDA graph. "compile":
+            folded, by torch.compile. "auto": the fastest that needs no compiler. Last digits differ from those of
+            "plain"; see `optcam_pl.network.speed`.
         weights_dtype: "bfloat16" or "float16" for the weights of the faster copy; None keeps the network's.
         trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
             error. This setting is printed with the results.
