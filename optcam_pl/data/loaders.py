@@ -39,9 +39,9 @@ def count_workers(asked: int | str) -> int:
 
 def _cores() -> int:
     """The cores that this process may use: fewer than the machine has, where a cluster or a container says so."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 class _Blocks(Dataset[Batch]):
