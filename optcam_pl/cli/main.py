@@ -201,6 +201,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         return run(args)
     keep_freed_memory()
+    wait_asleep()
     _find_own_modules()
     warnings.showwarning = _show_warning
     try:
@@ -213,6 +214,17 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             print(f"optcam: error: {_sentence(error)}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+
+
+def wait_asleep() -> None:
+    """Let threads of OpenMP sleep while they wait for one another, unless the user's environment says how they wait.
+
+    By default those of GCC's OpenMP, which PyTorch comes with, spin: where another program has one of the cores, they
+    hold the one that the thread they wait for needs, and a step takes many times longer. Results do not change. It must
+    be set before PyTorch is loaded; processes that this one starts inherit it.
+    """
+    if not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _show_warning(

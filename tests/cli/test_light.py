@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 
@@ -66,3 +68,42 @@ def test_each_command_that_runs_the_network_has_a_parser_that_loads_none() -> No
     from optcam_pl.cli.parsers import _PARSERS
 
     assert {*_PARSERS, "paper"} == {name for name, command in COMMANDS.items() if command.several}
+
+
+WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+CONSOLE = """
+import os, sys
+from optcam_pl.cli import main
+sys.argv = ["optcam", "--help"]
+main(ARGS)
+print({key: os.environ[key] for key in WAITS if key in os.environ}, "torch" in sys.modules)
+""".replace("WAITS", repr(sorted(WAITS)))
+
+
+def environment(**given: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in WAITS} | given
+
+
+@pytest.mark.parametrize(
+    ("given", "args", "kept"),
+    [
+        ({}, "", {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "", {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "100"}, "", {"GOMP_SPINCOUNT": "100"}),
+        ({}, "['--help']", {}),  # called from Python: the process is its owner's
+    ],
+)
+def test_threads_of_the_console_command_sleep_while_they_wait(
+    given: dict[str, str], args: str, kept: dict[str, str]
+) -> None:
+    code = CONSOLE.replace("ARGS", args)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(**given), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{kept} False", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP shows its settings otherwise")
+def test_openmp_is_told_before_it_is_loaded() -> None:
+    command = [sys.executable, "-m", "optcam_pl", "verify", "nothing"]
+    shown = environment(OMP_DISPLAY_ENV="true")
+    done = subprocess.run(command, env=shown, capture_output=True, text=True, check=False)
+    assert re.search(r"OMP_WAIT_POLICY ?= ?'PASSIVE'", done.stderr), done.stderr
