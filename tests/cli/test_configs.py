@@ -98,6 +98,11 @@ def tiny_weights(classes: int) -> str:
     return "tiny.pth"
 
 
+def test_the_packages_configs_leave_the_number_of_loader_processes_to_the_machine() -> None:
+    found = {path.stem: re.findall(r"num_workers: *(\w+)", path.read_text()) for path in CONFIGS.rglob("*.yaml")}
+    assert {value for values in found.values() for value in values} == {"auto"}
+
+
 def tiny(config: dict[str, Any], fit: bool) -> list[str]:
     """The words that put a tiny network in the place of a config's."""
     given = config["model"]["init_args"]["classifier"]["init_args"]
