@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-import yaml
 
 from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder, write_comparison
@@ -23,7 +22,7 @@ from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
-from optcam_pl.cli.words import CONFIGS, command_parser
+from optcam_pl.cli.words import CONFIGS, command_parser, config_file, config_names, read_yaml
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.report import find_runs
@@ -181,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="a dataset, as a block of configs/data/ or a class; given several times, every explainer is run on each, "
-        "and the last table is the mean over them",
+        help="a dataset: a block (data/coco), a file of one, or a class; given several times, every explainer is run "
+        "on each, and the last table is the mean over them",
     )
     add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
     add(
@@ -268,7 +267,7 @@ def config_key(configs: Sequence[str], key: str) -> Any:
     """A top-level entry of config files, that of the last one that has it; None if there is none."""
     found = None
     for file in configs:
-        content = yaml.safe_load(expanded_path(file).read_text(encoding="utf-8"))
+        content = read_yaml(file)
         if isinstance(content, dict) and content.get(key) is not None:
             found = content[key]
     return found
@@ -286,12 +285,13 @@ def _blocks() -> dict[str, Path]:
 
 
 def _dataset(given: str) -> Dataset:
-    """A class, a file that is one (`class_path: ...`), or a file with the key `data` and maybe others."""
-    if not given.endswith((".yaml", ".yml")):
+    """A class; or a file or config of the package's that is one (`class_path: ...`) or has the key `data`."""
+    if not given.endswith((".yaml", ".yml")) and given not in config_names():
         return Dataset(given.rpartition(".")[2], (f"--data={given}",))
-    content = yaml.safe_load(expanded_path(given).read_text(encoding="utf-8"))
+    file = config_file(given, "--data")
+    content = read_yaml(file)
     whole = isinstance(content, dict) and "data" in content
-    return Dataset(Path(given).stem, (f"--{'config' if whole else 'data'}={given}",))
+    return Dataset(Path(file).stem, (f"--{'config' if whole else 'data'}={file}",))
 
 
 def _check_distinct(option: str, names: Sequence[str]) -> None:
