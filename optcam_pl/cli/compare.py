@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,9 +19,10 @@ from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder, write_comparison
 from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
-from optcam_pl.cli.words import CONFIGS, command_parser, config_file, config_names, read_yaml
+from optcam_pl.cli.words import CONFIGS, config_file, config_names, read_yaml
 from optcam_pl.explainers import Explainer
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.report import find_runs
@@ -33,15 +33,6 @@ from optcam_pl.tasks import SaliencyTask
 BLOCKS = CONFIGS / "explainer"
 # What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
 _COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
-
-_DESCRIPTION = """Test several explainers on the same data and print one table. All other arguments (--data.root FOLDER,
---model.target predicted ...) go to `optcam test`, once for each explainer.
-
---explainers takes classes (GradCAM, my.module.MyExplainer), blocks of configs/explainer/ by name (rise) and YAML files
-of such blocks; a table's row and a run's folder are named so. Without it, the config's own list is run: its key
-`explainers` has such names, and classes with settings ({class_path: OptiCAM, init_args: {lr: 0.1}, name: slow}). `all`
-is every block but is_cam and ss_cam (10 and 35 times the passes of score_cam); those of its methods that cannot work on
-the network are listed below the table, with the reason."""
 
 
 class Method(NamedTuple):
@@ -112,7 +103,7 @@ def compare_command(argv: Sequence[str]) -> int:
         ValueError: an explainer is unknown, or was named and cannot work on the network; before anything runs.
         Exception: that of the first run, if no run came to its end.
     """
-    options, rest = _parser().parse_known_args(argv)
+    options, rest, *_ = asked("compare", argv)
     datasets = [_dataset(given) for given in options.data] or [Dataset()]
     methods = choose(options.explainers) if options.explainers else listed_methods(options.config)
     _check_distinct("--data", [dataset.name for dataset in datasets])
@@ -161,38 +152,6 @@ def check_settings(words: Sequence[str]) -> None:
     model = OptcamCLI(words, dry=True).model
     if isinstance(model, SaliencyTask):
         model.explainer.check(model.classifier)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("compare", _DESCRIPTION)
-    add = parser.add_argument
-    add("--explainers", nargs="+", metavar="NAME", help="all, " + ", ".join(sorted(_known())))
-    add(
-        "-c",
-        "--config",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="settings; several are merged in their order",
-    )
-    add(
-        "--data",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a dataset: a block (data/coco), a file of one, or a class; given several times, every explainer is run "
-        "on each, and the last table is the mean over them",
-    )
-    add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
-    add(
-        "--plan",
-        action="store_true",
-        help="run nothing: measure each method on the first block for about a minute in total, and print what the "
-        "comparison will cost: hours, memory, disk, and its split over several devices",
-    )
-    add("--quiet", action="store_true", help="no progress; print the tables and what was skipped or failed only")
-    add("--format", default="text", choices=get_args(Format))
-    return parser
 
 
 def choose(names: Sequence[str]) -> list[Method]:

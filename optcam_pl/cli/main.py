@@ -1,7 +1,7 @@
 """The command `optcam`: it calls the command that was asked for, and prints errors.
 
 A command is imported when it is called: `optcam --help`, `report` and `verify` load neither Lightning nor a
-network.
+network. Those that run the network load it only once their words are read, so that their --help comes at once.
 """
 
 from __future__ import annotations
@@ -132,10 +132,12 @@ def run(argv: Sequence[str]) -> int:
             return function(argv[1:])
     argv = with_paths(with_files(argv))
     follows = follow_launcher()
-    # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
-    function = _trainer_command if command is None else _function(argv[0], command)
-    importlib.import_module("optcam_pl.cli.lightning_cli")
     try:
+        if command is not None and _answered(argv):
+            return 0
+        # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
+        function = _trainer_command if command is None else _function(argv[0], command)
+        importlib.import_module("optcam_pl.cli.lightning_cli")
         with _quiet(), stop_signals():
             code = function(argv if command is None else argv[1:])
     except Stopped as stopped:
@@ -150,6 +152,13 @@ def run(argv: Sequence[str]) -> int:
 def _function(name: str, command: Command) -> Callable[[Sequence[str]], int]:
     function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), f"{name}_command")
     return function
+
+
+def _answered(argv: Sequence[str]) -> bool:
+    """Whether a command that runs the network needed none, as for its list; --help ends it here, too."""
+    from optcam_pl.cli.parsers import answered
+
+    return answered(argv[0], argv[1:])
 
 
 def _trainer_command(argv: Sequence[str]) -> int:

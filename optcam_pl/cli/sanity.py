@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
 from optcam_pl.runs.files import RunFolderError, probe_folder, write_file
@@ -28,17 +28,7 @@ def sanity_command(argv: Sequence[str]) -> int:
     Raises:
         RunFolderError: the folder has a result already, or cannot be written; before anything is computed.
     """
-    parser = argparse.ArgumentParser(
-        prog="optcam sanity",
-        description="Randomize the network's stages one after the other, from the head down, and compare the maps with "
-        "the trained network's. All other arguments (--config FILE, --data.root FOLDER ...) are `optcam test`'s.",
-        allow_abbrev=False,
-    )
-    names = "dotted names, in this order; default: every one, from the head down"
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--random_seed", type=int, default=0, help="of the random weights; default: 0")
-    parser.add_argument("--run_dir", help="folder of the result instead of a new one under logs/")
-    options, rest = parser.parse_known_args(argv)
+    options, rest, *_ = asked("sanity", argv)
     given = expanded_path(options.run_dir) if options.run_dir else None
     if given is not None and (given / _RESULT).exists():
         raise RunFolderError(f"Expected a folder without a result, but there is {given / _RESULT}. Give another one.")

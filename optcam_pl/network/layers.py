@@ -389,7 +389,12 @@ def _is_channels_last(shape: Sequence[int], image_size: tuple[int, int], network
     return last and (not first or any(f in _CHANNELS_LAST for f in families(family_member(network, layer))))
 
 
+def fixed_noise(*shape: int) -> Tensor:
+    """Images of random pixels in [0,1), always the same, float32 on the CPU whatever torch's defaults are."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+
+
 def zeros_for(network: nn.Module, image_size: tuple[int, int], channels: int = 3) -> Tensor:
     """One black image (1,channels,H,W) in the network's dtype, on its device."""
-    like = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0))
+    like = next((value for value in network.parameters() if value.is_floating_point()), torch.empty(0, device="cpu"))
     return torch.zeros(1, channels, *image_size, dtype=like.dtype, device=like.device)

@@ -249,10 +249,18 @@ def _differing(of: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     return _union([[key for (key, _), found in values.items() if len(found) > 1]])
 
 
+def _whole_options(summaries: Sequence[Summary]) -> list[tuple[str, dict[str, Any]]]:
+    """Each run's method and its settings; one that only another run of the method has is None, as it is not shared."""
+    known: dict[str, list[str]] = {}
+    for s in summaries:
+        known[s.explainer] = _union([known.get(s.explainer, []), list(s.options)])
+    return [(s.explainer, {key: s.options.get(key) for key in known[s.explainer]}) for s in summaries]
+
+
 def run_grid(summaries: Sequence[Summary]) -> Grid:
     """One row per run. Settings in which the runs differ are columns; shared settings appear once, below."""
     columns = _differing(("", s.conditions) for s in summaries)
-    own = [key for key in _differing((s.explainer, s.options) for s in summaries) if key not in columns]
+    own = [key for key in _differing(_whole_options(summaries)) if key not in columns]
     words = [
         [s.explainer, *(s.conditions.get(k, "-") for k in columns), *(words_of(s.options.get(k, "-")) for k in own)]
         for s in summaries

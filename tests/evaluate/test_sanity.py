@@ -117,3 +117,9 @@ def test_the_command_writes_and_prints_what_it_found(
     Path("file").touch()
     with pytest.raises(RunFolderError, match="Cannot write into the folder file"):
         main([*words, "--model.explainer=FakeCAM", "--run_dir=file"])
+
+
+def test_the_stages_of_a_wrapped_network_are_its_own() -> None:
+    wrapped = nn.Sequential(nn.Identity(), nn.DataParallel(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})))
+    assert [name for name, _ in stages(wrapped)] == ["1.module.b", "1.module.a"]
+    assert [name for name, _ in stages(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))] == ["0.0"]

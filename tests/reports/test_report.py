@@ -234,6 +234,18 @@ def test_a_methods_own_settings_are_columns_where_its_runs_differ_and_not_where_
     assert lines[5].endswith("data: photos; OptiCAM(lr=0.1, chunk=1); ScoreCAM(chunk=32)")
 
 
+def test_a_setting_that_only_one_run_of_a_method_has_is_not_shared(tmp_path):
+    a_run(tmp_path / "1", [a_row(0)], explainer="OptiCAM", explainer_settings={"lr": 1.0, "layer": None})
+    a_run(tmp_path / "2", [a_row(0)], explainer="OptiCAM", explainer_settings={"lr": 1.0, "schedule": "linear"})
+    lines = report([tmp_path]).splitlines()
+    assert [line.split()[:2] for line in (lines[0], *lines[2:4])] == [
+        ["method", "schedule"],
+        ["OptiCAM", "-"],
+        ["OptiCAM", "linear"],
+    ]
+    assert lines[4].endswith("data: photos; OptiCAM(lr=1.0)")
+
+
 NASTY = "<b>a|b</b> & 50%_\n\x1b[31m\\cmd{}日本\udcff"
 
 
