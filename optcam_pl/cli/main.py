@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.cli.errors import plain
+from optcam_pl.cli.waiting import wait_as_fits
 from optcam_pl.cli.words import unknown_command, with_files, with_paths
 from optcam_pl.network.allocator import keep_freed_memory
 from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
@@ -149,6 +150,11 @@ def run(argv: Sequence[str]) -> int:
     return 0 if follows else code
 
 
+def _computes(first: Sequence[str]) -> bool:
+    """Whether the first word is a command that runs the network."""
+    return any(word in TRAINER_COMMANDS or (word in COMMANDS and COMMANDS[word].several) for word in first)
+
+
 def _function(name: str, command: Command) -> Callable[[Sequence[str]], int]:
     function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), f"{name}_command")
     return function
@@ -203,6 +209,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         return run(args)
     keep_freed_memory()
+    if _computes(sys.argv[1:2]):
+        wait_as_fits()
     _find_own_modules()
     warnings.showwarning = _show_warning
     try:
