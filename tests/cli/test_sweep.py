@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from optcam_pl.cli import main
-from optcam_pl.cli.compare import config_key, listed_methods
 from optcam_pl.cli.grid import points, read_axes
+from optcam_pl.cli.methods import config_key, listed_methods
 from optcam_pl.reports.report import find_runs, load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Estimate, Summary
