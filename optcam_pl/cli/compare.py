@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 
 from optcam_pl.callbacks import overlay_folder, write_comparison
 from optcam_pl.checks import expanded_path
@@ -21,6 +20,7 @@ from optcam_pl.cli.methods import COSTLY, Method, check_distinct, check_used, ch
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
+from optcam_pl.cli.words import config_file, config_names, read_yaml
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
@@ -126,12 +126,13 @@ def check_settings(words: Sequence[str]) -> None:
 
 
 def _dataset(given: str) -> Dataset:
-    """A class, a file that is one (`class_path: ...`), or a file with the key `data` and maybe others."""
-    if not given.endswith((".yaml", ".yml")):
+    """A class; or a file or config of the package's that is one (`class_path: ...`) or has the key `data`."""
+    if not given.endswith((".yaml", ".yml")) and given not in config_names():
         return Dataset(given.rpartition(".")[2], (f"--data={given}",))
-    content = yaml.safe_load(expanded_path(given).read_text(encoding="utf-8"))
+    file = config_file(given, "--data")
+    content = read_yaml(file)
     whole = isinstance(content, dict) and "data" in content
-    return Dataset(Path(given).stem, (f"--{'config' if whole else 'data'}={given}",))
+    return Dataset(Path(file).stem, (f"--{'config' if whole else 'data'}={file}",))
 
 
 def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:

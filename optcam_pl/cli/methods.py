@@ -12,12 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from optcam_pl import explainers as _explainers
 from optcam_pl.checks import expanded_path, nearest
-from optcam_pl.cli.words import CONFIGS
+from optcam_pl.cli.words import CONFIGS, read_yaml
 from optcam_pl.explainers import Explainer
 
 BLOCKS = CONFIGS / "explainer"
@@ -58,7 +57,7 @@ class Method(NamedTuple):
         """The names of what can be set; none for a class that cannot be imported."""
         path = self.given
         if path.endswith((".yaml", ".yml")):
-            path = yaml.safe_load(expanded_path(path).read_text(encoding="utf-8"))["class_path"]
+            path = read_yaml(path)["class_path"]
         elif path.startswith("{"):
             path = json.loads(path)["class_path"]
         return _settings(path)
@@ -184,7 +183,7 @@ def config_key(configs: Sequence[str], key: str) -> Any:
     """A top-level entry of config files, that of the last one that has it; None if there is none."""
     found = None
     for file in configs:
-        content = yaml.safe_load(expanded_path(file).read_text(encoding="utf-8"))
+        content = read_yaml(file)
         if isinstance(content, dict) and content.get(key) is not None:
             found = content[key]
     return found

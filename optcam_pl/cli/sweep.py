@@ -51,7 +51,11 @@ def sweep_command(argv: Sequence[str]) -> int:
     outcome = None
     if not options.report:
         check_first(todo)
-        outcome = run_all(of_shard(todo, shard), "optcam sweep")
+        mine = of_shard(todo, shard)
+        if not mine:
+            print(f"optcam sweep: nothing to do for shard {options.shard}: the sweep has {len(todo)} runs.")
+            return 0
+        outcome = run_all(mine, "optcam sweep")
     if outcome is None or outcome.leader:
         _report(todo, axes, folder, options.format)
     if outcome is None:

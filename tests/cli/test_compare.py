@@ -146,6 +146,17 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
 
 
+def test_a_dataset_is_a_block_by_name_and_a_config_may_be_yaml_itself(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "{explainers: [FakeCAM], trainer: {callbacks: {class_path: MapWriter, init_args: {maps: false}}}}"
+    assert run(photos, "--config", config, "--data", "data/image_folder", "--data.limit=2", "--run_dir=one") == 0
+    assert "FakeCAM" in capsys.readouterr().out
+    assert len(list(Path("one/FakeCAM/overlays").glob("*.png"))) == 2  # by the only callback, which is no list
+    with pytest.raises(FileNotFoundError, match="Expected `--data` to be .* no file 'image_foldr.yaml'.*image_folder"):
+        run(photos, "--explainers", "FakeCAM", "--data", "image_foldr.yaml")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -73,6 +73,12 @@ def test_shards_do_the_points_and_the_report_needs_no_run(photos: Path, capsys: 
         assert figure.width > 3 * figure.height  # a panel for each of three metrics
 
 
+def test_a_shard_without_a_point_is_done_at_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(photos, "--grid", "model.target=0,1", "--shard=3/4", "--run_dir=few") == 0
+    assert "nothing to do for shard 3/4: the sweep has 2 runs" in capsys.readouterr().out
+    assert not Path("few").exists()
+
+
 def test_the_commands_of_the_page_work(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text()
     first, script = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)

@@ -15,6 +15,7 @@ from torch import nn
 from optcam_pl import Classifier, GradCAM
 from optcam_pl.cli import main
 from optcam_pl.evaluate.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
+from optcam_pl.runs.files import RunFolderError
 
 TINY = str(Path(__file__).resolve().parents[1] / "conf" / "tiny.yaml")
 
@@ -108,7 +109,14 @@ def test_the_command_writes_and_prints_what_it_found(
         assert figure.size[0] > 300
     assert "up to stage" in capsys.readouterr().out
     with pytest.raises(ValueError, match="Unknown stage 'layer5'"):
-        main([*words[:-1], "layer5", "--model.explainer=FakeCAM"])
+        main([*words[:-1], "layer5", "--model.explainer=FakeCAM", "--run_dir=new"])
+    assert not Path("new").exists()
+    monkeypatch.setattr("optcam_pl.cli.sanity.check", lambda *_, **__: pytest.fail("the work comes after the check"))
+    with pytest.raises(RunFolderError, match="Expected a folder without a result, but there is fake"):
+        main([*words, "--model.explainer=FakeCAM", "--run_dir=fake"])
+    Path("file").touch()
+    with pytest.raises(RunFolderError, match="Cannot write into the folder file"):
+        main([*words, "--model.explainer=FakeCAM", "--run_dir=file"])
 
 
 def test_the_stages_of_a_wrapped_network_are_its_own() -> None:
