@@ -1,12 +1,13 @@
 """The frozen network at every `speed`: bare passes, and Opti-CAM on it beside the bare passes of the folded network.
 
     python benchmarks/network_speed.py [--networks demo/efficientnet_lite0 torchvision/resnet50] [--batch 4]
-        [--iterations 30] [--speeds plain folded graph compile auto] [--dtypes float32]
+        [--iterations 30] [--speeds plain folded onednn graph compile auto] [--dtypes float32]
 
 The limit is an independent copy: batch norms folded by torch's own function, channels last, called without anything
-around it. On a GPU add `--dtypes float32 bfloat16`. "graph" and "auto" are "folded" on a CPU and left out there;
-torch.compile is left out by default, because it takes its time. Below each table: how far logits and maps are from the
-plain network's, how many batch norms are folded, and how long the first pass took.
+around it. Add `--dtypes float32 bfloat16` on a GPU, or on a CPU that has this type. On a CPU, "graph" is "folded" and
+"auto" is "onednn": they are left out there; torch.compile is left out by default, because it takes its time. Below each
+table: how far logits and maps are from the plain network's, how many batch norms are folded, and how long the first
+pass took.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from optcam_pl import Classifier, OptiCAM
 
 def variants(options: Any) -> list[tuple[str, dict[str, Any]]]:
     """The settings of `Classifier` to be measured, by name."""
-    known = {"cpu": ["plain", "folded"], "cuda": ["plain", "folded", "graph", "auto"]}[options.device]
+    known = {"cpu": ["plain", "folded", "onednn"], "cuda": ["plain", "folded", "graph", "auto"]}[options.device]
     speeds = [speed for speed in options.speeds or known if speed]
     found = []
     for dtype in options.dtypes:

@@ -6,6 +6,7 @@
 All do the same number of iterations on the same images. The limit is what cannot be left out: a forward pass and a
 backward pass to the image for each iteration, and a forward pass before the first and after the last; of the network as
 it is (for "Opti-CAM, plain") and with folded batch norms and channels last (for "Opti-CAM", which is `speed="folded"`).
+"auto" is the fastest that `speed` has, and "bfloat16" its `weights_dtype`, which needs a processor that has this type.
 The loop like the authors' is written from the paper: one batch of images, Adam on the channels' weights, a backward
 pass that also makes the gradients of the network's own parameters, as in a network that nobody has frozen. It runs
 twice: here, and in a process of its own with the C library's habits, because `keep_freed_memory` holds for a whole
@@ -99,11 +100,14 @@ def measure(name: str, options: Any) -> Table:
     layer = network.layer(classifier.target_layers[0])
     last = image.contiguous(memory_format=torch.channels_last)
     explainer, fast = OptiCAM(max_iter=n, tol=0), at_speed(classifier, "folded")
+    auto, half = at_speed(classifier, "auto"), at_speed(classifier, "auto", weights_dtype="bfloat16")
     contestants = [
         Contestant("bare passes", climb_passes(classifier, image, n), "limit"),
         Contestant("bare passes, folded, channels last", climb_passes(folded(classifier), last, n), "limit"),
         Contestant("Opti-CAM, plain", lambda: explainer(classifier, image, target)),
         Contestant("Opti-CAM", lambda: explainer(fast, image, target)),
+        Contestant("Opti-CAM, auto", lambda: explainer(auto, image, target)),
+        Contestant("Opti-CAM, auto, bfloat16", lambda: explainer(half, image, target)),
         Contestant("authors' style", lambda: authors_style(network, layer, image, target, n), "peer"),
     ]
     if Bnnr is not None:
@@ -135,7 +139,8 @@ def main() -> None:
     options = arguments(__doc__, networks=networks, batch=4, batches=[1, 4, 16], iterations=4, rounds=5)
     tables = [measure(name, options) for name in options.networks]
     for table in tables:
-        table.shows.append(Claim("authors' style, C library's own habits", "Opti-CAM", 3.0, at_most=False))
+        peer, half = "authors' style, C library's own habits", "Opti-CAM, auto, bfloat16"
+        table.shows.append(Claim(peer, half, 3.0, at_most=False))
         table.shows.append(Claim("Opti-CAM, plain", "bare passes", 1.08))
         table.shows.append(Claim("Opti-CAM", "bare passes, folded, channels last", 1.08))
     finish("opticam", [*tables, growth(options.networks[0], options)], options)

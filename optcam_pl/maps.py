@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -188,7 +189,7 @@ def check_baseline(baseline: object) -> Baseline:
 @functools.cache
 def _blur_kernel() -> Tensor:
     """The kernel of RISE's program: a Gaussian filter's response to one point on an 11 x 11 grid, borders reflected."""
-    point = torch.zeros(_BLUR_KERNEL, dtype=torch.float64)
+    point = torch.zeros(_BLUR_KERNEL, dtype=torch.float64, device="cpu")
     point[_BLUR_KERNEL // 2] = 1
     return torch.from_numpy(gaussian_filter(point.numpy(), _BLUR_SIGMA))
 
@@ -271,6 +272,16 @@ def of_class(scores: Tensor, target: Tensor) -> Tensor:
 def wide(values: Tensor) -> Tensor:
     """The tensor in float64 if it is in that, else in float32, whatever precision a network ran in."""
     return values.double() if values.element_size() > 4 else values.float()
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random numbers in [0,1), float32 on the CPU: they depend on the generator alone, not on torch's default type."""
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random numbers of the standard normal distribution; otherwise as `uniform`."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def mask_image(image: Tensor, saliency: Tensor, reference: Tensor | None = None) -> Tensor:

@@ -67,8 +67,9 @@ def explainers() -> list[str]:
     """The classes that the blocks of configs/explainer name.
 
     Example:
-        >>> "GradCAM" in explainers()
+        >>> {"GradCAM", "FinerCAM"} <= set(explainers())
         True
     """
     blocks = [Path(file).read_text(encoding="utf-8") for file in sorted((CONFIGS / "explainer").glob("*.yaml"))]
-    return sorted({name for block in blocks for name in re.findall(r"^class_path: .*\.(\w+)$", block, re.MULTILINE)})
+    named = re.compile(r"^class_path: (?:.*\.)?(\w+)$", re.MULTILINE)
+    return sorted({name for block in blocks for name in named.findall(block)})

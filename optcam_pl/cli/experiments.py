@@ -11,12 +11,12 @@ from typing import Any, Literal
 import yaml
 
 from optcam_pl.checks import nearest
-from optcam_pl.cli.compare import BLOCKS
-from optcam_pl.cli.points import points, read_axes
+from optcam_pl.cli import words
+from optcam_pl.cli.grid import points, read_axes
 from optcam_pl.reports.published import networks_of, published_seconds
 from optcam_pl.reports.tables import aligned
 
-CONFIGS = BLOCKS.parent / "paper"
+CONFIGS = words.CONFIGS / "paper"
 Kind = Literal["table", "grid", "selectivity", "sanity"]
 
 # Passes of the network that a metric takes of an image; those of a map again for Max-Sensitivity are told apart.

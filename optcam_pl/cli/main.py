@@ -1,7 +1,7 @@
 """The command `optcam`: it calls the command that was asked for, and prints errors.
 
 A command is imported when it is called: `optcam --help`, `report` and `verify` load neither Lightning nor a
-network.
+network. Those that run the network load it only once their words are read, so that their --help comes at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from optcam_pl.checks import ToldError, expanded_path
 from optcam_pl.cli.errors import plain
+from optcam_pl.cli.waiting import wait_as_fits
 from optcam_pl.cli.words import unknown_command, with_files, with_paths
 from optcam_pl.network.allocator import keep_freed_memory
 from optcam_pl.runs.signals import Stopped, follow_launcher, stop_signals
@@ -80,6 +81,8 @@ _IGNORED = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*ended the run before its end.*",  # the command says it as its last words
+    # Every process logs the numbers of all rows already.
+    ".*It is recommended to use `self.log\\('((test|validate)/.*|step)', ..., sync_dist=True\\)`.*",
     ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
 )
 
@@ -130,10 +133,12 @@ def run(argv: Sequence[str]) -> int:
             return function(argv[1:])
     argv = with_paths(with_files(argv))
     follows = follow_launcher()
-    # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
-    function = _trainer_command if command is None else _function(argv[0], command)
-    importlib.import_module("optcam_pl.cli.lightning_cli")
     try:
+        if command is not None and _answered(argv):
+            return 0
+        # Imported before `_quiet`: Lightning sets the levels of its loggers when it is imported.
+        function = _trainer_command if command is None else _function(argv[0], command)
+        importlib.import_module("optcam_pl.cli.lightning_cli")
         with _quiet(), stop_signals():
             code = function(argv if command is None else argv[1:])
     except Stopped as stopped:
@@ -145,9 +150,21 @@ def run(argv: Sequence[str]) -> int:
     return 0 if follows else code
 
 
+def _computes(first: Sequence[str]) -> bool:
+    """Whether the first word is a command that runs the network."""
+    return any(word in TRAINER_COMMANDS or (word in COMMANDS and COMMANDS[word].several) for word in first)
+
+
 def _function(name: str, command: Command) -> Callable[[Sequence[str]], int]:
     function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(command.module), f"{name}_command")
     return function
+
+
+def _answered(argv: Sequence[str]) -> bool:
+    """Whether a command that runs the network needed none, as for its list; --help ends it here, too."""
+    from optcam_pl.cli.parsers import answered
+
+    return answered(argv[0], argv[1:])
 
 
 def _trainer_command(argv: Sequence[str]) -> int:
@@ -192,6 +209,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is not None:
         return run(args)
     keep_freed_memory()
+    if _computes(sys.argv[1:2]):
+        wait_as_fits()
     _find_own_modules()
     warnings.showwarning = _show_warning
     try:

@@ -7,54 +7,35 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method, check_settings, choose, listed_methods
-from optcam_pl.cli.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    find_experiment,
-    instead,
-    list_text,
-    read_config,
-    short_network,
-    unknown_network,
-)
-from optcam_pl.cli.paper_check import paper_check_command
+from optcam_pl.cli.compare import check_settings
+from optcam_pl.cli.experiments import Experiment, instead, read_config, short_network, unknown_network
+from optcam_pl.cli.grid import Axes, points, read_axes
+from optcam_pl.cli.methods import Method, check_used, choose, listed_methods
+from optcam_pl.cli.paper_check import paper_check
+from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
-    Axes,
     Job,
     Outcome,
     check_first,
     finished,
     jobs,
-    points,
     print_failed,
-    read_axes,
     run_all,
     save_sweep,
 )
 from optcam_pl.cli.sanity import sanity_of_several
-from optcam_pl.cli.words import command_parser
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.published import MISCLASSIFIED
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, selectivity_figure
-from optcam_pl.reports.tables import Format, PagesFormat, Summary, printable, render, table
+from optcam_pl.reports.tables import PagesFormat, Summary, printable, render, table
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
 from optcam_pl.runs.manifest import MANIFEST
 
-_DESCRIPTION = """Run a table or figure of the paper, as far as it is missing, and print it with the published values:
-
-  optcam paper table1 --data.root FOLDER [--network resnet50] [--limit 1000] [any setting of `optcam test`]
-  optcam paper --list     what there is, and what it costs
-  optcam paper check      does the set-up measure what the paper measures? Before a table is trusted
-
-Each run has a folder below --run_dir, so that the same command goes on where it ended. With the values of another
-network (--network demo/efficientnet_lite0) the paper's are marked as another network's."""
 _FILES: dict[str, PagesFormat] = {"table.md": "markdown", "table.tex": "latex"}
 
 
@@ -67,23 +48,8 @@ class _Part:
     methodless: bool
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("paper", _DESCRIPTION)
-    parser.usage = "optcam paper NAME [NAME ...] [options] | --list | check [options]"
-    add = parser.add_argument
-    add("--list", action="store_true", help="print the tables and figures and what each costs")
-    add("--network", nargs="+", metavar="NETWORK", help="of the table's own, or any other; default: all of its own")
-    add("--limit", type=int, metavar="N", help="N images, spread evenly over the dataset: --data.limit N")
-    add("--explainers", nargs="+", metavar="NAME", help="instead of all of the table's; others as of `optcam compare`")
-    add("--grid", nargs="+", action="extend", default=[], metavar="KEY=VALUE,VALUE", help="other values of an axis")
-    add("--run_dir", default="logs/paper", help="folder of the runs; default: logs/paper")
-    add("--report", action="store_true", help="run nothing; print what is there")
-    add("--format", default="text", choices=[name for name in get_args(Format) if name != "json"])
-    return parser
-
-
 def paper_command(argv: Sequence[str]) -> int:
-    """`optcam paper NAME ...`, `optcam paper --list` or `optcam paper check`; returns the exit code.
+    """`optcam paper NAME ...` or `optcam paper check`; returns the exit code. The list needs no run: see `answered`.
 
     Args:
         argv: the words after `optcam paper`.
@@ -92,17 +58,11 @@ def paper_command(argv: Sequence[str]) -> int:
         ValueError: an unknown table, network or explainer.
         Exception: that of the runs, if the first two break off alike.
     """
-    if argv[:1] == ["check"]:
-        return paper_check_command(argv[1:])
-    first = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    options, rest = _parser().parse_known_args(argv[first:])
-    if options.list:
-        print(list_text(), end="")
-        return 0
-    if not argv[:first]:
-        raise ValueError(f"Expected a table or figure: {', '.join(EXPERIMENTS)}; `optcam paper --list` describes them.")
+    options, rest, experiments, check = asked("paper", argv)
+    if check:
+        return paper_check(options, rest)
     code = 0
-    for experiment in map(find_experiment, argv[:first]):
+    for experiment in experiments:
         for network in _networks(experiment, options.network):
             code = max(code, _Table(experiment, network, options, rest).make())
     return code
@@ -206,12 +166,14 @@ class _Table:
         if self.options.explainers is None or not first:
             return listed
         of = {method.name: method for method in listed}
-        return [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+        found = [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+        check_used(self.words, found)
+        return found
 
     def _usable(self, method: Method, words: Sequence[str]) -> bool:
         """Whether a method can work on another network than the table's; if not, the reason is printed."""
         try:
-            check_settings(["test", *words, *method.words])
+            check_settings(method.added_to(["test", *words]))
         except (ValueError, TypeError, ImportError, NetworkError) as error:
             if self.options.explainers is not None:
                 raise
@@ -257,7 +219,7 @@ class _Table:
         methods = self._methods(file, first=True)
         if not self.own:
             methods = [method for method in methods if self._usable(method, words)]
-        of = {method.name: ([*words, *method.words], self.folder / method.name) for method in methods}
+        of = {method.name: (method.added_to(words), self.folder / method.name) for method in methods}
         text = sanity_of_several(of, self.folder / REPORT, run=not self.options.report)
         print(f"\n{self.title}\n\n{text}\nreport:      {self.folder / REPORT}")
         return 0

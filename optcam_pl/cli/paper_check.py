@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method
 from optcam_pl.cli.experiments import EXPERIMENTS, instead, short_network, unknown_network
+from optcam_pl.cli.grid import points
 from optcam_pl.cli.lightning_cli import OptcamCLI
-from optcam_pl.cli.points import Job, points, print_failed, run_all
-from optcam_pl.cli.words import command_parser
+from optcam_pl.cli.methods import Method
+from optcam_pl.cli.points import Job, print_failed, run_all
 from optcam_pl.data import ImageDataModule
 from optcam_pl.explainers import CAM
 from optcam_pl.network.classifier import Classifier
@@ -35,14 +35,6 @@ from optcam_pl.runs.files import write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
 from optcam_pl.tasks import SaliencyTask
 
-_DESCRIPTION = """Check a set-up before its numbers stand beside the paper's: `optcam paper check --data.root FOLDER`.
-
-  - top-1 accuracy, with the source's resize and crop, against the source's own
-  - Fake-CAM's LE is 54.0 (with --data.boxes FILE), and its SM the network's mean cross-entropy
-  - Grad-CAM = HiRes-CAM = XGrad-CAM where the head is average pooling and one linear layer
-  - what the resize changes in Grad-CAM's numbers
-
-Six quick runs with a folder each, so that the same command goes on. Other arguments are those of `optcam test`."""
 _RUNS = {
     "FakeCAM": ("FakeCAM", "stretch"),
     "GradCAM": ("GradCAM", "stretch"),
@@ -55,22 +47,13 @@ _METRICS = ["AverageDrop", "AverageGain", "AverageIncrease"]
 _OF_BOXES = ["LocalizationError", "SaliencyMetric"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("paper check", _DESCRIPTION)
-    add = parser.add_argument
-    add("--network", default="resnet50", metavar="NETWORK", help="of the paper, or any other; default: resnet50")
-    add("--limit", type=int, default=1000, metavar="N", help="images, spread evenly; 0: all; default: 1000")
-    add("--run_dir", default="logs/paper", help="folder of the runs; default: logs/paper")
-    return parser
-
-
-def paper_check_command(argv: Sequence[str]) -> int:
+def paper_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`optcam paper check ...`; returns the exit code: 1 if a check is off or a run broke off.
 
     Args:
-        argv: the words after `optcam paper check`.
+        options: those of the command line.
+        rest: the words for `optcam test`.
     """
-    options, rest = _parser().parse_known_args(argv)
     words = [*_config(options.network), *rest, *([f"--data.limit={options.limit}"] if options.limit else [])]
     size = f"_limit{options.limit}" if options.limit else ""
     folder = expanded_path(options.run_dir) / "check" / f"{options.network.rpartition('/')[2]}{size}"
@@ -113,9 +96,9 @@ def _parts(words: Sequence[str]) -> tuple[SaliencyTask, ImageDataModule]:
 
 def _job(name: str, words: Sequence[str], metrics: Sequence[str], folder: Path) -> Job:
     explainer, resize = _RUNS[name]
-    method, (point,) = Method(name, explainer, listed=True), points({})
-    own = [*method.words, f"--data.resize={resize}", f"--model.metrics={json.dumps(list(metrics))}"]
-    return Job(point, method, ("test", *words, *own, f"--run_dir={folder / name}"), folder / name)
+    method, (point,) = Method(name, explainer, complete=True), points({})
+    own = [f"--data.resize={resize}", f"--model.metrics={json.dumps(list(metrics))}"]
+    return Job(point, method, ("test", *method.added_to(words), *own, f"--run_dir={folder / name}"), folder / name)
 
 
 def published_accuracy(classifier: Classifier) -> float | None:

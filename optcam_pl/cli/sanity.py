@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,14 @@ from pathlib import Path
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
-from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.files import RunFolderError, probe_folder, write_file
+from optcam_pl.runs.folders import missing_folders, remove_empty
 from optcam_pl.tasks import SaliencyTask
+
+_RESULT = "sanity.json"
 
 
 def sanity_command(argv: Sequence[str]) -> int:
@@ -21,22 +24,25 @@ def sanity_command(argv: Sequence[str]) -> int:
 
     Args:
         argv: the words after `optcam sanity`.
+
+    Raises:
+        RunFolderError: the folder has a result already, or cannot be written; before anything is computed.
     """
-    parser = argparse.ArgumentParser(
-        prog="optcam sanity",
-        description="Randomize the network's stages one after the other, from the head down, and compare the maps with "
-        "the trained network's. All other arguments (--config FILE, --data.root FOLDER ...) are `optcam test`'s.",
-        allow_abbrev=False,
-    )
-    names = "dotted names, in this order; default: every one, from the head down"
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--random_seed", type=int, default=0, help="of the random weights; default: 0")
-    parser.add_argument("--run_dir", help="folder of the result instead of a new one under logs/")
-    options, rest = parser.parse_known_args(argv)
-    result, default = _checked(["test", *rest], options.stages, options.random_seed)
-    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(default)
-    result.save(folder)
-    print(f"{result.text()}\n\nresult:      {folder / 'sanity.json'}, {folder / 'sanity.png'}")
+    options, rest, *_ = asked("sanity", argv)
+    given = expanded_path(options.run_dir) if options.run_dir else None
+    if given is not None and (given / _RESULT).exists():
+        raise RunFolderError(f"Expected a folder without a result, but there is {given / _RESULT}. Give another one.")
+    above = given or Path("logs")
+    made = missing_folders(above)
+    probe_folder(above)  # now, not after the work
+    try:
+        result, default = _checked(["test", *rest], options.stages, options.random_seed)
+        folder = given or _new_folder(default)
+        result.save(folder)
+    except BaseException:
+        remove_empty(made)
+        raise
+    print(f"{result.text()}\n\nresult:      {folder / _RESULT}, {folder / 'sanity.png'}")
     return 0
 
 
@@ -71,7 +77,7 @@ def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path
     results = {}
     for method, (words, folder) in of.items():
         made_by = folder / "command.json"
-        if (folder / "sanity.json").is_file():
+        if (folder / _RESULT).is_file():
             before = json.loads(made_by.read_bytes()) if made_by.is_file() else None
             if before not in (_anywhere(words), list(words)):
                 raise RunFolderError(

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method, choose, config_key, listed_methods
+from optcam_pl.cli.grid import Axes, points, read_axes
 from optcam_pl.cli.lightning_cli import parse_shard
+from optcam_pl.cli.methods import Method, check_used, choose, config_key, listed_methods
+from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
-    Axes,
     Job,
     check_first,
     finished,
     jobs,
     of_shard,
-    points,
     print_failed,
-    read_axes,
     run_all,
     save_sweep,
 )
-from optcam_pl.cli.words import command_parser
 from optcam_pl.reports.tables import Format, Summary, table
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
 
-_DESCRIPTION = """Test every point of a grid of settings: `optcam sweep --config FILE --grid KEY=VALUE,VALUE ...`. All
-other arguments (--data.root FOLDER ...) go to `optcam test`. Each point has a run folder of its own below --run_dir.
-A point that breaks off does not stop the others. The same command goes on where it ended; `--shard 3/16` does every
-16th point from the third on, for a job array. The table and the plot show what is there: in FOLDER/report."""
 _FILES: dict[str, Format] = {"table.md": "markdown", "table.csv": "csv", "table.tex": "latex", "table.json": "json"}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("sweep", _DESCRIPTION)
-    add = parser.add_argument
-    add("-c", "--config", action="append", default=[], metavar="FILE", help="settings; several are merged")
-    add(
-        "--grid",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE,VALUE",
-        help="an axis: a setting of `optcam test` and its values; added to the config's `grid`",
-    )
-    add("--explainers", nargs="+", metavar="NAME", help="as of `optcam compare`; default: the config's")
-    add("--run_dir", default="logs/sweep", help="folder of the runs; default: logs/sweep")
-    add("--shard", metavar="I/N", help="do every N-th point, from the I-th on")
-    add("--report", action="store_true", help="run nothing; print the table and draw the plot of what is there")
-    add("--format", default="text", choices=get_args(Format))
-    return parser
 
 
 def sweep_command(argv: Sequence[str]) -> int:
@@ -65,7 +37,7 @@ def sweep_command(argv: Sequence[str]) -> int:
         ValueError: the grid is none, or a setting is wrong at its first point; before anything runs.
         Exception: that of the runs, if the first two break off alike.
     """
-    options, rest = _parser().parse_known_args(argv)
+    options, rest, *_ = asked("sweep", argv)
     shard, folder = parse_shard(options.shard), expanded_path(options.run_dir)
     axes = read_axes(options.grid, config_key(options.config, "grid"))
     if not axes:
@@ -73,11 +45,17 @@ def sweep_command(argv: Sequence[str]) -> int:
     check_no_others(folder)
     methods = _methods(options.explainers, options.config, axes)
     words = [word for file in options.config for word in ("--config", file)] + list(rest)
+    if methods:
+        check_used(rest, methods)
     todo = jobs(words, points(axes), methods, folder)
     outcome = None
     if not options.report:
         check_first(todo)
-        outcome = run_all(of_shard(todo, shard), "optcam sweep")
+        mine = of_shard(todo, shard)
+        if not mine:
+            print(f"optcam sweep: nothing to do for shard {options.shard}: the sweep has {len(todo)} runs.")
+            return 0
+        outcome = run_all(mine, "optcam sweep")
     if outcome is None or outcome.leader:
         _report(todo, axes, folder, options.format)
     if outcome is None:

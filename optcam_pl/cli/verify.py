@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import printable
-from optcam_pl.reports.verify import verify
 from optcam_pl.runs.files import RunFolderError
 
 
@@ -20,6 +19,8 @@ def verify_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
     options = parser.parse_args(argv)
+    from optcam_pl.reports.verify import verify  # loads PyTorch
+
     try:
         runs = find_runs(options.runs)
     except RunFolderError as error:

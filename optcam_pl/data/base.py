@@ -19,7 +19,7 @@ from optcam_pl.checks import check_choice, check_count, check_positive
 from optcam_pl.data.batch import Annotation, Batch, Entry, ImageTable, OnError, Reader, read_entry
 from optcam_pl.data.blocks import choose
 from optcam_pl.data.files import hidden
-from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, block_loader
+from optcam_pl.data.loaders import LoaderOptions, TrainingLoader, Workers, block_loader, count_workers
 from optcam_pl.data.names import contradiction, match_names
 from optcam_pl.data.transforms import augmentation
 from optcam_pl.photos.preprocessing import Interpolation, Preprocessing, Resize
@@ -39,7 +39,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: images in a block; fixed for a run, because the last digits of the results depend on it.
-        num_workers: number of loader processes; 0 reads in the main process.
+        num_workers: number of loader processes; 0 reads in the main process; "auto" takes as many as there are cores to
+            use, at most 4. The results do not depend on it.
         size: side, or height and width, of the network's input in pixels; None for the size that the network was made
             for (`match_network`), 224 if that is unknown.
         resize: "stretch" to this size (as in the paper) or "crop" the middle.
@@ -68,7 +69,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self,
         *,
         batch_size: int = 8,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
         size: int | tuple[int, int] | None = None,
         resize: Resize = "stretch",
         interpolation: Interpolation | None = None,
@@ -82,7 +83,6 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_positive("batch_size", batch_size)
-        check_count("num_workers", num_workers)
         if limit is not None:
             check_positive("limit", limit)
         if seed is not None and limit is None:
@@ -108,8 +108,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.class_map: tuple[int, ...] | None = None
         self._labels_used = True
         self.channels = 3
-        self._options = LoaderOptions(num_workers=num_workers, timeout=timeout)
-        self.workers = num_workers
+        self.workers = count_workers(num_workers)
+        self._options = LoaderOptions(num_workers=self.workers, timeout=timeout)
         self._size = (size, size) if isinstance(size, int) else size and (size[0], size[1])
         self._interpolation = interpolation
         self._preprocessing = Preprocessing(self._size or (224, 224), resize, interpolation=interpolation or "bilinear")

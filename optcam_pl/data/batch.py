@@ -188,7 +188,7 @@ class ImageTable(Dataset[Sample]):
         target = label if label < 0 or self.class_map is None else self.class_map[label]
         sample = Sample(image=image, target=target, id=entry.id, index=index, error=error)
         if "boxes" in self.annotations:
-            sample["boxes"] = prepare.boxes(item.boxes, item.size) if item else torch.zeros(0, 4)
+            sample["boxes"] = prepare.boxes(item.boxes, item.size) if item else torch.zeros(0, 4, dtype=torch.float32)
         if "masks" in self.annotations:
             mask = item.mask if item else None
             sample["mask"] = prepare.mask(mask) if mask else torch.zeros(prepare.size, dtype=torch.bool)
@@ -199,7 +199,7 @@ class ImageTable(Dataset[Sample]):
     def _pixels(self, entry: Entry, item: Item | None) -> Tensor:
         """(channels,H,W); black if there is no item."""
         if item is None:
-            return torch.zeros(self.channels, *self.preprocessing.size)
+            return torch.zeros(self.channels, *self.preprocessing.size, dtype=torch.float32)
         image = item.image
         if self.channels == 1 and isinstance(image, Image.Image):
             return self.preprocessing(image.convert("L").convert("RGB"))[:1]

@@ -7,13 +7,41 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from optcam_pl.checks import check_count
 from optcam_pl.data.batch import Batch, ImageTable, collate
 from optcam_pl.data.blocks import Block, BlockSampler, ShuffleSampler
+
+Workers: TypeAlias = int | Literal["auto"]
+_AUTO = 4  # more gain little: a block is read while the network is at work on the one before it
+
+
+def count_workers(asked: int | str) -> int:
+    """The number of loader processes: as asked for, or for "auto" as many as there are cores to use, at most 4.
+
+    Raises:
+        ValueError, TypeError: it is neither "auto" nor zero or a positive integer.
+
+    Example:
+        >>> count_workers(3), 1 <= count_workers("auto") <= 4
+        (3, True)
+    """
+    if isinstance(asked, str):
+        if asked != "auto":
+            raise ValueError(f"Expected `num_workers` to be a number or 'auto', but got {asked!r}.")
+        return min(_AUTO, _cores())
+    return check_count("num_workers", asked)
+
+
+def _cores() -> int:
+    """The cores that this process may use: fewer than the machine has, where a cluster or a container says so."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 class _Blocks(Dataset[Batch]):

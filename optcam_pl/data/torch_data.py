@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Batch, Entry, Item, Reader
+from optcam_pl.data.loaders import Workers
 from optcam_pl.data.text import class_number
 from optcam_pl.photos.decode import ImageReadError
 
@@ -203,7 +204,7 @@ class TorchData(ImageDataModule):
         name: of the dataset in run folders and tables; None: the dataset's class in lower case.
         class_names: names of the classes by index; None: the dataset's ``classes``, where it has them.
         batch_size: images in a block; None: the loader's, or 8.
-        num_workers: loader processes; None: the loader's, or 0.
+        num_workers: loader processes, see `ImageDataModule`; None: the loader's, or 0.
         **kwargs: of ImageDataModule. A `transform` sees images of 8 bits; floating-point pixels are rounded for it.
 
     Raises:
@@ -226,7 +227,7 @@ class TorchData(ImageDataModule):
         name: str | None = None,
         class_names: Sequence[str] | None = None,
         batch_size: int | None = None,
-        num_workers: int | None = None,
+        num_workers: Workers | None = None,
         **kwargs: Any,
     ) -> None:
         loader = data if isinstance(data, DataLoader) else None

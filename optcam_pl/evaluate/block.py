@@ -57,7 +57,7 @@ class BlockResult:
     rows: tuple[Row, ...]
     scores: dict[str, Tensor] = field(default_factory=dict)
     curves: dict[str, Tensor] = field(default_factory=dict)
-    measurable: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    measurable: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool, device="cpu"))
     references: References | None = None
 
     def target_name(self, i: int) -> str:
@@ -269,7 +269,7 @@ class _Measure:
         missing = references.missing if references is not None and references.missing else ("",) * len(images)
         no_box = [self.region != "map" and not len(batch["boxes"][i]) for i in images]
         reasons = [missing[i] or NO_BOX * no_box[i] for i in images]
-        measurable = torch.tensor([not reason for reason in reasons])
+        measurable = torch.tensor([not reason for reason in reasons], device="cpu")
         scores, curves = self._scores(probes, measurable)
         rows = self._rows(probes, scores, reasons, seconds)
         if references is not None:  # its columns are numbered by the block: a row names the reference's own class
@@ -379,7 +379,7 @@ def _at(value: Any, chosen: list[int]) -> Any:
 
 def _chosen(target: Tensor | Sequence[int], block: Batch, chosen: list[int]) -> Tensor:
     """The classes of the images that could be read, selected from one class per image of the block."""
-    classes = torch.as_tensor(target)
+    classes = torch.as_tensor(target, device=None if isinstance(target, Tensor) else "cpu")
     if classes.shape != (len(block["id"]),) or classes.is_floating_point() or classes.dtype == torch.bool:
         raise ValueError(
             f"Expected `target` to be a class for each of the {len(block['id'])} images, integers (B,), but got "

@@ -14,7 +14,7 @@ from optcam_pl.checks import nearest
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
-from optcam_pl.maps import Baseline, baseline_image, mask_image, of_class, wide
+from optcam_pl.maps import Baseline, baseline_image, mask_image, of_class, uniform, wide
 from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional import (
     imputed_images,
@@ -223,12 +223,12 @@ class Probes:
     def _held_out(self, baseline: Baseline | None) -> Tensor:
         """(B,) the probability of the image masked with another baseline than the run's."""
         other: Baseline = ("mean" if self.baseline == "blur" else "blur") if baseline is None else baseline
-        if other == self.baseline:
+        reference, own = baseline_image(self.image, other, self.classifier.mean), self._reference()
+        if other == self.baseline or (reference.shape == own.shape and torch.equal(reference, own)):
             raise ValueError(
                 f"Expected a held-out `baseline` other than the run's own, with which maps are made and measured, but "
                 f"both are {other}."
             )
-        reference = baseline_image(self.image, other, self.classifier.mean)
         return self.score(self.classifier(mask_image(self.image, self._saliency(), reference)))
 
     def _mask(self, saliency: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ class Probes:
                 f"Expected `regions` of AOPC to be at most {patches}, the number of patches of {patch} x {patch} "
                 f"pixels, but got {regions}."
             )
-        counts = torch.arange(regions + 1)
+        counts = torch.arange(regions + 1, device="cpu")
         return self._curve(rank, counts, self.image, self._reference(), output, self.explanation.target)
 
     def _road_curve(self, sign: int, percentiles: Sequence[int], output: str) -> Tensor:
@@ -333,7 +333,7 @@ class Probes:
 
     def _perturbed_saliency(self, radius: float, samples: int) -> Tensor:
         width = radius * self.classifier.std.view(1, -1, 1, 1).to(self.image)
-        noise = [torch.rand((samples, *self.image.shape[1:]), generator=rng) for rng in self._generators("noise")]
+        noise = [uniform((samples, *self.image.shape[1:]), rng) for rng in self._generators("noise")]
         maps = []
         for sample in range(samples):
             shift = torch.stack([field[sample] for field in noise]).to(self.image)
@@ -358,8 +358,8 @@ class Probes:
         H, W = self.image.shape[2:]
         if patch > min(H, W):
             raise ValueError(f"Expected `patch` of infidelity to be at most {min(H, W)} pixels, but got {patch}.")
-        corners = [torch.rand((samples, 2), generator=rng) for rng in self._generators("squares")]
-        room = torch.tensor([H - patch + 1, W - patch + 1])
+        corners = [uniform((samples, 2), rng) for rng in self._generators("squares")]
+        room = torch.tensor([H - patch + 1, W - patch + 1], device="cpu")
         top, left = (torch.stack(corners) * room).long().to(self.image.device).unbind(-1)
 
         def inside(start: Tensor, side: int) -> Tensor:

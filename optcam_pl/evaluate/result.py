@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -29,11 +30,13 @@ from optcam_pl.evaluate.subject import (
     match,
 )
 from optcam_pl.explainers import Explainer
+from optcam_pl.explainers.base import check_classifier
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.allocator import advise_to_keep_memory
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.photos.advice import conversion
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import Run, summarize
 from optcam_pl.reports.tables import Format, Summary, table
@@ -147,7 +150,7 @@ def evaluate(
 
     Raises:
         ValueError: settings contradict each other, or images are not valid; the message explains the problem.
-        TypeError: likewise.
+        TypeError: likewise, or `classifier` is a bare network.
 
     Example:
         >>> import optcam_pl
@@ -162,6 +165,7 @@ def evaluate(
         >>> list(result.summary()["GradCAM"].metrics)
         ['average_drop', 'average_gain', 'average_increase']
     """
+    check_classifier(classifier)
     methods = by_name(explainers)
     data = _data_of(images, labels, batch_size)
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
@@ -285,8 +289,15 @@ def _batches_of(images: Any, labels: Tensor | Sequence[int] | None) -> list[Batc
             "Expected `images` as a tensor (B,3,H,W), a batch or several, a data module, a Dataset or a DataLoader, "
             f"but got {type(images).__name__}."
         )
-    found = list(images)
-    return cast("list[Batch]", found) if not isinstance(images, Sequence) or all(map(_is_batch, found)) else None
+    if isinstance(images, Sequence):
+        return cast("list[Batch]", list(images)) if all(map(_is_batch, images)) else None
+    found = [] if isinstance(images, np.ndarray) else list(images)
+    if isinstance(images, np.ndarray) or not all(isinstance(item, Mapping) and "image" in item for item in found):
+        raise TypeError(
+            f"Expected `images` as a tensor (B,3,H,W), or as batches, dicts with an `image`, but got a "
+            f"{type(images).__name__} of something else.{conversion(images)}"
+        )
+    return cast("list[Batch]", found)
 
 
 def _is_batch(item: Any) -> bool:
@@ -305,6 +316,8 @@ def _default_target(data: ImageDataModule, classifier: Classifier) -> Target:
 def _check_classes(target: Any, classifier: Classifier, data: ImageDataModule) -> Target | int | Tensor:
     """A word, a class, or a tensor (B,) of the images' classes."""
     images = len(data.table)
+    if isinstance(target, (np.ndarray, np.generic)):
+        target = torch.as_tensor(target)
     if isinstance(target, Tensor) and not target.ndim:
         target = target.item()
     if isinstance(target, (str, int)) or not isinstance(target, (Tensor, Sequence)):

@@ -85,7 +85,7 @@ def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
         )
         flat = not (a.std() and b.std())
         found.append(float("nan") if flat else float(np.corrcoef(a, b)[0, 1]))
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def similarities(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
@@ -107,7 +107,8 @@ def stages(network: nn.Module, names: Sequence[str] | None = None) -> list[tuple
     Args:
         network: the network.
         names: dotted names, in this order. None means the children that have weights, in reverse order; if there are
-            fewer than five of them, containers are replaced by their children.
+            fewer than five of them, containers are replaced by their children, and so is a single child, because its
+            parent only wraps it.
 
     Raises:
         ValueError: an unknown name, or a part without weights.
@@ -120,8 +121,9 @@ def stages(network: nn.Module, names: Sequence[str] | None = None) -> list[tuple
     if names is None:
         found = [(name, child) for name, child in network.named_children() if _has_weights(child)]
         while len(found) < 5:
-            opened = [part for item in found for part in _opened(*item)]
-            if len(opened) == len(found):
+            wrapped = len(found) == 1
+            opened = [part for item in found for part in _opened(*item, wrapped=wrapped)]
+            if opened == found or (len(opened) == len(found) and not wrapped):
                 break
             found = opened
         return found[::-1]
@@ -138,10 +140,10 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _opened(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a container, or the module itself."""
+def _opened(name: str, module: nn.Module, *, wrapped: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a container, or of a `wrapped` network, or the module itself."""
     inside = [(f"{name}.{key}", child) for key, child in module.named_children() if _has_weights(child)]
-    if isinstance(module, (nn.Sequential, nn.ModuleList)) and inside:
+    if inside and (wrapped or isinstance(module, (nn.Sequential, nn.ModuleList))):
         yield from inside
     else:
         yield name, module

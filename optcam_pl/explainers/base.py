@@ -19,7 +19,7 @@ from optcam_pl.explainers.explanation import Explanation
 from optcam_pl.maps import Baseline, Normalizer, baseline_image, degenerate, finite_range, normalize, upsample
 from optcam_pl.network.capture import Record, capture, own_grad_mode
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import Layers, layer_list, layer_name
+from optcam_pl.network.layers import Layers, fixed_noise, layer_list, layer_name
 from optcam_pl.network.plain import Remembers, check_plain, plain
 from optcam_pl.network.scores import check_references
 from optcam_pl.network.speed import original_of
@@ -160,6 +160,11 @@ class Explainer(Remembers, nn.Module, ABC):
             image, target = self.prepare(classifier, image, target)
             return self.select(self._of_views(classifier, image, target))
 
+    @property
+    def compares_classes(self) -> bool:
+        """Whether a method reads more than the explained class's score: its probability, or other classes' scores."""
+        return False
+
     @abstractmethod
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """The method itself, with checked arguments and gradients on: `image` (B,3,H,W) is a copy, `target` is (B,)."""
@@ -271,11 +276,18 @@ class Explainer(Remembers, nn.Module, ABC):
         chosen = {}
         for layer in layer_list(self._layer[0]):
             if isinstance(layer, nn.Module):
-                self._layer_names[layer] = name = layer_name(original_of(classifier).network, layer)
-                chosen[name] = layer if classifier.fast is None else classifier.layer(name)
+                name = self._name_of(layer, original_of(classifier).network)
+                chosen[name] = classifier.layer(name)
             else:
                 chosen[layer] = classifier.layer(layer)
         return chosen
+
+    def _name_of(self, layer: nn.Module, network: nn.Module) -> str:
+        """The name of a layer that was given as a module; in a copy of its network, the name that it had there."""
+        known = self._layer_names.get(layer)
+        if known is None or layer in set(network.modules()):
+            self._layer_names[layer] = known = layer_name(network, layer)
+        return known
 
     @contextmanager
     def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:
@@ -353,7 +365,7 @@ class Explainer(Remembers, nn.Module, ABC):
         if isinstance(target, str):
             target = classifier.class_index(target)
         elif isinstance(target, (list, tuple)) and any(isinstance(name, str) for name in target):
-            target = torch.tensor([classifier.class_index(n) if isinstance(n, str) else n for n in target])
+            target = [classifier.class_index(name) if isinstance(name, str) else name for name in target]
         given = torch.as_tensor(target, device=image.device)
         if given.is_floating_point() or given.dtype == torch.bool:
             raise TypeError(f"Expected `target` to hold class indices (int64), but got {given.dtype}.")
@@ -457,5 +469,4 @@ def _has_reason(explanation: Explanation, words: str) -> Tensor:
 
 def _noise(classifier: Classifier) -> Tensor:
     """A noise image (1,3,H,W) of the classifier's size, dtype and device; it is always the same."""
-    pixels = torch.rand(1, classifier.channels, *classifier.input_size, generator=torch.Generator().manual_seed(0))
-    return pixels.to(classifier.mean)
+    return fixed_noise(1, classifier.channels, *classifier.input_size).to(classifier.mean)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import check_number, check_positive
 from optcam_pl.explainers.base import Causes, Explainer, Explanation
-from optcam_pl.maps import combine, constant, degenerate, level, of_class, upsample
+from optcam_pl.maps import combine, constant, degenerate, level, normal, of_class, uniform, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers, OneLayer
@@ -240,7 +240,7 @@ class RandomCAM(FeatureCAM):
         del target
         generator = torch.Generator().manual_seed(self.seed)
         features, _ = self.features(classifier, image)
-        drawn = [torch.rand(A.shape[1], generator=generator).to(A) * 2 - 1 for A in features]
+        drawn = [uniform([A.shape[1]], generator).to(A) * 2 - 1 for A in features]
         maps = [level(combine(w.expand(A.shape[:2]), A), A) for w, A in zip(drawn, features, strict=True)]
         return LayerMaps(maps, features)
 
@@ -342,7 +342,7 @@ class SmoothGradCAMPlusPlus(GradCAMPlusPlus):
         features, _ = self.features(classifier, image)
         sums = [[torch.zeros_like(A) for _ in range(3)] for A in features]
         for _ in range(self.num_samples):
-            noise = torch.randn(image.shape[1:], generator=generator).to(image) * self.std
+            noise = normal(image.shape[1:], generator).to(image) * self.std
             for total, (_, G) in zip(sums, self.gradients(classifier, image + noise, target), strict=True):
                 for power, derivative in enumerate(total, start=1):
                     derivative.add_(G**power / self.num_samples)

@@ -132,6 +132,11 @@ class CaptumExplainer(Explainer):
             return super().title
         return "-".join(kind.__name__ for kind in (self._wrapper, self._class) if kind is not None)
 
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`: a probability does."""
+        return self.output == "probability"
+
     def _check_arguments(self) -> set[str]:
         """Check all names that were given; return those that `attribute` takes."""
         for kind, wraps in ((self._class, False), (self._wrapper, True)):
@@ -185,7 +190,7 @@ class CaptumExplainer(Explainer):
         if self._class.__name__ in FAMILIES:
             super().check(classifier)
         if self.segments is not None:
-            superpixels(torch.zeros(3, 2, 2), self.segments, 1)
+            superpixels(torch.zeros(3, 2, 2, device="cpu"), self.segments, 1)
 
     def _layers(self, classifier: Classifier) -> dict[str, nn.Module]:
         """The layer of a layer attribution; empty for other methods."""
@@ -484,7 +489,7 @@ def superpixels(image: Tensor, how: Segments, count: int) -> Tensor:
     if how == "grid":
         rows = min(height, max(1, round(math.sqrt(count * height / width))))
         columns = min(width, max(1, round(count / rows)))
-        row, column = (torch.arange(n) * cells // n for n, cells in ((height, rows), (width, columns)))
+        row, column = (torch.arange(n, device="cpu") * cells // n for n, cells in ((height, rows), (width, columns)))
         return (row.unsqueeze(1) * columns + column).to(image.device)
     try:
         from skimage.segmentation import slic

@@ -15,12 +15,15 @@ from optcam_pl.network.classifier import Classifier
 
 
 class FinerCAM(Explainer):
-    """Any method, for the score ``sum_k p_k (y_c - alpha y_k) / sum_k p_k`` instead of y_c.
+    """Any method of one class's score, for the score ``sum_k p_k (y_c - alpha y_k) / sum_k p_k`` instead of y_c.
 
     k runs over the classes that are nearest to c in score, and p is the softmax of the scores. The gradient runs
     through p, too, as in pytorch-grad-cam's `FinerWeightedTarget`, whose definition this is (it adds 1e-9 to the
     divisor). The classes are chosen anew for every image that the method passes. p and o of the metrics stay those of
     the class itself.
+
+    A method that compares classes itself is refused: this score belongs to a class, and those of all classes together
+    make no probabilities.
 
     Args:
         explainer: the method; None: Grad-CAM, the source's.
@@ -30,7 +33,7 @@ class FinerCAM(Explainer):
         augment: whether the map is the mean over six views of the image, which is six times the work; see `Explainer`.
 
     Raises:
-        ValueError: (when called) the network has one score only.
+        ValueError: the method compares classes; (when called) the network has one score only.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class FinerCAM(Explainer):
         self.explainer = explainer
         self.alpha, self.compare = check_number("alpha", alpha), check_positive("compare", compare)
         self.layer = explainer.layer
+        self._check_method()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A run's baseline is the method's, too."""
@@ -65,12 +69,27 @@ class FinerCAM(Explainer):
         inner = {"class": type(self.explainer).__name__, **self.explainer.settings()}
         return {"explainer": inner, "alpha": self.alpha, "compare": self.compare} | self.changes()
 
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`."""
+        return True
+
+    def _check_method(self) -> None:
+        if self.explainer.compares_classes:
+            raise ValueError(
+                f"Expected a method that reads one class's score for FinerCAM, but {self.explainer.title} with these "
+                "settings reads its probability or other classes' scores. Use GradCAM, OptiCAM, ScoreCAM, or another "
+                "that reads the score alone."
+            )
+
     def check(self, classifier: Classifier) -> None:
         """The method's own check."""
+        self._check_method()
         self.explainer.check(classifier)
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """The method, with the scores above."""
+        self._check_method()
         explained = torch.tensor(sorted(set(target.tolist())), device=target.device)
         if classifier.scores.per_image or classifier.num_classes < 2:
             raise ValueError(

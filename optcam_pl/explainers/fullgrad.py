@@ -28,10 +28,11 @@ class FullGrad(Explainer):
     remainder. A remainder although only piecewise linear functions were seen means that some biases were not seen: such
     a network is refused.
 
-    The biases are found where torch's functions use them (linear, convolution, batch, layer and group normalization),
-    no matter which module calls them. No parameter gets a gradient. Layers whose output does not lie on the image's
-    grid, such as the head, do not appear in the map. There is no `layer` to choose: all of them count. Corners are not
-    aligned in upsampling, unlike in the authors' program. pytorch-grad-cam normalizes each channel separately, which is
+    The biases are found where torch's functions use them (linear, convolution and its transpose; batch, instance, layer
+    and group normalization), no matter which module calls them. No parameter gets a gradient. Layers whose output does
+    not lie on the image's grid, such as the head, do not appear in the map. There is no `layer` to choose: all of them
+    count. Corners are not aligned in upsampling, unlike in the authors' program. pytorch-grad-cam normalizes each
+    channel separately, which is
     another method.
 
     Raises:
@@ -156,9 +157,11 @@ def _is_piecewise_linear(func: Callable[..., Any], args: Sequence[Any]) -> bool:
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     F.conv2d: ("input", "weight", "bias"),
+    F.conv_transpose2d: ("input", "weight", "bias"),
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
 }
 
 

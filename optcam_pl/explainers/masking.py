@@ -20,6 +20,7 @@ from optcam_pl.maps import (
     degenerate,
     level,
     mask_image,
+    normal,
     normalize,
     of_class,
     upsample,
@@ -130,7 +131,7 @@ class ScoreCAM(ChannelScoring):
         chunks, generator = Chunks(self.chunk_size, len(image)), torch.Generator().manual_seed(self.seed)
         scores = torch.zeros_like(A[:, :, 0, 0])
         for sample in range(1, self.num_samples + 1):
-            noise = self.std * torch.randn(size, generator=generator).to(image) if self.smooth == "noise" else None
+            noise = self.std * normal(size, generator).to(image) if self.smooth == "noise" else None
 
             def score(part: slice, sample: int = sample, noise: Tensor | None = noise) -> Tensor:
                 masks = normalize(upsample(A[:, part], size), silent=silent[:, part])

@@ -186,6 +186,11 @@ class OptiCAM(Explainer):
         self.gamma, self.rivals = check_number("gamma", gamma), check_positive("rivals", rivals)
         self.watch: Watch | None = None
 
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`: ``contrast`` does."""
+        return self.objective == "contrast"
+
     def settings(self) -> dict[str, object]:
         """See `Explainer.settings`; the optimizer is described by its class and options.
 
@@ -319,7 +324,7 @@ class OptiCAM(Explainer):
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
         """K, found by one forward pass over a black image of `size` (H,W)."""
         device = classifier.mean.device
-        image = torch.zeros(1, classifier.channels, *size, device=device)
+        image = torch.zeros(1, classifier.channels, *size, dtype=torch.float32, device=device)
         with torch.no_grad():
             features, _ = self.features(classifier, image, torch.zeros(1, dtype=torch.int64, device=device))
         return sum(A.shape[1] for A in features)

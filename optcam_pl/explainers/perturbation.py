@@ -17,7 +17,7 @@ from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.steps import tell
-from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, upsample
+from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, uniform, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
 
@@ -65,6 +65,11 @@ class RISE(Explainer):
         self.probability, self.seed = probability, seed
         self.chunk_size = check_positive("chunk_size", chunk_size)
 
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`: it weighs masks by a probability."""
+        return True
+
     def check(self, classifier: Classifier) -> None:
         """Any network that is a function will do."""
         self.check_network(classifier)
@@ -72,8 +77,8 @@ class RISE(Explainer):
     def draw(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The grids (N,s,s) of 0 and 1, and the shifts (N,2) in pixels, down and to the right."""
         s = self.cells
-        drawn = torch.rand(self.num_masks, s * s + 2, generator=torch.Generator().manual_seed(self.seed))
-        cell = torch.tensor([math.ceil(side / s) for side in size])
+        drawn = uniform([self.num_masks, s * s + 2], torch.Generator().manual_seed(self.seed))
+        cell = torch.tensor([math.ceil(side / s) for side in size], device="cpu")
         return (drawn[:, :-2] < self.probability).float().view(-1, s, s), (drawn[:, -2:] * cell).long()
 
     @torch.no_grad()
@@ -116,8 +121,8 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
 def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:
     """(n,side,cells): the weight of each cell for each pixel of one axis, mirrored at the ends of the grid."""
     stretch = (cells + 1) * math.ceil(side / cells) / cells
-    at = (shift.double().unsqueeze(1) + torch.arange(side) + 0.5) / stretch - 0.5
-    near = (1 - (at.unsqueeze(2) - torch.arange(-1, cells + 1)).abs()).clamp(min=0)
+    at = (shift.double().unsqueeze(1) + torch.arange(side, device=shift.device) + 0.5) / stretch - 0.5
+    near = (1 - (at.unsqueeze(2) - torch.arange(-1, cells + 1, device=shift.device)).abs()).clamp(min=0)
     inner = near[:, :, 1:-1].clone()
     inner[:, :, 1] += near[:, :, 0]
     inner[:, :, -2] += near[:, :, -1]
@@ -177,7 +182,7 @@ def gaussian_blur(image: Tensor, sigma: float, border: Tensor) -> Tensor:
     if sigma == 0:
         return image
     radius = math.ceil(4 * sigma)
-    kernel = torch.exp(-torch.arange(-radius, radius + 1).to(image).square() / (2 * sigma**2))
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=image.device).to(image).square() / (2 * sigma**2))
     return separable_blur(image, kernel / kernel.sum(), border)
 
 
@@ -225,6 +230,11 @@ class MeaningfulPerturbation(MaskOptimizer):
         self.l1, self.l2 = check_number("l1", l1), check_number("l2", l2)
         self.jitter, self.seed = int(check_number("jitter", jitter)), seed
 
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`: it lowers a probability."""
+        return True
+
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
         size, blurred = (image.shape[2], image.shape[3]), gaussian_blur(image, 10.0, classifier.mean)
@@ -232,7 +242,7 @@ class MeaningfulPerturbation(MaskOptimizer):
         optimizer, generator = torch.optim.Adam([m], lr=self.lr), torch.Generator().manual_seed(self.seed)
         trace: list[Tensor] = []
         for t in range(self.max_iter + 1):
-            move = torch.randint(self.jitter + 1, (2,), generator=generator).tolist()
+            move = torch.randint(self.jitter + 1, (2,), generator=generator, device="cpu").tolist()
             moved, under = (torch.roll(pixels, move, (2, 3)) for pixels in (image, blurred))
             p = of_class(classifier.probabilities(mask_image(moved, upsample(m, size), under)), target)
             check_differentiable(p, classifier)
@@ -306,10 +316,16 @@ class ExtremalPerturbation(MaskOptimizer):
         self.areas = [areas] if isinstance(areas, (int, float)) else list(areas)
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise ValueError(f"Expected `areas` to be shares between 0 and 1, but got {areas!r}.")
-        self.game, self.reward = check_choice("game", game, Game), check_choice("reward", reward, Reward)
+        self.game: Game = check_choice("game", game, Game)
+        self.reward: Reward = check_choice("reward", reward, Reward)
         self.max_iter, self.step = check_positive("max_iter", max_iter), check_positive("step", step)
         self.sigma, self.smooth = check_number("sigma", sigma, positive=True), check_number("smooth", smooth)
         self.margin = None if margin is None else int(check_number("margin", margin))
+
+    @property
+    def compares_classes(self) -> bool:
+        """See `Explainer`: the contrastive reward does."""
+        return self.reward == "contrastive"
 
     def passes(self) -> int:
         """One per area; two per area if the inverted masks are used too."""
@@ -321,7 +337,7 @@ class ExtremalPerturbation(MaskOptimizer):
         raw = masks.mean(1, keepdim=True)
         if self.smooth:
             sigma = self.smooth * min(image.shape[2:])
-            raw = gaussian_blur(raw.expand(-1, 3, -1, -1), sigma, raw.new_zeros(3))[:, :1]
+            raw = gaussian_blur(raw, sigma, raw.new_zeros(1))
         return raw, (rewards - penalties).sum(2)
 
     def masks(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -376,11 +392,11 @@ def _pyramid(image: Tensor, border: Tensor, levels: int = 8, most: float = 20.0)
 
 def _blurred(pyramid: Tensor, masks: Tensor) -> Tensor:
     """Images (n,3,H,W) whose sharpness at each position is given by the masks (n,H,W)."""
-    top = pyramid.shape[1] - 1
+    top, channels = pyramid.shape[1] - 1, pyramid.shape[2]
     at = (masks * top).unsqueeze(1)
     level = at.detach().floor().clamp(0, top - 1)
     # A mask that is not finite has no level; the result for its image is not finite in any case.
-    index = level.nan_to_num().long().unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    index = level.nan_to_num().long().unsqueeze(2).expand(-1, -1, channels, -1, -1)
     lower, upper = pyramid.gather(1, index).squeeze(1), pyramid.gather(1, index + 1).squeeze(1)
     return lower + (upper - lower) * (at - level)
 
@@ -459,7 +475,8 @@ class SmoothMaximum:
         beyond = (first + cells - 1 + reach - (count - 1) for cells, count in zip(self._cells, self.nodes, strict=True))
         self._pad = max(reach - first, *beyond)
         self._start = first - reach + self._pad
-        away = (torch.arange(step) - before - step * torch.arange(-reach, reach + 1).unsqueeze(1)) / sigma
+        pixels, nodes = (torch.arange(*ends, device="cpu") for ends in ((step,), (-reach, reach + 1)))
+        away = (pixels - before - step * nodes.unsqueeze(1)).float() / sigma
         distance = torch.hypot(away[:, None, :, None], away[None, :, None, :])  # (offsets, offsets, step, step)
         self._kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0).square())
 
@@ -479,6 +496,6 @@ class SmoothMaximum:
 def _sorted_goal(area: float, frame: tuple[int, int]) -> Tensor:
     """(H'W',) the target of the sorted mask: r_a."""
     count = frame[0] * frame[1]
-    goal = torch.ones(count)
+    goal = torch.ones(count, dtype=torch.float32, device="cpu")
     goal[: int(count * (1 - area))] = 0
     return goal

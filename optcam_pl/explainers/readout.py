@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from optcam_pl.explainers.relevance import AttentionTape
+from optcam_pl.maps import normal, uniform
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.layers import fixed_noise
 from optcam_pl.private import is_compiled
 
 _SLACK = 1e-4  # share of the largest value that rounding in float32 may leave
@@ -73,7 +75,7 @@ def find_readout(classifier: Classifier, image: Tensor, tokens: int) -> Readout:
     known = _KNOWN.setdefault(classifier.network, {})
     if key not in known:
         with own_grad_mode(), torch.autocast(image.device.type, enabled=False):
-            noise = torch.rand(1, *image.shape[1:], generator=torch.Generator().manual_seed(0)).to(image)
+            noise = fixed_noise(1, *image.shape[1:]).to(image)
             _check_mixing(classifier, noise, tokens)
             known.clear()  # keep the result for one size at a time
             known[key] = _read(classifier, noise, tokens)
@@ -154,7 +156,7 @@ class _Apart(AttentionTape):
         """Each token attends only to itself; a pooling query attends to all."""
         if attention.shape[-2] != attention.shape[-1]:
             return attention
-        return torch.eye(attention.shape[-1]).to(attention).expand_as(attention)
+        return torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device).expand_as(attention)
 
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """See `AttentionTape.run`."""
@@ -162,7 +164,7 @@ class _Apart(AttentionTape):
             self._changed = True
             args = (args[0].clone(), *args[1:])
             even = _images_first(args[0], 2)[1, ::2]
-            even += torch.rand(even.shape, generator=torch.Generator().manual_seed(1)).to(even)
+            even += uniform(even.shape, torch.Generator().manual_seed(1)).to(even)
         out = func(*args, **kwargs)
         if self._changed and self.culprit is None and name not in _TURNS:
             tokens = self._of_tokens(out)
@@ -225,7 +227,7 @@ def _read(classifier: Classifier, noise: Tensor, tokens: int) -> Readout:
     if not tape.tokens:
         raise no_gradient(classifier)
     generator = torch.Generator().manual_seed(2)
-    ways = [torch.randn(scores.shape, generator=generator).to(scores) for _ in range(_PROJECTIONS)]
+    ways = [normal(scores.shape, generator).to(scores) for _ in range(_PROJECTIONS)]
     behind = _Gradients(classifier, tape.tokens, tokens)
     direct = behind.of(scores, ways)
     used = {

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from optcam_pl.explainers.ascent import Watch
 from optcam_pl.explainers.presets import factor
+from optcam_pl.explainers.steps import tell
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import FasterNetwork, first_line, uncached_autocast
 
@@ -108,6 +109,7 @@ class Captured:
             self.ascent.take(factor(self.ascent.schedule, t, max_iter))
             self._graph.replay()
             trace[t] = self.F
+            tell("iteration", t, max_iter, trace[t])
             if watch is not None:
                 watch(t, trace[t].clone(), self.weights.clone())
             if self.ascent.stopped(t):

@@ -253,7 +253,9 @@ def value_of(values: Sequence[float | Sequence[float] | None], of_means: Callabl
     rows = [row for row in rows if not any(map(math.isnan, row))]
     if not rows:
         return math.nan
-    means = torch.tensor([math.fsum(column) / len(rows) for column in zip(*rows, strict=True)], dtype=torch.float64)
+    means = torch.tensor(
+        [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)], dtype=torch.float64, device="cpu"
+    )
     return float(of_means(means))
 
 

@@ -66,7 +66,10 @@ class LocalizationError(_BoxedMap):
 
 
 class OfficialMetric(_BoxedMap):
-    """OM in percent, lower is better: LE, and 100 if the class is wrong; see `functional.official_metric`."""
+    """OM in percent, lower is better: LE, and 100 if the class is wrong; see `functional.official_metric`.
+
+    An image without a label is undefined.
+    """
 
     key, label = "official_metric", "OM"
 

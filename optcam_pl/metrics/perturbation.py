@@ -138,7 +138,7 @@ class _AreaUnderCurve(CurveMetric):
 
     def positions(self) -> Tensor:
         """Percent of replaced pixels."""
-        return torch.linspace(0, 100, self.points)
+        return torch.linspace(0, 100, self.points, device="cpu")
 
 
 class Insertion(_AreaUnderCurve):
@@ -235,7 +235,7 @@ class AOPC(CurveMetric):
 
     def positions(self) -> Tensor:
         """Number of replaced patches."""
-        return torch.arange(self.points)
+        return torch.arange(self.points, device="cpu")
 
     def score(self, aopc_curve: Tensor) -> Tensor:
         """Mean fall per image, (B,), of its class scores after 0 .. regions patches, (B,regions+1)."""
@@ -266,7 +266,7 @@ class _Road(CurveMetric):
 
     def positions(self) -> Tensor:
         """Percent of imputed pixels."""
-        return 100 - torch.tensor(self.percentiles)
+        return 100 - torch.tensor(self.percentiles, device="cpu")
 
     def needs(self) -> dict[str, Need]:
         """The curves at the percentiles."""

@@ -52,7 +52,7 @@ class _Selectivity(CurveMetric):
 
     def positions(self) -> Tensor:
         """The alphas."""
-        return torch.tensor(self.alphas)
+        return torch.tensor(self.alphas, device="cpu")
 
     def curves(self, original: Tensor, selectivity_curve: Tensor) -> Tensor:
         """Percent for each image at each alpha, (B,A)."""

@@ -37,7 +37,7 @@ class Record(dict[str, Tensor]):
         raise LayerNotCalledError(
             f"Layer {name!r} was not called in the network's forward pass, so it has no activations to show. Name"
             " another with `layer` or `target_layer`. (What a network calls in threads of its own, as nn.DataParallel"
-            " does on several GPUs, is not seen.)"
+            " does on several GPUs, or within TorchScript, is not seen.)"
         )
 
     def of_images(self, count: int) -> list[Tensor]:

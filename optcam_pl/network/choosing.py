@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import nearest
 from optcam_pl.network.capture import capture, own_grad_mode
-from optcam_pl.network.layers import Layout, family_candidates, to_grid, zeros_for
+from optcam_pl.network.layers import Layout, family_candidates, fixed_noise, to_grid, zeros_for
 from optcam_pl.threads import hook_output
 
 _ROUND = 16  # layers per gradient pass: their activations are in memory at the same time
@@ -78,7 +78,7 @@ class Probe:
     def _pass(self) -> tuple[Tensor, dict[str, TracedLayer]]:
         like = zeros_for(self.network, (1, 1))
         with torch.inference_mode(False):
-            images = torch.rand(_IMAGES, self.channels, *self.size, generator=torch.Generator().manual_seed(0)).to(like)
+            images = fixed_noise(_IMAGES, self.channels, *self.size).to(like)
         try:
             return images, self._trace(images)
         except Exception:  # any exception of a network that takes one image at a time
@@ -120,7 +120,8 @@ class Probe:
         with own_grad_mode(), _evaluating(self.network), capture(modules, cut=True) as record:
             scores = self.run(self.images)
             # All classes, with different weights: the plain sum of probabilities is 1, whatever the features are.
-            weights = torch.randn(scores.shape[1], generator=torch.Generator().manual_seed(0)).to(scores)
+            generator = torch.Generator().manual_seed(0)
+            weights = torch.randn(scores.shape[1], generator=generator, dtype=torch.float32, device="cpu").to(scores)
             found = [name for name in names if name in record]
             if not scores.requires_grad or not found:
                 return dict.fromkeys(names, False)
@@ -187,6 +188,19 @@ def choose(probe: Probe) -> str | None:
         if not reached[good[0]]:
             break
     return order[0] if order else None
+
+
+def nothing_found(name: str, network: nn.Module, size: tuple[int, int]) -> str:
+    """The message for a network without any layer to explain."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        return (
+            f"Expected {name} as it was before it became TorchScript, which hides what its layers put out: pass that "
+            "network, or use a method without layers (RISE, ExtremalPerturbation, GradientSHAP)."
+        )
+    return (
+        f"Found no layer of {name} that puts out a grid of features, (B,K,h,w) or tokens, for an image of {size[0]} x "
+        f"{size[1]}. Name one with `target_layer`."
+    )
 
 
 def check(probe: Probe, name: str, *, gradient: bool) -> None:

@@ -107,8 +107,9 @@ class Classifier(TakesPhotos, Frozen):
         inputs_as: how the network gets them: "keywords", as ``network(image, name=...)``, or "dict", as
             ``network({"image": image, name: ...})``.
         speed: "plain": the network as it is. "folded": a copy with batch norms folded into convolutions, channels last.
-            "graph": the same, replayed as a CUDA graph. "compile": the same, by torch.compile. "auto": the fastest that
-            needs no compiler. Last digits differ from those of "plain"; see `optcam_pl.network.speed`.
+            "onednn": the same, with faster layers on a CPU. "graph": folded, replayed as a CUDA graph. "compile":
+            folded, by torch.compile. "auto": the fastest that needs no compiler. Last digits differ from those of
+            "plain"; see `optcam_pl.network.speed`.
         weights_dtype: "bfloat16" or "float16" for the weights of the faster copy; None keeps the network's.
         trust_network: continue when `check_outputs` or `check_function` finds a problem, with a warning instead of the
             error. This setting is printed with the results.
@@ -195,7 +196,7 @@ class Classifier(TakesPhotos, Frozen):
                 warnings.warn(normalization_advice(self.name), NormalizationWarning, stacklevel=2)
             self._set_images(input_size, interpolation, crop_fraction, {**loaded._asdict(), **stored})
             self.layout: Layout = check_choice("layout", layout or stored.get("layout", "auto"), Layout)
-            self.network.requires_grad_(False)
+            self.requires_grad_(False)
             self.eval()
             self._layers = self._choose_layers(stored.get("target_layer") if target_layer is None else target_layer)
             known = stored.get("class_names", loaded.class_names)
@@ -288,10 +289,7 @@ class Classifier(TakesPhotos, Frozen):
         """
         found = self._find_layers()
         if not found:
-            raise ValueError(
-                f"Found no layer of {self.name} that puts out a grid of features, (B,K,h,w) or tokens, for an image of"
-                f" {self.input_size[0]} x {self.input_size[1]}. Name one with `target_layer`."
-            )
+            raise ValueError(choosing.nothing_found(self.name, self.network, self.input_size))
         return found
 
     def _find_layers(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from optcam_pl.network.errors import input_channels
-from optcam_pl.network.layers import zeros_for
+from optcam_pl.network.layers import fixed_noise, zeros_for
 from optcam_pl.private import forward_hooks, forward_pre_hooks
 from optcam_pl.threads import hook_output
 
@@ -64,7 +64,7 @@ class Folded:
         self.network, self._run = copy.deepcopy(network), run
         self._parts: dict[Pair, tuple[nn.Module, nn.Module]] = {}
         like = zeros_for(network, (1, 1))
-        noise = torch.rand(2, input_channels(network) or 3, *size, generator=torch.Generator().manual_seed(0)).to(like)
+        noise = fixed_noise(2, input_channels(network) or 3, *size).to(like)
         kept = set(keep)
         with torch.inference_mode(False), torch.no_grad():
             found = [pair for pair in _pairs(self.network, noise[:1], run) if pair.convolution not in kept]

@@ -217,7 +217,8 @@ class Similarity(Scores):
         names: one name for each reference; None: the files' names, or numbers.
 
     Raises:
-        ValueError: no reference, or of another shape; another number of names.
+        ValueError: no reference, or of another shape; another number of names; (when a classifier is made) a classifier
+            that prepares images in another way already has these scores.
         FileNotFoundError: a path is not a file.
         ImageReadError: (when a classifier is made) a file is no image.
 
@@ -295,7 +296,14 @@ class Similarity(Scores):
         given = self.given
         images = given if isinstance(given, Tensor) else torch.stack([_read(path, classifier) for path in given])
         mean, std = (value.view(1, -1, 1, 1).to(images) for value in (classifier.mean, classifier.std))
-        self._pixels = (images - mean) / std
+        pixels = (images - mean) / std
+        if self._pixels is not None and not _same_pixels(pixels, self._pixels):
+            raise ValueError(
+                "Expected `scores` of its own for each classifier that prepares images in its own way, but this "
+                "Similarity belongs to a classifier of another `mean`, `std` or `input_size`: make another one of the "
+                "same references."
+            )
+        self._pixels = pixels
 
     def run(self, network: nn.Module, image: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None]:
         """The embeddings of images (B,D) and references (C,D)."""
@@ -379,6 +387,10 @@ def _pooled(output: Any) -> Tensor:
     if pooled.ndim == 4 and pooled.shape[2:] == (1, 1):
         pooled = pooled.flatten(1)
     return pooled.float() if pooled.dtype in (torch.float16, torch.bfloat16) else pooled
+
+
+def _same_pixels(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours))
 
 
 def _is_open_clip(network: nn.Module) -> bool:

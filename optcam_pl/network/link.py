@@ -45,7 +45,7 @@ def check_link(link: Any, scores: Scores) -> Link:
 
 
 def _check_function(link: Callable[[Tensor], Tensor]) -> None:
-    given = torch.linspace(-4, 4, 9).view(1, -1)
+    given = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu").view(1, -1)
     found = link(given)
     if not isinstance(found, Tensor) or found.shape != given.shape or not bool((found.diff() >= 0).all()):
         raise ValueError(

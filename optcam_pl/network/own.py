@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -87,7 +88,7 @@ def _run_file(path: str, file: str) -> ModuleType:
     if known is not None and getattr(known, "__file__", None) and Path(str(known.__file__)).resolve() == source:
         return known
     if known is not None or not name.isidentifier():  # never in the place of another module
-        name = f"_optcam_own_{abs(hash(source)):x}"
+        name = f"_optcam_own_{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"  # the same in every process
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None  # the file ends in .py
     assert spec.loader is not None

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import check_choice
 from optcam_pl.network.folding import Folded, Run
+from optcam_pl.network.onednn import use_onednn
 from optcam_pl.private import forward_hooks, forward_pre_hooks
 
 if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
-Speed: TypeAlias = Literal["plain", "folded", "graph", "compile", "auto"]
+Speed: TypeAlias = Literal["plain", "folded", "onednn", "graph", "compile", "auto"]
 WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 _logger = logging.getLogger(__name__)
@@ -40,9 +41,10 @@ class FasterNetwork:
 
     ===========  ====================================================================================================
     folded       batch norms folded into convolutions (see `Folded`), channels-last memory layout
-    graph        the same; on a GPU, passes without a gradient are captured once for each shape and replayed
-    compile      the same, by torch.compile, which takes its time at the first pass of each shape
-    auto         on a GPU, "graph" or "folded", whichever a short probe finds faster; elsewhere "folded"
+    onednn       the same; on a CPU, layers whose gradient to their input alone is faster (see `use_onednn`)
+    graph        as folded; on a GPU, passes without a gradient are captured once for each shape and replayed
+    compile      as folded, by torch.compile, which takes its time at the first pass of each shape
+    auto         on a GPU, "graph" or "folded", whichever a short probe finds faster; elsewhere "onednn"
     ===========  ====================================================================================================
 
     Passes in which a layer is recorded or changed run the folded network itself, because neither graphs nor compiled
@@ -72,6 +74,8 @@ class FasterNetwork:
     ) -> None:
         self.original, self.speed, self.dtype = network, speed, dtype
         self._folded = Folded(network, size, keep, run)
+        if speed in ("onednn", "auto"):
+            use_onednn(self._folded.network)
         self.network = self._folded.network.to(memory_format=torch.channels_last)
         if dtype is not None:
             self.network.to(getattr(torch, dtype))
@@ -120,7 +124,7 @@ class FasterNetwork:
             image: (B,3,H,W), normalized and in the copy's dtype.
         """
         image = image.contiguous(memory_format=torch.channels_last)
-        if self.speed == "folded" or hooked(self.network) or torch.compiler.is_compiling():
+        if self.speed in ("folded", "onednn") or hooked(self.network) or torch.compiler.is_compiling():
             return run(self.network, image)
         if self.speed == "compile":
             return self._by_compiler(run, image)
@@ -294,8 +298,8 @@ def check_speed(speed: Speed, dtype: WeightsDtype | None) -> None:
         check_choice("weights_dtype", dtype, WeightsDtype)
         if speed == "plain":
             raise ValueError(
-                f"Expected `speed` to be folded, graph, compile or auto for `weights_dtype` {dtype}, because the plain "
-                "network keeps its own weights, but got plain."
+                f"Expected `speed` to be folded, onednn, graph, compile or auto for `weights_dtype` {dtype}, because "
+                "the plain network keeps its own weights, but got plain."
             )
 
 

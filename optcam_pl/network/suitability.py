@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optcam_pl.network.capture import own_grad_mode
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.network.layers import fixed_noise
 from optcam_pl.network.scores import Binary
 from optcam_pl.private import written_to
 from optcam_pl.threads import hook_input, hook_output
@@ -63,8 +64,7 @@ class _Outputs(NamedTuple):
 
 def noise(classifier: Classifier, count: int, size: tuple[int, int]) -> Tensor:
     """Fixed images (count,3,H,W) of random pixels in [0,1], in the classifier's dtype and on its device."""
-    pixels = torch.rand(count, classifier.channels, *size, generator=torch.Generator().manual_seed(0))
-    return pixels.to(classifier.mean)
+    return fixed_noise(count, classifier.channels, *size).to(classifier.mean)
 
 
 # What comes out -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.network.carried import carried_settings, normalizes_itself, timm_settings
 from optcam_pl.network.layers import heads
 from optcam_pl.network.own import is_import_path, make_network
+from optcam_pl.network.processors import processor_settings
 
 if TYPE_CHECKING:
     Network: TypeAlias = str | nn.Module
@@ -437,7 +438,7 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
     name = str(expanded_path(name)) if name.startswith(("~", "$")) else name  # a folder; otherwise perhaps a hub name
     full_name, hub = f"transformers/{name}", cast("Any", transformers)
     config: Any = _download(lambda: hub.AutoConfig.from_pretrained(name), full_name)
-    processor = _download(lambda: hub.AutoImageProcessor.from_pretrained(name).to_dict(), full_name)
+    processor = _download(lambda: hub.AutoImageProcessor.from_pretrained(name), full_name)
     own = config.num_labels
     named = config.id2label if num_classes in (None, own) else {}
 
@@ -457,13 +458,14 @@ def _load_transformers(name: str, weights: str | Path | None, num_classes: int |
         other = {} if not num_classes else {"num_labels": num_classes, "ignore_mismatched_sizes": num_classes != own}
         network = _download(lambda: auto.from_pretrained(name, **other), full_name)
         new = num_classes not in (None, own)
+    settings = processor_settings(processor)
     if auto is not hub.AutoModelForImageClassification:
-        return _with_processor_settings(network, processor)._replace(new_head=new)
+        return Loaded(network, **settings, new_head=new)
     # A file may also have another number of classes; transformers invents class names if none are given.
     classes = heads(network)[0].get_parameter("weight").shape[0]
     known = len(named) == classes and "LABEL_0" not in named.values()
     names = [named[index] for index in range(classes)] if known else None
-    return _with_processor_settings(network, processor)._replace(class_names=names, new_head=new)
+    return Loaded(network, **settings, class_names=names, new_head=new)
 
 
 def _auto_class(config: Any) -> str:
@@ -473,23 +475,6 @@ def _auto_class(config: Any) -> str:
         return f"AutoModelFor{saved_as.rpartition('For')[2]}"
     # a network with a text tower besides the vision tower, such as CLIPModel
     return "AutoModel" if hasattr(config, "text_config") else "AutoModelForImageClassification"
-
-
-def _with_processor_settings(network: nn.Module, processor: Mapping[str, Any]) -> Loaded:
-    resized = _sides(processor["size"])
-    size = _sides(processor["crop_size"]) if processor.get("do_center_crop") else resized
-    fraction = processor.get("crop_pct") or min(1.0, size[0] / resized[0])
-    interpolation = "bilinear" if processor.get("resample") == 2 else "bicubic"  # Pillow's numbers
-    mean, std = ((0.0,) * 3, (1.0,) * 3)
-    if processor.get("do_normalize", True):
-        mean, std = processor["image_mean"], processor["image_std"]
-    return Loaded(network, mean, std, size, interpolation, fraction)
-
-
-def _sides(size: Mapping[str, int]) -> tuple[int, int]:
-    """(H,W) from the size in transformers' processors: height and width, or the shorter side."""
-    edge = size.get("shortest_edge")
-    return (edge, edge) if edge else (size["height"], size["width"])
 
 
 def _load_open_clip(name: str, weights: str | Path | None, num_classes: int | None) -> Loaded:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +22,7 @@ from optcam_pl.cli import main
 from optcam_pl.data import ImageFolder
 from optcam_pl.metrics import METRICS
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.reports.report import load_run, summarize
+from optcam_pl.reports.report import load_run, report, summarize
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.tensors import mean_curves
 
@@ -314,6 +315,41 @@ def test_print_config_shows_the_merged_settings(photos: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["test", "--config", TINY, f"--data.root={photos}", "--model.explainer.lr=0.5", "--print_config"])
     assert "lr: 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("preset", "max_iter", "lr"), [("paper", 100, 0.1), ("fast", 20, 1.0)])
+def test_a_printed_config_is_the_run_and_the_run_tells_what_its_preset_filled_in(
+    photos: Path, capsys: pytest.CaptureFixture[str], preset: str, max_iter: int, lr: float
+) -> None:
+    Path("tiny.yaml").write_text(Path(TINY).read_text().replace("max_iter: 4", f"preset: {preset}"))
+    words = ["test", "--config", "tiny.yaml", f"--data.root={photos}", "--data.limit=1"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert yaml.safe_load(Path("printed.yaml").read_text())["model"]["init_args"]["explainer"]["init_args"][
+        "max_iter"
+    ] is None  # fmt: skip
+    assert main([*words, "--run_dir=a"]) == 0
+    assert main(["test", "--config", "printed.yaml", "--run_dir=b"]) == 0
+    assert main(["test", "--config", "a/config.yaml", "--run_dir=c"]) == 0
+    first, *others = (load_run(run).manifest for run in "abc")
+    assert all(other["fingerprint"] == first["fingerprint"] for other in others)
+    assert rows_of(Path("a")) == rows_of(Path("b")) == rows_of(Path("c"))
+    assert (first["explainer_settings"]["max_iter"], first["explainer_settings"]["lr"]) == (max_iter, lr)
+    (summary,) = json.loads(report(["a"], "json"))
+    assert (summary["options"]["max_iter"], summary["options"]["lr"]) == (max_iter, lr)
+    assert f"max_iter={max_iter}, lr={lr}" in " ".join(report(["a"]).split())
+
+
+def test_loader_processes_are_no_part_of_a_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["test", "--config", TINY, f"--data.root={photos}"]
+    for workers in ("0", "auto"):
+        assert main([*common, f"--data.num_workers={workers}", f"--run_dir={workers}"]) == 0
+    assert rows_of(Path("0")) == rows_of(Path("auto"))
+    assert load_run("0").manifest["fingerprint"] == load_run("auto").manifest["fingerprint"]
+    capsys.readouterr()
+    assert main([*common, "--data.num_workers=auto", "--run_dir=0", "--resume=require"]) == 0
+    assert "7 of 7 images are done in 0: nothing left to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer", "metrics"])

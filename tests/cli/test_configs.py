@@ -20,8 +20,8 @@ from data_cases import make_boxes, make_coco, make_cub, make_pets, make_tree, ma
 
 from optcam_pl import explainers
 from optcam_pl.cli import main
-from optcam_pl.cli.compare import listed_methods
-from optcam_pl.cli.points import points, read_axes
+from optcam_pl.cli.grid import points, read_axes
+from optcam_pl.cli.methods import listed_methods
 from optcam_pl.data import ChestXRay, Kvasir
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.report import load_run
@@ -96,6 +96,11 @@ def made_up(data: dict[str, Any]) -> list[str]:
 def tiny_weights(classes: int) -> str:
     torch.save(timm.create_model("test_resnet", num_classes=classes).state_dict(), "tiny.pth")
     return "tiny.pth"
+
+
+def test_the_packages_configs_leave_the_number_of_loader_processes_to_the_machine() -> None:
+    found = {path.stem: re.findall(r"num_workers: *(\w+)", path.read_text()) for path in CONFIGS.rglob("*.yaml")}
+    assert {value for values in found.values() for value in values} == {"auto"}
 
 
 def tiny(config: dict[str, Any], fit: bool) -> list[str]:

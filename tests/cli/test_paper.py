@@ -17,9 +17,10 @@ import torch
 from data_cases import make_boxes, make_tree
 from PIL import Image
 
-from optcam_pl.cli import main, paper, points
+from optcam_pl.cli import main, points
 from optcam_pl.cli.experiments import CONFIGS, EXPERIMENTS, cost, find_experiment
 from optcam_pl.cli.paper_check import published_accuracy
+from optcam_pl.cli.parsers import asked
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.published import networks_of, published
@@ -110,8 +111,9 @@ def test_the_page_names_every_experiment_and_its_commands_are_right() -> None:
     assert [line[1] for line in lines] == ["paper", "paper", "paper", "report", "report"]
     named = re.findall(r"`optcam paper (table\w+|figure\w+)`", (DOCS / "reproduction.md").read_text())
     assert named == list(EXPERIMENTS)
-    options = paper._parser().parse_known_args(lines[2][3:])
-    assert (options[0].network, options[0].limit, options[1]) == (["resnet50"], 1000, ["--data.root", "FOLDER"])
+    options, rest, experiments, _ = asked("paper", lines[2][2:])
+    assert [found.name for found in experiments] == [lines[2][2]]
+    assert (options.network, options.limit, rest) == (["resnet50"], 1000, ["--data.root", "FOLDER"])
 
 
 def test_the_bounding_box_study_has_the_boxes_without_a_method(

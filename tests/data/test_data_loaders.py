@@ -14,7 +14,7 @@ import torch
 from data_cases import Listed, make_images
 from torchvision.transforms import v2
 
-from optcam_pl.data import Entry
+from optcam_pl.data import Entry, TorchData
 
 
 class Trainable(Listed):
@@ -174,3 +174,25 @@ def test_lightning_leaves_the_blocks_of_two_processes_alone(tmp_path: Path, stag
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=180, capture_output=True)
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert seen == [[[0, 1], [4, -1]], [[2, 3], [-1, -1]]]
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (64, 4)])
+@pytest.mark.skipif(sys.platform != "linux", reason="the cores of a process are asked for as on Linux")
+def test_loader_processes_fit_the_machine_unless_their_number_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    images = make_images(tmp_path, 3)
+    auto = Listed(images, size=4, num_workers="auto")
+    assert (auto.workers, auto.test_dataloader().num_workers) == (workers, workers)  # a warning would be an error
+    assert Listed(images, size=4).workers == 0
+    assert Listed(images, size=4, num_workers=9).workers == 9
+    assert TorchData([{"image": torch.rand(3, 4, 4)}], num_workers="auto").workers == workers
+
+
+def test_loader_processes_are_a_number_or_auto(tmp_path: Path) -> None:
+    images = make_images(tmp_path, 1)
+    with pytest.raises(ValueError, match="Expected `num_workers` to be a number or 'auto', but got 'many'"):
+        Listed(images, num_workers="many")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected `num_workers` to be zero or a positive integer, but got -1"):
+        Listed(images, num_workers=-1)

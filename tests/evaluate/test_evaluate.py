@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -236,6 +237,17 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch: pytest.Mon
         ({"images": torch.rand(2, 3, 16, 16) * 4 - 2}, ValueError, r"Item 0 .* in \[0, 1\].*normalized already"),
         ({"images": torch.rand(3, 16, 16)}, ValueError, r"shape \(B,3,H,W\), but got \(3, 16, 16\)"),
         ({"images": 3}, TypeError, "Expected `images` as a tensor .* but got int"),
+        (
+            {"images": np.zeros((2, 3, 16, 16))},
+            TypeError,
+            r"got a ndarray of something else. Convert it: torch.from_num",
+        ),
+        (
+            {"images": iter([torch.rand(3, 16, 16)])},
+            TypeError,
+            "dicts with an `image`, but got a list_iterator of some",
+        ),
+        ({"classifier": torch.nn.Flatten()}, TypeError, "optcam_pl.Classifier, but got Flatten: wrap the network"),
         ({"images": []}, ValueError, "Expected `images` to have an image at least"),
         ({"labels": [1]}, ValueError, "Expected `target` to have one entry for each of 2 images, but got 1"),
         ({"images": Shapes(2, side=16), "labels": [1, 1]}, ValueError, "Expected `labels` only where"),
@@ -254,7 +266,13 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch: pytest.Mon
 def test_what_cannot_be_is_told_in_words(change: dict[str, Any], kind: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = {"explainers": GradCAM(), "images": torch.rand(2, 3, 16, 16), **change}
     with pytest.raises(kind, match=message):
-        evaluate(tiny(), **arguments)
+        evaluate(**{"classifier": tiny(), **arguments})
+
+
+@pytest.mark.parametrize(("target", "classes"), [(np.array([1, 2]), [1, 2]), (np.int64(1), [1, 1])])
+def test_the_classes_may_be_of_numpy(target: Any, classes: list[int]) -> None:
+    rows = evaluate(tiny(), GradCAM(), torch.rand(2, 3, 16, 16), target=target).rows["GradCAM"]
+    assert [row.target for row in rows] == classes
 
 
 def test_all_metrics_are_those_that_the_images_have_the_annotations_for() -> None:

@@ -365,3 +365,21 @@ def test_no_backward_pass_goes_below_the_layer(explainer):
 def test_settings_out_of_range_are_told_in_words(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+def test_fullgrad_sees_the_biases_of_transposed_convolutions_and_instance_norms(activation):
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(6, affine=True, track_running_stats=True)
+    nn.init.normal_(norm.running_mean)
+    nn.init.normal_(norm.bias)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1), norm, activation(), nn.ConvTranspose2d(6, 4, 2, 2), activation(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    classifier, image = Classifier(network, mean=0, std=1, input_size=16), torch.rand(2, 3, 16, 16)
+    of_input, of_biases = FullGrad.terms(classifier, image, torch.tensor([1, 2]))
+    assert [tuple(term.shape) for term in of_biases] == [(2, 6, 8, 8), (2, 6, 8, 8), (2, 4, 16, 16), (2, 3)]
+    if activation is nn.ReLU:
+        total = sum(term.flatten(1).sum(1) for term in [of_input, *of_biases])
+        torch.testing.assert_close(total, classifier(image)[[0, 1], [1, 2]], atol=1e-4, rtol=1e-4)

@@ -244,3 +244,22 @@ def test_a_blur_of_nothing_is_the_image_and_of_a_constant_in_the_border_color_th
 def test_settings_out_of_range_are_told_in_words(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_extremal_perturbation_takes_images_of_any_channels(channels):
+    torch.manual_seed(0)
+    thin = nn.Conv2d(channels, 4, 3, padding=1)
+    wide = nn.Conv2d(2 * channels, 4, 3, padding=1)  # the same of images that have each channel twice
+    with torch.no_grad():
+        wide.weight.copy_(torch.cat([thin.weight, thin.weight], 1) / 2)
+        wide.bias.copy_(thin.bias)
+    rest = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    once, twice = (
+        Classifier(nn.Sequential(first, *rest), mean=0, std=1, channels=first.in_channels, input_size=16)
+        for first in (thin, wide)
+    )
+    image = torch.rand(2, channels, 16, 16)
+    explainer = ExtremalPerturbation([0.1, 0.3], max_iter=6, sigma=5.0, step=4, smooth=0.1, game="dual")
+    ours, right = explainer(once, image, 1), explainer(twice, torch.cat([image, image], 1), 1)
+    torch.testing.assert_close(ours.saliency, right.saliency, atol=1e-4, rtol=0)

@@ -12,7 +12,18 @@ from torch import Tensor
 
 import optcam_pl
 from optcam_pl import Classifier, GradCAM, OptiCAM
-from optcam_pl.explainers import EigenCAM, FinerCAM, HiResCAM, LayerCAM, ScoreCAM, XGradCAM
+from optcam_pl.explainers import (
+    RISE,
+    EigenCAM,
+    Explainer,
+    ExtremalPerturbation,
+    FinerCAM,
+    HiResCAM,
+    LayerCAM,
+    MeaningfulPerturbation,
+    ScoreCAM,
+    XGradCAM,
+)
 from optcam_pl.explainers.opticam import nearest_classes
 from optcam_pl.network.scores import Binary, Regression
 
@@ -94,3 +105,33 @@ def test_no_contrast_without_other_classes() -> None:
             explainer(one, images(), 0)
     both = Classifier(Ending(1), input_size=16, scores=Binary())
     assert OptiCAM(objective="contrast", max_iter=1)(both, images(), 0).saliency.shape == (3, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        RISE(num_masks=4),
+        MeaningfulPerturbation(max_iter=1),
+        ExtremalPerturbation(max_iter=1, reward="contrastive"),
+        OptiCAM(objective="contrast"),
+        FinerCAM(GradCAM()),
+    ],
+    ids=lambda method: method.title,
+)
+def test_a_method_that_compares_classes_itself_is_refused(method: Explainer) -> None:
+    """Their maps depended on the classes that the other images of the batch were explained for."""
+    with pytest.raises(ValueError, match=f"one class's score for FinerCAM, but {method.title} with these settings"):
+        FinerCAM(method)
+
+
+def test_a_map_of_finer_cam_does_not_depend_on_the_classes_of_other_images() -> None:
+    torch.manual_seed(0)
+    classifier, x = tiny_cnn(), images()
+    for method in (GradCAM(), OptiCAM(max_iter=3), ScoreCAM(), ExtremalPerturbation(max_iter=2)):
+        finer = FinerCAM(method)
+        together = finer(classifier, x, [0, 1, 2]).saliency[0]
+        torch.testing.assert_close(together, finer(classifier, x, 0).saliency[0], atol=1e-5, rtol=0)
+    method = OptiCAM(max_iter=1)
+    finer, method.objective = FinerCAM(method), "contrast"  # a setting may change later
+    with pytest.raises(ValueError, match="reads its probability or other classes' scores"):
+        finer(classifier, x, 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optcam_pl import Classifier, OptiCAM, ScoreCAM
 from optcam_pl.explainers import replay
 from optcam_pl.explainers.batching import Chunks
+from optcam_pl.explainers.steps import Step, listening
 from optcam_pl.network.speed import FasterNetwork
 
 
@@ -127,3 +128,12 @@ def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[i
     assert len(captures) == 2
     assert failed
     ScoreCAM()(classifier, image, 1)
+
+
+def test_whoever_shows_progress_hears_of_replays_as_of_plain_iterations(captures: list[int]) -> None:
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    heard: list[Step] = []
+    with listening(heard.append):
+        found = OptiCAM(max_iter=3)(classifier, image, 1)
+    assert [(step.what, step.done, step.total) for step in heard] == [("iteration", t, 3) for t in range(3)]
+    assert torch.equal(torch.stack([step.objective for step in heard]), found.objective[:-1])  # type: ignore[index,misc]

@@ -317,3 +317,27 @@ def test_scores_are_percentages_that_do_not_depend_on_the_batch(height, width, i
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1 / 3])
+def test_a_constant_map_of_any_value_and_precision_is_no_box(value):
+    whole = [boxes_of((0, 0, 224, 224))]
+    for dtype in (torch.float32, torch.float64):
+        maps = torch.full((1, 1, 224, 224), value, dtype=dtype)
+        assert localization_error(maps, whole).tolist() == [100.0]
+
+
+def test_without_a_label_no_class_is_right_or_wrong():
+    maps, boxes = torch.rand(2, 1, 8, 8), [boxes_of((0, 0, 4, 4))] * 2
+    metric = OfficialMetric()
+    metric.update(maps, boxes, predicted=torch.tensor([1, 1]), target=torch.tensor([-1, 1]))
+    assert metric.undefined == 1
+    assert metric.compute() == localization_error(maps, boxes)[1]
+
+
+@pytest.mark.parametrize("kind", [BoxAccuracy, MaxBoxAccuracy, PixelAveragePrecision, SaliencyMetric])
+def test_a_batch_without_images_adds_nothing(kind):
+    given = {"saliency": torch.zeros(0, 1, 8, 8), "boxes": [], "mask": torch.zeros(0, 8, 8), "original": torch.zeros(0)}
+    metric = kind()
+    metric.update(**{name: given[name] for name in metric.evidence()})
+    assert (metric.count, metric.undefined) == (0, 0)

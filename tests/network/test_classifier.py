@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from optcam_pl.explainers import GradCAM
+from optcam_pl.explainers import RISE, GradCAM
 from optcam_pl.network.capture import capture
 from optcam_pl.network.classifier import Classifier
 
@@ -265,3 +266,28 @@ def test_random_weights_have_a_name_that_the_command_line_can_say() -> None:
     # jsonargparse hands a nested `--model.classifier.weights=null` on as the text "None".
     for weights in (None, "random", "None"):
         assert Classifier("timm/test_vit", weights=weights).weights == "random"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_torchscript_is_explained_by_methods_without_layers_and_others_say_why_not() -> None:
+    network = small().eval()
+    scripted = torch.jit.script(copy.deepcopy(network))
+    plain, classifier = (Classifier(net, mean=0, std=1, input_size=16) for net in (network, scripted))
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(classifier(image), plain(image))
+    assert not any(parameter.requires_grad for parameter in scripted.parameters())
+    ours, right = (RISE(num_masks=8)(c, image, 1).saliency for c in (classifier, plain))
+    torch.testing.assert_close(ours, right, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="as it was before it became TorchScript, which hides"):
+        GradCAM()(classifier, image, 1)
+    classifier.release()
+    assert all(parameter.requires_grad for parameter in scripted.parameters())
+
+
+def test_a_file_whose_name_is_taken_is_the_same_module_in_every_process(tmp_path: Path) -> None:
+    file = tmp_path / "my-net.py"
+    file.write_text("from torch import nn\nclass Net(nn.Flatten): ...\n")
+    Classifier(f"{file}:Net", mean=0, std=1, input_size=4)
+    name = f"_optcam_own_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    assert name in sys.modules
+    del sys.modules[name]

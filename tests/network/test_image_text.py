@@ -278,3 +278,13 @@ def test_one_of_several_outputs_is_the_embedding(image: Tensor) -> None:
 
     classifier = Classifier(Two(), mean=0, std=1, input_size=32, scores=Similarity(image, output="embedding"))
     assert classifier(image).diagonal().tolist() == [pytest.approx(1.0)] * 3
+
+
+def test_scores_of_reference_images_belong_to_one_way_of_preparing_them(image: Tensor) -> None:
+    scores = Similarity(image)
+    first = embedder(scores)
+    wanted = first(image)
+    torch.testing.assert_close(embedder(scores)(image), wanted)  # prepared in the same way
+    with pytest.raises(ValueError, match="Expected `scores` of its own for each classifier that prepares images"):
+        Classifier(seeded(Embedder), mean=0.4, std=0.25, input_size=32, scores=scores)
+    torch.testing.assert_close(first(image), wanted)

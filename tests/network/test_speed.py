@@ -146,7 +146,7 @@ EXPLAINERS: list[Explainer] = [
 
 
 @pytest.mark.parametrize("explainer", EXPLAINERS, ids=lambda explainer: explainer.title)
-@pytest.mark.parametrize("how", ["folded", "graph", "auto"])
+@pytest.mark.parametrize("how", ["folded", "onednn", "graph", "auto"])
 def test_every_kind_of_explainer_gives_the_map_of_the_plain_network(explainer: Explainer, how: Any) -> None:
     network, image, target = small(), torch.rand(2, 3, 16, 16), torch.tensor([1, 3])
     settings: dict[str, Any] = {"target_layer": "5", "mean": 0, "std": 1, "input_size": 16}
@@ -191,9 +191,11 @@ def test_half_precision_is_a_setting_of_the_copy_and_maps_stay_in_float32(dtype:
 
 
 def test_settings_are_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="Expected `speed` to be one of plain, folded, graph, compile, auto, but got"):
+    with pytest.raises(
+        ValueError, match="Expected `speed` to be one of plain, folded, onednn, graph, compile, auto, but"
+    ):
         Classifier(small(), speed="fast")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Expected `speed` to be folded, graph, compile or auto for `weights_dtype`"):
+    with pytest.raises(ValueError, match="Expected `speed` to be folded, onednn, graph, compile or auto for `weights_"):
         Classifier(small(), weights_dtype="float16")
     fast = Classifier(tiny_cnn().network, target_layer="3", input_size=16, speed="folded")
     with pytest.raises(ValueError, match="Expected `speed` of the classifier to be plain, because only its own"):

@@ -104,3 +104,41 @@ def test_it_is_fine_tuned_and_explained_from_its_checkpoint(
     explain = ["test", "--model=SaliencyTask", "--model.explainer=GradCAM"]
     checkpoint = "--model.classifier.weights=fit/checkpoints/last.ckpt"
     assert main([*explain, *common, checkpoint, "--run_dir=test"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("processor", "options"),
+    [
+        ("EfficientNetImageProcessor", {"include_top": True}),  # divides by the standard deviation twice
+        ("EfficientNetImageProcessor", {"include_top": False}),
+        ("MobileViTImageProcessor", {"do_flip_channel_order": False}),  # states a mean that it does not use
+        ("ViTImageProcessor", {"do_normalize": False}),
+        ("ViTImageProcessor", {"do_rescale": True, "rescale_factor": 1 / 127.5}),
+    ],
+)
+def test_the_normalization_is_what_the_processor_does(folder: Path, processor: str, options: Any) -> None:
+    size = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "image_mean": [0.4, 0.5, 0.6]}
+    made = getattr(transformers, processor)(**size, image_std=[0.2, 0.3, 0.4], **options)
+    made.save_pretrained(folder)
+    classifier = Classifier(f"transformers/{folder}")
+    image = (torch.rand(2, 3, 32, 32) * 255).byte()
+    pixels = made(list(image), do_resize=False, return_tensors="pt")["pixel_values"]
+    model = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(classifier(image.float() / 255), model(pixels).logits, atol=2e-4, rtol=1e-4)
+
+
+def test_a_processor_that_turns_the_channels_round_is_refused(folder: Path) -> None:
+    size = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
+    transformers.MobileViTImageProcessor(**size, do_flip_channel_order=True).save_pretrained(folder)
+    with pytest.raises(ValueError, match="red, green and blue in this order, but its MobileViTImageProcessor turns"):
+        Classifier(f"transformers/{folder}")
+
+
+def test_register_tokens_are_told_from_patches_of_an_image_of_any_shape() -> None:
+    options = {**TOKENS, "num_register_tokens": 4, "patch_size": 14, "image_size": 28}
+    network = transformers.Dinov2WithRegistersForImageClassification(transformers.Dinov2WithRegistersConfig(**options))
+    for size in ((56, 84), (96, 144), (60, 98), (112, 70)):
+        grid = (size[0] // 14, size[1] // 14)
+        classifier = Classifier(network, mean=0, std=1, input_size=size)
+        tokens = torch.zeros(1, grid[0] * grid[1] + 5, 24)
+        assert classifier.to_grid(tokens, size, "dinov2_with_registers.encoder.layer.1.norm1").shape[2:] == grid

@@ -234,6 +234,18 @@ def test_a_methods_own_settings_are_columns_where_its_runs_differ_and_not_where_
     assert lines[5].endswith("data: photos; OptiCAM(lr=0.1, chunk=1); ScoreCAM(chunk=32)")
 
 
+def test_a_setting_that_only_one_run_of_a_method_has_is_not_shared(tmp_path):
+    a_run(tmp_path / "1", [a_row(0)], explainer="OptiCAM", explainer_settings={"lr": 1.0, "layer": None})
+    a_run(tmp_path / "2", [a_row(0)], explainer="OptiCAM", explainer_settings={"lr": 1.0, "schedule": "linear"})
+    lines = report([tmp_path]).splitlines()
+    assert [line.split()[:2] for line in (lines[0], *lines[2:4])] == [
+        ["method", "schedule"],
+        ["OptiCAM", "-"],
+        ["OptiCAM", "linear"],
+    ]
+    assert lines[4].endswith("data: photos; OptiCAM(lr=1.0)")
+
+
 NASTY = "<b>a|b</b> & 50%_\n\x1b[31m\\cmd{}日本\udcff"
 
 
@@ -288,6 +300,29 @@ def test_the_command_prints_or_writes_what_report_returns(two, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(SystemExit, match="2"):
         report_command([str(two), "--format", "html"])
+
+
+def test_one_run_is_compared_with_and_not_the_first_of_several(two, capsys):
+    with pytest.raises(RunFolderError, match="Expected one run to compare with, but .* holds 2: .*GradCAM, .*OptiCAM"):
+        report([two], against=two)
+    assert report_command([str(two), "--against", str(two)]) == 1
+    assert "holds 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--html", "page", "--format", "csv"], "--format is of the table"),
+        (["--html", "page", "--output", "table.txt"], "--output is of the table"),
+        (["--html", "page", "--published"], "--published is of the table"),
+        (["--html", "page", "--agreement"], "--agreement is of the table"),
+        (["--limit", "3"], "--limit is of the page's gallery: it needs --html"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(two, words, told, capsys):
+    with pytest.raises(SystemExit):
+        report_command([str(two), *words])
+    assert told in capsys.readouterr().err
 
 
 def test_published_values_stand_beside_ours_when_asked_for(two, capsys):

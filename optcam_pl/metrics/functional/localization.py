@@ -86,16 +86,17 @@ def official_metric(
         saliency: (B,1,H,W).
         boxes: B tensors (n,4).
         predicted: (B,) class that the network gives to the image.
-        target: (B,) class of its label.
+        target: (B,) class of its label; -1 means that it has none. No prediction is right or wrong then: NaN.
         connectivity: of the map's components, see `localization_error`.
 
     Example:
-        >>> maps, box = torch.tensor([[[[0.0, 0.9], [0.0, 0.7]]]] * 2), torch.tensor([[1.0, 0.0, 2.0, 2.0]])
-        >>> official_metric(maps, [box, box], predicted=torch.tensor([3, 4]), target=torch.tensor([3, 3]))
-        tensor([  0., 100.], dtype=torch.float64)
+        >>> maps, box = torch.tensor([[[[0.0, 0.9], [0.0, 0.7]]]] * 3), torch.tensor([[1.0, 0.0, 2.0, 2.0]])
+        >>> official_metric(maps, [box] * 3, predicted=torch.tensor([3, 4, 4]), target=torch.tensor([3, 3, -1]))
+        tensor([  0., 100.,  nan], dtype=torch.float64)
     """
     error = localization_error(saliency, boxes, connectivity)
-    return torch.where((predicted == target).to(error.device) | error.isnan(), error, 100)
+    label, right = target.to(error.device), (predicted == target).to(error.device)
+    return torch.where(right | error.isnan(), error, 100).where(label >= 0, torch.nan)
 
 
 def region_map(saliency: Tensor, boxes: Sequence[Tensor], region: Region) -> Tensor:
@@ -200,7 +201,7 @@ def saliency_metric(saliency: Tensor, original: Tensor, connectivity: Connectivi
         tensor([0.], dtype=torch.float64)
     """
     x0, y0, x1, y1 = _predicted_boxes(saliency, connectivity).T
-    share = (x1 - x0) * (y1 - y0) / saliency[0].numel()
+    share = (x1 - x0) * (y1 - y0) / (saliency.shape[2] * saliency.shape[3])
     p = original.detach().cpu().double().numpy()
     floor = np.finfo(np.float32).tiny
     return _scores(np.log(np.maximum(share, _SMALLEST_AREA)) - np.log(np.maximum(p, floor)), saliency)
@@ -252,7 +253,7 @@ def box_hits(
             levels = (scores * 255).astype(np.uint8)
             best = _best_of_contours(levels > (cuts * levels.max()).astype(np.uint8)[:, None, None], wanted, contours)
         hits.append((best >= overlaps).ravel())
-    return _scores(np.array(hits), saliency)
+    return _scores(np.array(hits).reshape(len(saliency), overlaps.size * thresholds), saliency)
 
 
 def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> Tensor:
@@ -278,7 +279,7 @@ def pixel_histograms(saliency: Tensor, mask: Tensor, thresholds: int = 100) -> T
         [np.bincount(places[where == kind], minlength=thresholds + 1) for kind in (1, 0)]
         for places, where in zip(bins, kinds, strict=True)
     ]
-    flat = np.array(counts, dtype=np.float64).reshape(len(maps), -1)
+    flat = np.array(counts, dtype=np.float64).reshape(len(maps), 2 * (thresholds + 1))
     return _scores(np.where(flat.sum(1, keepdims=True) > 0, flat, np.nan), saliency)
 
 
@@ -307,7 +308,6 @@ def pixel_average_precision(histograms: Tensor) -> Tensor:
 
 def _maps(saliency: Tensor) -> Array:
     check_maps(saliency)
-    # In float64 the mean of a constant map equals its value to the last digit, so no pixel lies above the mean.
     return saliency.detach().squeeze(1).cpu().double().numpy()
 
 
@@ -319,7 +319,9 @@ def _arrays(boxes: Sequence[Tensor], saliency: Tensor) -> list[Array]:
 
 def _scores(values: Array, like: Tensor) -> Tensor:
     """Convert back to a tensor on the map's device, in the widest type that the device has."""
-    return torch.as_tensor(values, dtype=torch.float32 if like.device.type == "mps" else torch.float64).to(like.device)
+    return torch.as_tensor(
+        values, dtype=torch.float32 if like.device.type == "mps" else torch.float64, device=like.device
+    )
 
 
 def _union(boxes: Sequence[Array], size: tuple[int, ...]) -> Array:
@@ -342,7 +344,9 @@ def _masses(saliency: Tensor, boxes: Sequence[Tensor]) -> tuple[Array, Array, Ar
 def _predicted_boxes(saliency: Tensor, connectivity: Connectivity) -> Array:
     """The map's box, see `localization_error`; zeros where a constant map has none."""
     maps = _maps(saliency)
-    labels, _ = ndimage.label(maps > maps.mean((1, 2), keepdims=True), _in_plane(connectivity))
+    # The mean of a constant map may be rounded to below its value, but no pixel lies above its mean.
+    mean = np.maximum(maps.mean((1, 2), keepdims=True), maps.min((1, 2), keepdims=True))
+    labels, _ = ndimage.label(maps > mean, _in_plane(connectivity))
     return _largest(labels, np.bincount(labels.ravel()))
 
 

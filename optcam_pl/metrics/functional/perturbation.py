@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optcam_pl.checks import check_choice, check_positive
-from optcam_pl.maps import wide
+from optcam_pl.maps import normal, wide
 from optcam_pl.metrics.functional.checks import check_maps
 
 Area = Literal["mean", "trapezoid"]
@@ -90,7 +90,7 @@ def step_counts(total: int, steps: int) -> Tensor:
     """
     if not 0 < steps <= total:
         raise ValueError(f"Expected `steps` to be in 1 .. {total}, the number of pixels, but got {steps}.")
-    return torch.arange(steps + 1) * total // steps
+    return torch.arange(steps + 1, device="cpu") * total // steps
 
 
 def perturbed_images(image: Tensor, reference: Tensor, rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
@@ -151,7 +151,7 @@ def imputed_images(
     solved = known + _solve(unknown.to(image.dtype), known)
     if noise:
         generator = torch.Generator().manual_seed(seed)
-        field = noise * torch.randn(image.shape[1:], generator=generator)
+        field = noise * normal(image.shape[1:], generator)
         solved = solved + unknown * field.to(image)
     return solved
 
@@ -210,7 +210,7 @@ def road_counts(total: int, percentiles: Sequence[int]) -> Tensor:
         >>> road_counts(101, [20, 80])
         tensor([81, 21])
     """
-    return torch.tensor([total + (-percentile * (total - 1)) // 100 for percentile in percentiles])
+    return torch.tensor([total + (-percentile * (total - 1)) // 100 for percentile in percentiles], device="cpu")
 
 
 def _replaced(rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:

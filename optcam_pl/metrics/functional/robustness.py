@@ -105,7 +105,7 @@ def sparseness(saliency: Tensor) -> Tensor:
     """
     values = wide(saliency).abs().flatten(1).sort(dim=1).values
     n = values.shape[1]
-    weights = torch.arange(1 - n, n, 2, device=values.device) / n
+    weights = torch.arange(1 - n, n, 2, device=values.device).to(values) / n
     total = values.sum(1)
     return (values * weights).sum(1) / total.where(total > 0, 1)
 
