@@ -230,9 +230,7 @@ def main() -> None:
     flat = [f"time {slower:+.0%} (at most 10 %: {words(slower <= 0.1)})"]
     flat += [f"memory {larger:+d} MB (at most 100: {words(larger <= 100)})"]
     table.values[f"from {options.images[0]} to {options.images[-1]} images"] = ", ".join(flat)
-    table.notes.append(
-        "`sync_data`, the disk's own time to make a block of rows durable, passes in a thread."
-    )
+    table.notes.append("`sync_data`, the disk's own time to make a block of rows durable, passes in a thread.")
     table.notes.append("`write` waits for what the thread has not written of the block before, pictures included.")
     finish("bookkeeping", [table, reports(options.runs, options.rows)], options)
 
