@@ -107,6 +107,7 @@ class SaliencyTask(RunTask):
         cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
             otherwise "".
         result: what the last block gave; None before the first.
+        images_in_pass: what a `chunk_size` "auto" means in this run, from `setup` on; None if no setting is "auto".
 
     Raises:
         ValueError: a setting is out of range.
@@ -156,7 +157,7 @@ class SaliencyTask(RunTask):
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
         self._folder: RunFolder | None = None
-        self._images_in_pass: int | None = None  # what "auto" means in this run
+        self.images_in_pass: int | None = None
 
     @property
     def baseline(self) -> Baseline:
@@ -334,7 +335,7 @@ class SaliencyTask(RunTask):
             return
         metrics = self.measured if measure else []
         what = (self.classifier, self.explainer, block, self.target, metrics)
-        with decided(self._images_in_pass):
+        with decided(self.images_in_pass):
             result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
         for metric in metrics:
             if metric.key in result.scores:
@@ -394,7 +395,7 @@ class SaliencyTask(RunTask):
     def _prepare(self, stage: Stage) -> None:
         """Lock the run's folder, check that it belongs to this run, and find the blocks that are still to do."""
         trainer, data = self.trainer, self.data
-        self._images_in_pass = None
+        self.images_in_pass = None
         manifest = self.manifest(stage)
         if self.stored_weights is not None:
             self.stored_weights.check(manifest["fingerprint"])
@@ -409,7 +410,7 @@ class SaliencyTask(RunTask):
         chooses = chooses_chunk_size(self.explainer, self.chunk_size, stage)
         describe = partial(self._describe, stage) if chooses else lambda _: manifest
         plan = self._folder.prepare(describe, len(data.table), data.batch_size, lacking, trainer.strategy.broadcast)
-        self._images_in_pass = plan.manifest["fingerprint"].get("chunk_size")
+        self.images_in_pass = plan.manifest["fingerprint"].get("chunk_size")
         data.todo, self.cut_short = plan.todo, ""
         if stage == "predict" and plan.done and trainer.is_global_zero and trainer.predict_loop.return_predictions:
             warnings.warn(
@@ -421,9 +422,8 @@ class SaliencyTask(RunTask):
     def _describe(self, stage: Stage, begun: Mapping[str, Any] | None) -> dict[str, Any]:
         """The manifest with what "auto" means: what the run that has begun has decided, or decided now."""
         stored = None if begun is None else begun["fingerprint"].get("chunk_size")
-        self._images_in_pass = self._decide() if stored is None else int(stored)
-        why = "for this run, also when it goes on" if stored is None else "as at the first start of this run"
-        rank_zero_info(f"`chunk_size` auto: {self._images_in_pass} images in a pass, {why}.")
+        self.images_in_pass = self._decide() if stored is None else int(stored)
+        rank_zero_info(f"chunk_size auto: {self.images_in_pass} images in a pass, also when this run goes on.")
         return self.manifest(stage)
 
     def _decide(self) -> int:
@@ -465,7 +465,7 @@ class SaliencyTask(RunTask):
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
         parts = (self.classifier, self.explainer, self.data, self.measured, self.target, self.region)
-        where, number = self.device.type, self._images_in_pass
+        where, number = self.device.type, self.images_in_pass
         subject = Subject(*parts, precision=str(self.trainer.precision), device=where, chunk_size=number)
         return subject.manifest(stage, str(self.run_dir))
 
