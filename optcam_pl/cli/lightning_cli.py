@@ -92,7 +92,13 @@ class _SaveConfig(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / self.config_filename
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
-        if isinstance(pl_module, SaliencyTask) and trainer.is_global_zero and pl_module.folder.plan.done:
+        if not isinstance(pl_module, SaliencyTask) or not trainer.is_global_zero:
+            return
+        if pl_module.images_in_pass is not None:
+            print(
+                f"chunk_size auto: {pl_module.images_in_pass} images in a pass, also when this run goes on", flush=True
+            )
+        if pl_module.folder.plan.done:
             plan, images = pl_module.folder.plan, len(pl_module.data.table)
             left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
             print(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}", flush=True)

@@ -15,6 +15,7 @@ from optcam_pl.data.labels import check_labels
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.explainers.base import joined
+from optcam_pl.explainers.chunk_size import ChunkSize
 from optcam_pl.metrics import CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.localization import Region
@@ -81,7 +82,7 @@ def evaluate_block(
     metrics: Sequence[ImageMetric],
     *,
     region: Region = "map",
-    chunk_size: int = 64,
+    chunk_size: ChunkSize = 64,
     seed: int = 0,
     explain: Explain | None = None,
 ) -> BlockResult:
@@ -95,7 +96,8 @@ def evaluate_block(
         target: the classes that are explained and measured; see `explained_classes`.
         metrics: the metrics to measure; their states are not changed.
         region: the part of the map that is measured; see `SaliencyTask`.
-        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image; or
+            "auto": on a GPU what a short probe finds best, on a CPU 64 (see `optcam_pl.explainers.chunk_size`).
         seed: the seed of random perturbations.
         explain: a function that supplies the maps instead of the explainer, for stored or fitted maps.
 
@@ -249,7 +251,7 @@ class _Measure:
     explainer: Explainer
     metrics: Sequence[ImageMetric]
     region: Region
-    chunk_size: int
+    chunk_size: ChunkSize
     seed: int
 
     def __call__(

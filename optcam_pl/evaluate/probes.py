@@ -14,6 +14,7 @@ from optcam_pl.checks import nearest
 from optcam_pl.data import Batch
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
+from optcam_pl.explainers.chunk_size import ChunkSize, check_chunk_size, images_in_pass
 from optcam_pl.maps import Baseline, baseline_image, mask_image, of_class, uniform, wide
 from optcam_pl.metrics.base import ImageMetric, Need
 from optcam_pl.metrics.functional import (
@@ -127,7 +128,7 @@ class Probes:
         batch: B images, with boxes and masks where the dataset has them.
         logits: (B,C) the network's output for them, which the caller already has.
         explanation: the explanation that is measured.
-        chunk_size: the number of images in one pass of the network, for probes that need many passes.
+        chunk_size: the number of images in one pass of the network, for probes that need many passes, or "auto".
         seed: the seed of perturbations.
     """
 
@@ -139,12 +140,12 @@ class Probes:
         logits: Tensor,
         explanation: Explanation,
         *,
-        chunk_size: int = 64,
+        chunk_size: ChunkSize = 64,
         seed: int = 0,
     ) -> None:
         self.classifier, self.explainer, self.batch = classifier, explainer, batch
         self.image, self.logits, self.explanation = batch["image"], logits, explanation
-        self.chunk_size, self.seed = chunk_size, seed
+        self.chunk_size, self.seed = check_chunk_size(chunk_size), seed
         self._found: dict[Hashable, Evidence] = {}
 
     @property
@@ -270,7 +271,7 @@ class Probes:
             logits = self.classifier(variants.flatten(0, 1))
             return self.score(logits, output, classes.repeat_interleave(count)).view(B, count)
 
-        return Chunks(self.chunk_size, B).cat(step, steps)
+        return Chunks(images_in_pass(self.chunk_size, self.classifier, self.image), B).cat(step, steps)
 
     def _curve(self, rank: Tensor, counts: Tensor, before: Tensor, after: Tensor, output: str, of: Tensor) -> Tensor:
         """(B,T) scores of the images after each number of replacements; the unchanged image is not run again."""

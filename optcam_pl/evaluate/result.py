@@ -26,11 +26,13 @@ from optcam_pl.evaluate.subject import (
     all_metrics,
     check_annotations,
     check_probabilities,
+    chooses_chunk_size,
     default_metrics,
     match,
 )
 from optcam_pl.explainers import Explainer
 from optcam_pl.explainers.base import check_classifier
+from optcam_pl.explainers.chunk_size import ChunkSize, automatic, check_chunk_size, decided
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
@@ -123,7 +125,7 @@ def evaluate(
     batch_size: int | None = None,
     baseline: Baseline | None = None,
     region: Region = "map",
-    chunk_size: int = 64,
+    chunk_size: ChunkSize = 64,
 ) -> Result:
     """Measure explainers on images in this process, without writing anything to disk.
 
@@ -146,7 +148,8 @@ def evaluate(
         baseline: what replaces the image where a map is 0, for the metrics and for explainers that mask; None keeps
             each explainer's own.
         region: the part of the map that is measured; see `SaliencyTask`.
-        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image; or
+            "auto": on a GPU what a short probe finds best, on a CPU 64 (see `optcam_pl.explainers.chunk_size`).
 
     Raises:
         ValueError: settings contradict each other, or images are not valid; the message explains the problem.
@@ -170,6 +173,7 @@ def evaluate(
     data = _data_of(images, labels, batch_size)
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
     check_choice("region", region, Region)
+    check_chunk_size(chunk_size)
     data.setup("test")
     advise_to_keep_memory(classifier.mean.device.type)
     chosen = _check_classes(_default_target(data, classifier) if target is None else target, classifier, data)
@@ -179,9 +183,12 @@ def evaluate(
     for part in (*methods.values(), *measured):
         part.to(classifier.mean.device)
     options = (measured, region, chunk_size)
-    with _one_baseline(methods.values(), baseline):
+    passes = None
+    if any(chooses_chunk_size(explainer, chunk_size, "test") for explainer in methods.values()):
+        passes = automatic(classifier, data.preprocessing.size, classifier.mean.device)
+    with _one_baseline(methods.values(), baseline), decided(passes):
         rows = _rows(classifier, methods, data, chosen, *options)
-        manifests = _manifests(classifier, methods, data, chosen, *options[:2])
+        manifests = _manifests(classifier, methods, data, chosen, *options, passes)
     if isinstance(explainers, Mapping):  # show the names that the user gave
         manifests = {name: {**manifest, "explainer": name} for name, manifest in manifests.items()}
     by_key = {metric.key: metric for metric in measured}
@@ -195,7 +202,7 @@ def _rows(
     target: Target | int | Tensor,
     metrics: Sequence[ImageMetric],
     region: Region,
-    chunk_size: int,
+    chunk_size: ChunkSize,
 ) -> dict[str, list[Row]]:
     """The rows of each explainer; every image is read only once."""
     rows: dict[str, list[Row]] = {name: [] for name in explainers}
@@ -214,13 +221,17 @@ def _manifests(
     target: Target | int | Tensor,
     metrics: Sequence[ImageMetric],
     region: Region,
+    chunk_size: ChunkSize,
+    passes: int | None,
 ) -> dict[str, dict[str, Any]]:
     """The manifest of each run, as if read from a run folder, so that the tables are the same."""
     own = "given" if isinstance(target, Tensor) else target
     kind = classifier.mean.device.type
     found = {}
     for name, explainer in explainers.items():
-        subject = Subject(classifier, explainer, data, metrics, own, region, precision="32-true", device=kind)
+        of_this = passes if chooses_chunk_size(explainer, chunk_size, "test") else None
+        what = (classifier, explainer, data, metrics, own, region)
+        subject = Subject(*what, precision="32-true", device=kind, chunk_size=of_this)
         found[name] = json.loads(json.dumps(subject.manifest("test", name)))
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optcam_pl.data import EachBox, ImageDataModule
 from optcam_pl.explainers import Explainer
+from optcam_pl.explainers.chunk_size import ChunkSize
 from optcam_pl.metrics import (
     METRICS,
     AverageDrop,
@@ -27,6 +28,7 @@ from optcam_pl.metrics import (
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.detection import Detection
+from optcam_pl.runs.manifest import flatten
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -110,6 +112,12 @@ def _match_boxes(classifier: Classifier, data: EachBox) -> None:
         data.match_boxes(find)
 
 
+def chooses_chunk_size(explainer: Explainer, chunk_size: ChunkSize, stage: Stage) -> bool:
+    """Whether a run has to decide what "auto" means: for its explainer, or for what it measures with the network."""
+    own = (value for key, value in flatten(explainer.settings()) if key.rpartition(".")[2] == "chunk_size")
+    return "auto" in own or (chunk_size == "auto" and stage in ("validate", "test"))
+
+
 def check_annotations(data: ImageDataModule, metrics: Sequence[ImageMetric], region: Region) -> None:
     """Check that the dataset has the annotations that the metrics and the region need.
 
@@ -142,6 +150,7 @@ class Subject:
         region: the part of the map that is measured.
         precision: the precision, by its Lightning name.
         device: the kind of device: "cpu", "cuda".
+        chunk_size: the number that a `chunk_size` "auto" means; None if no setting is "auto".
     """
 
     classifier: Classifier
@@ -152,6 +161,7 @@ class Subject:
     region: Region
     precision: str
     device: str
+    chunk_size: int | None = None
 
     def manifest(self, stage: Stage, run: str) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint.
@@ -192,6 +202,8 @@ class Subject:
         }
         if self.region != "map":
             settings["region"] = self.region
+        if self.chunk_size is not None:
+            settings["chunk_size"] = self.chunk_size
         for metric in self.metrics:
             settings.update(metric.settings())
         return settings
@@ -206,6 +218,7 @@ class Subject:
             "metrics": {metric.key: metric.settings() for metric in self.metrics},
             "data": self.data.fingerprint(),
             "block_size": self.data.batch_size,
+            **({} if self.chunk_size is None else {"chunk_size": self.chunk_size}),
             "precision": self.precision,
             "device": self.device,
             "threads": torch.get_num_threads(),

@@ -12,6 +12,7 @@ from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.cam import LayerMaps
+from optcam_pl.explainers.chunk_size import ChunkSize, check_chunk_size, images_in_pass
 from optcam_pl.explainers.upper_part import UpperPart
 from optcam_pl.maps import (
     Baseline,
@@ -37,14 +38,14 @@ class ChannelScoring(Explainer):
 
     Args:
         layer: see `Explainer`; one layer.
-        chunk_size: number of images (or ablated features) in one pass; halved automatically if a GPU runs out of
-            memory.
+        chunk_size: number of images (or ablated features) in one pass, or "auto" (see `chunk_size`); halved
+            automatically if a GPU runs out of memory.
         baseline: see `Explainer`.
     """
 
-    def __init__(self, layer: OneLayer | None, chunk_size: int, baseline: Baseline, **shared: Any) -> None:
+    def __init__(self, layer: OneLayer | None, chunk_size: ChunkSize, baseline: Baseline, **shared: Any) -> None:
         super().__init__(layer, check_baseline(baseline), **shared)
-        self.chunk_size = check_positive("chunk_size", chunk_size)
+        self.chunk_size = check_chunk_size(chunk_size)
 
     def layer_name(self, classifier: Classifier) -> str:
         """The name of the one layer.
@@ -102,7 +103,7 @@ class ScoreCAM(ChannelScoring):
     def __init__(
         self,
         layer: OneLayer | None = None,
-        chunk_size: int = 64,
+        chunk_size: ChunkSize = 64,
         *,
         smooth: Smoothing = "none",
         num_samples: int | None = None,
@@ -128,7 +129,8 @@ class ScoreCAM(ChannelScoring):
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
         # Check before upsampling, which turns a constant into noise: the mask of a constant channel is 0.
         silent = degenerate(A.flatten(0, 1)).view(*A.shape[:2], 1, 1)
-        chunks, generator = Chunks(self.chunk_size, len(image)), torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        chunks = Chunks(images_in_pass(self.chunk_size, classifier, image), len(image))
         scores = torch.zeros_like(A[:, :, 0, 0])
         for sample in range(1, self.num_samples + 1):
             noise = self.std * normal(size, generator).to(image) if self.smooth == "noise" else None
@@ -177,7 +179,7 @@ class AblationCAM(ChannelScoring):
         ValueError: a setting out of range; when called, several layers.
     """
 
-    def __init__(self, layer: OneLayer | None = None, chunk_size: int = 64, **shared: Any) -> None:
+    def __init__(self, layer: OneLayer | None = None, chunk_size: ChunkSize = 64, **shared: Any) -> None:
         super().__init__(layer, chunk_size, "black", **shared)
 
     @torch.no_grad()
@@ -193,7 +195,7 @@ class AblationCAM(ChannelScoring):
                 ablated = ablate(upper.activation, part, classifier, size, name)
                 return upper(ablated)[:, c].unsqueeze(0)
 
-            scores = Chunks(self.chunk_size).cat(score, A.shape[1])
+            scores = Chunks(images_in_pass(self.chunk_size, classifier, image)).cat(score, A.shape[1])
             features.append(A)
             drops.append(upper.logits[:, [c]] - scores)
         A, weights = torch.cat(features).to(image.dtype), torch.cat(drops).to(image.dtype)

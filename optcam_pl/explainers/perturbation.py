@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
+from optcam_pl.explainers.chunk_size import ChunkSize, check_chunk_size, images_in_pass
 from optcam_pl.explainers.steps import tell
 from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, uniform, upsample
 from optcam_pl.network.classifier import Classifier
@@ -38,7 +39,8 @@ class RISE(Explainer):
         cells: s, at least 2.
         probability: p1, in (0,1).
         seed: of the masks.
-        chunk_size: number of masked images in one pass; halved automatically if a GPU runs out of memory.
+        chunk_size: number of masked images in one pass, or "auto" (see `chunk_size`); halved automatically if a GPU
+            runs out of memory.
         baseline: see `Explainer`.
 
     Raises:
@@ -52,7 +54,7 @@ class RISE(Explainer):
         cells: int = 7,
         probability: float = 0.5,
         seed: int = 0,
-        chunk_size: int = 64,
+        chunk_size: ChunkSize = 64,
         baseline: Baseline = "black",
         **shared: Any,
     ) -> None:
@@ -63,7 +65,7 @@ class RISE(Explainer):
         if not 0 < probability < 1:
             raise ValueError(f"Expected `probability` to be between 0 and 1, but got {probability!r}.")
         self.probability, self.seed = probability, seed
-        self.chunk_size = check_positive("chunk_size", chunk_size)
+        self.chunk_size = check_chunk_size(chunk_size)
 
     @property
     def compares_classes(self) -> bool:
@@ -95,7 +97,7 @@ class RISE(Explainer):
             p = of_class(classifier.probabilities(masked), target.repeat_interleave(len(masks)))
             total.add_((p.view(len(image), -1).to(image) @ masks.flatten(1)).view_as(total))
 
-        Chunks(self.chunk_size, len(image)).each(add, len(grids))
+        Chunks(images_in_pass(self.chunk_size, classifier, image), len(image)).each(add, len(grids))
         return self.finish(total.unsqueeze(1) / (len(grids) * self.probability), image, target)
 
 

@@ -40,12 +40,14 @@ class Plan:
         known: the indices of images in these blocks that already have a row, so that no row is written twice.
         done: the number of images of the dataset with a row.
         errors: the number of those that could not be read.
+        manifest: the run's manifest.
     """
 
     todo: tuple[int, ...]
     known: frozenset[int]
     done: int
     errors: int
+    manifest: Mapping[str, Any]
 
 
 class RunFolder:
@@ -65,7 +67,7 @@ class RunFolder:
     ) -> None:
         self.run_dir, self.resume, self.shard = run_dir, resume, shard
         self.processes = Processes() if processes is None else processes
-        self.plan = Plan((), frozenset(), 0, 0)
+        self.plan = Plan((), frozenset(), 0, 0, {})
         self._left: Callable[[Sequence[Row]], list[int]] = lambda _: []
         self._open = ExitStack()
         self._writer: RowWriter | None = None
@@ -74,7 +76,8 @@ class RunFolder:
 
     def prepare(
         self,
-        manifest: Mapping[str, Any],
+        describe: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
+        images: int,
         block_size: int,
         lacking: Callable[[Sequence[Row]], set[int]],
         broadcast: Callable[[Any], Any],
@@ -82,7 +85,10 @@ class RunFolder:
         """Decide on rank 0 what has to be done, and tell the other processes.
 
         Args:
-            manifest: the manifest of the run; its fingerprint must equal that of the run in the folder.
+            describe: returns the manifest of the run. It is called once, on rank 0, with the manifest of the run in the
+                folder, from which a run that goes on takes what the first start has chosen, or with None. The two
+                fingerprints must be equal. Other shards wait meanwhile.
+            images: the number of images of the dataset.
             block_size: the number of images in a block.
             lacking: returns the indices of images that lack a file and have to be done again.
             broadcast: gives every process the argument of the first process.
@@ -93,26 +99,32 @@ class RunFolder:
             SystemExit: on the other processes in these cases. The first one says why.
         """
         plan: Plan | None = None
-        self._left = lambda rows: self._indices_left(rows, manifest["images"], block_size, lacking)
+        self._left = lambda rows: self._indices_left(rows, images, block_size, lacking)
         try:
             if self.processes.rank == 0:
-                plan = self._plan(manifest, block_size, lacking)
+                plan = self._plan(describe, images, block_size, lacking)
         finally:  # also after an error, or the other processes would wait forever
             self.plan = broadcast(plan)
         if self.plan is None:
             raise SystemExit(2)
         return self.plan
 
-    def _plan(self, manifest: Mapping[str, Any], block_size: int, lacking: Callable[[Sequence[Row]], set[int]]) -> Plan:
+    def _plan(
+        self,
+        describe: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
+        images: int,
+        block_size: int,
+        lacking: Callable[[Sequence[Row]], set[int]],
+    ) -> Plan:
         if self.resume == "require" and not (self.run_dir / MANIFEST).exists():  # before anything is written
             raise RunFolderError(f"Expected a run in {self.run_dir} to continue, but there is none.")
         self._lock()
-        self._check(manifest)
-        n, rows = manifest["images"], read_rows(self.run_dir)
-        todo = tuple(self._blocks_left(rows, n, block_size, lacking))
+        manifest = self._check(describe)
+        rows = read_rows(self.run_dir)
+        todo = tuple(self._blocks_left(rows, images, block_size, lacking))
         blocks = {*todo}
         known = frozenset(row.index for row in rows if row.index // block_size in blocks)
-        return Plan(todo, known, len(rows), sum(row.status == "error" for row in rows))
+        return Plan(todo, known, len(rows), sum(row.status == "error" for row in rows), manifest)
 
     def _blocks_left(
         self, rows: Sequence[Row], n: int, block_size: int, lacking: Callable[[Sequence[Row]], set[int]]
@@ -150,16 +162,19 @@ class RunFolder:
                     pass
         self._open.enter_context(RunLock(self.run_dir, f".shard-{i}-of-{n}.lock"))
 
-    def _check(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest at the first start; compare with it at later starts."""
+    def _check(self, describe: Callable[[Mapping[str, Any] | None], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Write the manifest at the first start; compare with it at later starts. Returns this start's."""
         with RunLock(self.run_dir, ".manifest.lock", wait=60):  # shards may start together
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
                 raise RunFolderError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
-            if begun:
-                self._check_same(read_manifest(self.run_dir), manifest)
+            old = read_manifest(self.run_dir) if begun else None
+            manifest = describe(old)
+            if old is not None:
+                self._check_same(old, manifest)
             else:
                 write_manifest(self.run_dir, manifest)
+        return manifest
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         try:

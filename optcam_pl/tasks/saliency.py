@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,10 +12,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from optcam_pl.checks import check_choice, check_positive
+from optcam_pl.checks import check_choice
 from optcam_pl.data import Batch, EachBox, ImageDataModule
 from optcam_pl.evaluate.block import BlockResult, Explain, Target, check_target, evaluate_block
 from optcam_pl.evaluate.probes import check_needs
@@ -25,10 +26,12 @@ from optcam_pl.evaluate.subject import (
     all_metrics,
     check_annotations,
     check_probabilities,
+    chooses_chunk_size,
     default_metrics,
     match,
 )
 from optcam_pl.explainers import Explainer, Explanation, OptiCAM
+from optcam_pl.explainers.chunk_size import ChunkSize, automatic, check_chunk_size, decided
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
@@ -91,7 +94,10 @@ class SaliencyTask(RunTask):
         region: the part of the map that is measured, for the bounding-box study: the "map"; its part "inside_box" or
             "outside_box"; or, instead of the map, the "box" itself or its "complement". All except "map" need a dataset
             with boxes, and an image without a box has no scores.
-        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image.
+        chunk_size: the number of images in one pass of the network, for metrics that need many passes per image; or
+            "auto": on a GPU what a short probe finds best, on a CPU 64 (see `optcam_pl.explainers.chunk_size`). What
+            "auto" means is decided at the first start, for explainers with a `chunk_size` "auto", too; it is a part of
+            the run's identity, and a run that goes on keeps it.
         weights_from: run folder of a ``fit`` with the same settings; its weights are used instead of optimizing again.
 
     Attributes:
@@ -102,6 +108,7 @@ class SaliencyTask(RunTask):
         cut_short: a sentence that says so if a limit of the trainer ended the run before all of its images were done;
             otherwise "".
         result: what the last block gave; None before the first.
+        images_in_pass: what a `chunk_size` "auto" means in this run, from `setup` on; None if no setting is "auto".
 
     Raises:
         ValueError: a setting is out of range.
@@ -115,7 +122,7 @@ class SaliencyTask(RunTask):
         baseline: Baseline | None = None,
         metrics: list[ImageMetric] | Literal["all"] | None = None,
         region: Region = "map",
-        chunk_size: int = 64,
+        chunk_size: ChunkSize = 64,
         weights_from: str | None = None,
         selectivity: float | None = None,
         augment: bool | None = None,
@@ -138,7 +145,7 @@ class SaliencyTask(RunTask):
             explainer.check_one_view()
         self.classifier, self.explainer, self.target = classifier, explainer, target
         check_choice("region", region, Region)
-        self.region, self.chunk_size = region, check_positive("chunk_size", chunk_size)
+        self.region, self.chunk_size = region, check_chunk_size(chunk_size)
         self._every_metric = metrics == "all"  # the dataset determines which metrics these are
         if isinstance(metrics, str):
             check_choice("metrics", metrics, Literal["all"])
@@ -151,6 +158,7 @@ class SaliencyTask(RunTask):
         self.resume: Resume = "auto"
         self.shard: Shard | None = None
         self._folder: RunFolder | None = None
+        self.images_in_pass: int | None = None
 
     @property
     def baseline(self) -> Baseline:
@@ -329,7 +337,8 @@ class SaliencyTask(RunTask):
             return
         metrics = self.measured if measure else []
         what = (self.classifier, self.explainer, block, self.target, metrics)
-        result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
+        with decided(self.images_in_pass):
+            result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
         for metric in metrics:
             if metric.key in result.scores:
                 metric.accumulate(result.scores[metric.key])
@@ -388,6 +397,7 @@ class SaliencyTask(RunTask):
     def _prepare(self, stage: Stage) -> None:
         """Lock the run's folder, check that it belongs to this run, and find the blocks that are still to do."""
         trainer, data = self.trainer, self.data
+        self.images_in_pass = None
         manifest = self.manifest(stage)
         if self.stored_weights is not None:
             self.stored_weights.check(manifest["fingerprint"])
@@ -399,7 +409,10 @@ class SaliencyTask(RunTask):
             return without | (lacking_weights(self.run_dir, rows, data.batch_size) if stage == "fit" else set())
 
         self._folder = RunFolder(self.run_dir, self.resume, self.shard, Processes(self.global_rank, trainer.world_size))
-        plan = self._folder.prepare(manifest, data.batch_size, lacking, trainer.strategy.broadcast)
+        chooses = chooses_chunk_size(self.explainer, self.chunk_size, stage)
+        describe = partial(self._describe, stage) if chooses else lambda _: manifest
+        plan = self._folder.prepare(describe, len(data.table), data.batch_size, lacking, trainer.strategy.broadcast)
+        self.images_in_pass = plan.manifest["fingerprint"].get("chunk_size")
         data.todo, self.cut_short = plan.todo, ""
         if stage == "predict" and plan.done and trainer.is_global_zero and trainer.predict_loop.return_predictions:
             warnings.warn(
@@ -407,6 +420,21 @@ class SaliencyTask(RunTask):
                 "only what is left to do. Set the task's `run_dir` to a new folder to get all of them.",
                 stacklevel=2,
             )
+
+    def _describe(self, stage: Stage, begun: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The manifest with what "auto" means: what the run that has begun has decided, or decided now."""
+        stored = None if begun is None else begun["fingerprint"].get("chunk_size")
+        self.images_in_pass = self._decide() if stored is None else int(stored)
+        rank_zero_info(f"chunk_size auto: {self.images_in_pass} images in a pass, also when this run goes on.")
+        return self.manifest(stage)
+
+    def _decide(self) -> int:
+        trainer = self.trainer
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            self.classifier.to(device)
+        with trainer.precision_plugin.forward_context():
+            return automatic(self.classifier, self.data.preprocessing.size, device)
 
     def _finish(self) -> Run | None:
         """Wait until every process has written its rows; on rank 0, return the run; warn if most maps say nothing."""
@@ -439,7 +467,8 @@ class SaliencyTask(RunTask):
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
         parts = (self.classifier, self.explainer, self.data, self.measured, self.target, self.region)
-        subject = Subject(*parts, precision=str(self.trainer.precision), device=self.device.type)
+        where, number = self.device.type, self.images_in_pass
+        subject = Subject(*parts, precision=str(self.trainer.precision), device=where, chunk_size=number)
         return subject.manifest(stage, str(self.run_dir))
 
     def running(self) -> list[ImageMetric]:

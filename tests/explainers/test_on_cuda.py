@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optcam_pl import Classifier, OptiCAM, ScoreCAM, explainers
 from optcam_pl.explainers import CAM, Explainer, GradCAM
 from optcam_pl.explainers.batching import Chunks
+from optcam_pl.explainers.chunk_size import automatic
 from optcam_pl.network.folding import Folded
 
 pytestmark = [
@@ -204,3 +205,13 @@ def test_a_ddp_run_on_one_gpu_writes_every_row(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line for file in (tmp_path / "run").rglob("rows*.jsonl") for line in file.read_text().splitlines()]
     assert len(rows) >= 6
+
+
+def test_auto_is_a_power_of_two_that_is_chosen_once_and_fits() -> None:
+    for settings in ({}, {"speed": "graph"}):
+        classifier = on_gpu(**settings)
+        number = automatic(classifier, (16, 16), images().device)
+        assert number in {2**k for k in range(3, 11)}
+        assert automatic(classifier, (16, 16), images().device) == number
+        auto, given = (ScoreCAM(chunk_size=size)(classifier, images(), 1).saliency for size in ("auto", number))
+        torch.testing.assert_close(auto, given)
