@@ -344,7 +344,7 @@ def _two_stages(network: Any, image: Tensor) -> Predictions:
     most = max(1, *counts)
     # An image with fewer proposals is filled up with empty boxes of background, so that no score depends on them.
     logits = _filled_up(torch.split(logits, counts), most, _NOTHING)
-    background = _filled_up(torch.split(logits.new_zeros(len(logits)), counts), most, _SURE)
+    background = _filled_up(torch.split(logits.new_zeros(sum(counts)), counts), most, _SURE)
     logits = torch.cat([logits[..., :1] + background.unsqueeze(2), logits[..., 1:]], dim=2)
     boxes = _filled_up(torch.split(boxes, counts), most, 0.0)
     return Predictions(boxes, logits, activation="softmax", background=0)
