@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
 
-from optcam_pl import explainers as _explainers
 from optcam_pl.callbacks import overlay_folder, write_comparison
-from optcam_pl.checks import expanded_path, nearest
+from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.methods import COSTLY, Method, check_distinct, check_used, choose, listed_methods
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
-from optcam_pl.cli.words import CONFIGS
-from optcam_pl.explainers import Explainer
+from optcam_pl.cli.words import config_file, config_names, read_yaml
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.report import find_runs
 from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
-
-BLOCKS = CONFIGS / "explainer"
-# What `all` leaves out, and says so: hours on a CPU, where everything else together takes minutes.
-_COSTLY = {"is_cam": "10 times the passes of score_cam", "ss_cam": "35 times the passes of score_cam"}
-
-
-class Method(NamedTuple):
-    """An explainer to compare.
-
-    Attributes:
-        name: name of its row and its run folder.
-        given: value of `--model.explainer`: a class, a file, or a class with its settings as JSON.
-        asked: whether the user named it; False for a method of `all`.
-        listed: whether it stands in a config's list. Then it has its settings there, and nothing of the settings that
-            the config's `model.explainer` has for another class.
-    """
-
-    name: str
-    given: str
-    asked: bool = True
-    listed: bool = False
-
-    @property
-    def words(self) -> list[str]:
-        """The words of `optcam test` that choose it."""
-        # A change of the class drops the settings that the new class does not have; FakeCAM has none of its own.
-        return [f"--model.explainer={given}" for given in (["FakeCAM"] if self.listed else []) + [self.given]]
 
 
 class Dataset(NamedTuple):
@@ -107,8 +76,8 @@ def compare_command(argv: Sequence[str]) -> int:
     options, rest, *_ = asked("compare", argv)
     datasets = [_dataset(given) for given in options.data] or [Dataset()]
     methods = choose(options.explainers) if options.explainers else listed_methods(options.config)
-    _check_distinct("--data", [dataset.name for dataset in datasets])
-    _check_distinct("--explainers", [method.name for method in methods])
+    check_distinct("--data", [dataset.name for dataset in datasets])
+    check_distinct("--explainers", [method.name for method in methods])
     above = None if options.run_dir is None else expanded_path(options.run_dir)
     if above is not None:
         check_no_others(above)
@@ -116,7 +85,8 @@ def compare_command(argv: Sequence[str]) -> int:
     configs = [word for file in options.config for word in ("--config", file)]
     quiet = ["--quiet"] if options.quiet else []
     words = {dataset: ["test", *configs, *dataset.words, *rest, *quiet] for dataset in datasets}
-    check_settings([*words[datasets[0]], "--model.explainer=FakeCAM"])  # a fault of every method skips none
+    check_used(rest, methods)
+    check_settings(Method("FakeCAM", "FakeCAM").added_to(words[datasets[0]]))  # a fault of every method skips none
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     if options.plan:
         pairs = [(method, dataset) for dataset in datasets for method in methods]
@@ -139,13 +109,13 @@ def compare_command(argv: Sequence[str]) -> int:
 
 def _cost(method: Method, dataset: Dataset, words: Sequence[str], seconds: float) -> Cost:
     name = f"{method.name} on {dataset.name}" if dataset.name else method.name
-    return cost(name, [*words, *method.words], seconds)
+    return cost(name, method.added_to(words), seconds)
 
 
 def _left_out(methods: Sequence[Method]) -> dict[str, str]:
     """The costly methods that `all` leaves out, with the reason; not those that are named."""
     named = {method.name for method in methods}
-    return {name: f"{why}; name it to run it" for name, why in _COSTLY.items() if name not in named}
+    return {name: f"{why}; name it to run it" for name, why in COSTLY.items() if name not in named}
 
 
 def check_settings(words: Sequence[str]) -> None:
@@ -155,111 +125,14 @@ def check_settings(words: Sequence[str]) -> None:
         model.explainer.check(model.classifier)
 
 
-def choose(names: Sequence[str]) -> list[Method]:
-    """The explainers that a command line names, in its order; then those of `all` that it does not name.
-
-    Raises:
-        ValueError: there is no explainer of a name.
-
-    >>> [(method.name, method.given) for method in choose(["GradCAM", "my.module.Mine"])]
-    [('GradCAM', 'GradCAM'), ('Mine', 'my.module.Mine')]
-    """
-    asked = [_method(name) for name in names if name != "all"]
-    if "all" in names:
-        taken = {method.name for method in asked} | set(_COSTLY)
-        asked += [Method(name, str(file), asked=False) for name, file in _blocks().items() if name not in taken]
-    return asked
-
-
-def _method(name: str) -> Method:
-    if name.endswith((".yaml", ".yml")):
-        if not expanded_path(name).is_file():
-            raise FileNotFoundError(
-                f"Expected `--explainers` to name explainers or their files, but there is no file {name!r}. The "
-                f"nearest names are: {nearest(Path(name).stem, [*_known(), *_blocks()])}."
-            )
-        return Method(Path(name).stem, name)
-    if name in _known() or "." in name:
-        return Method(name.rpartition(".")[2], name)
-    if name in _blocks():
-        return Method(name, str(_blocks()[name]))
-    raise ValueError(
-        f"Expected `--explainers` to name explainers, but got {name!r}. "
-        f"The nearest are: {nearest(name, [*_known(), *_blocks()])}."
-    )
-
-
-def listed_methods(configs: Sequence[str]) -> list[Method]:
-    """The explainers that configs list under `explainers`, in that order; those of the last config that has the key.
-
-    Raises:
-        ValueError: no config has such a list, or an entry names no explainer.
-        TypeError: the list is none, or an entry is neither a name nor a class with settings.
-    """
-    listed = config_key(configs, "explainers")
-    if listed is None:
-        raise ValueError(
-            "Expected explainers to compare: `--explainers NAME ...`, or a config with the list `explainers`."
-        )
-    if not isinstance(listed, list) or not listed:
-        raise TypeError(f"Expected `explainers` of a config to be a list of explainers, but got {listed!r}.")
-    methods = [_listed(entry) for entry in listed]
-    _check_distinct("explainers", [method.name for method in methods])
-    return methods
-
-
-def _listed(entry: Any) -> Method:
-    """An entry of a config's list: a name, or a class with its settings and maybe a name of its own."""
-    if isinstance(entry, str):
-        return _method(entry)._replace(listed=True)
-    if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
-        raise TypeError(f"Expected an entry of `explainers` to be a name or to have a `class_path`, but got {entry!r}.")
-    if unknown := [key for key in entry if key not in ("class_path", "init_args", "name")]:
-        raise ValueError(
-            f"Expected the keys class_path, init_args and name in an entry of `explainers`, but got {unknown[0]!r}."
-        )
-    known = _method(entry["class_path"])
-    given = json.dumps({key: entry[key] for key in ("class_path", "init_args") if entry.get(key)})
-    return Method(str(entry.get("name", known.name)), given, listed=True)
-
-
-def config_key(configs: Sequence[str], key: str) -> Any:
-    """A top-level entry of config files, that of the last one that has it; None if there is none."""
-    found = None
-    for file in configs:
-        content = yaml.safe_load(expanded_path(file).read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.get(key) is not None:
-            found = content[key]
-    return found
-
-
-def _known() -> list[str]:
-    """The explainers that can be named without their module."""
-    members = {name: getattr(_explainers, name) for name in _explainers.__all__}
-    kinds = {n: kind for n, kind in members.items() if isinstance(kind, type) and issubclass(kind, Explainer)}
-    return [name for name, kind in kinds.items() if not kind.__abstractmethods__]
-
-
-def _blocks() -> dict[str, Path]:
-    return {file.stem: file for file in sorted(BLOCKS.glob("*.yaml"))}
-
-
 def _dataset(given: str) -> Dataset:
-    """A class, a file that is one (`class_path: ...`), or a file with the key `data` and maybe others."""
-    if not given.endswith((".yaml", ".yml")):
+    """A class; or a file or config of the package's that is one (`class_path: ...`) or has the key `data`."""
+    if not given.endswith((".yaml", ".yml")) and given not in config_names():
         return Dataset(given.rpartition(".")[2], (f"--data={given}",))
-    content = yaml.safe_load(expanded_path(given).read_text(encoding="utf-8"))
+    file = config_file(given, "--data")
+    content = read_yaml(file)
     whole = isinstance(content, dict) and "data" in content
-    return Dataset(Path(given).stem, (f"--{'config' if whole else 'data'}={given}",))
-
-
-def _check_distinct(option: str, names: Sequence[str]) -> None:
-    counts = Counter(name.casefold() for name in names)  # folders of some systems do not tell cases apart
-    if twice := [name for name in names if counts[name.casefold()] > 1]:
-        raise ValueError(
-            f"Expected `{option}` to have names of their own, as rows and run folders are named so, but got "
-            f"{', '.join(twice)}."
-        )
+    return Dataset(Path(file).stem, (f"--{'config' if whole else 'data'}={file}",))
 
 
 def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], outcome: Outcome) -> bool:
@@ -268,7 +141,7 @@ def _usable(method: Method, words: Sequence[str], datasets: Sequence[Dataset], o
     An error of another kind, from the network or another package, is noted as a failure of the method.
     """
     try:
-        check_settings([*words, *method.words])
+        check_settings(method.added_to(words))
     except (ValueError, TypeError, ImportError, NetworkError) as error:
         if method.asked:
             raise
@@ -298,7 +171,7 @@ def _run_all(
         own = [] if folder is None else [f"--run_dir={folder / method.name}"]
         outcome.begun += 1
         try:
-            cli = OptcamCLI([*words, *own, *method.words], method.name, place=f"{outcome.begun}/{outcome.planned}")
+            cli = OptcamCLI(method.added_to([*words, *own]), method.name, place=f"{outcome.begun}/{outcome.planned}")
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever

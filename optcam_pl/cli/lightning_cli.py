@@ -322,7 +322,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     def _callbacks(self, config: Namespace, folder: Path) -> list[Callback]:
         """The config's callbacks, and those of ours of whose kind it has none."""
-        callbacks: list[Callback] = list(config.get("callbacks") or [])
+        callbacks: list[Callback] = list(_listed(config.get("callbacks")))
 
         def lacks(kind: type[Callback]) -> bool:
             return not any(isinstance(callback, kind) for callback in callbacks)

@@ -81,6 +81,8 @@ _IGNORED = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*ended the run before its end.*",  # the command says it as its last words
+    # Every process logs the numbers of all rows already.
+    ".*It is recommended to use `self.log\\('((test|validate)/.*|step)', ..., sync_dist=True\\)`.*",
     ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
 )
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from jsonargparse import ArgumentParser
 
 from optcam_pl.checks import nearest
 from optcam_pl.cli.errors import plain
+from optcam_pl.cli.words import read_yaml
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.metrics import METRICS
 from optcam_pl.tasks.base import RunTask
@@ -110,9 +110,10 @@ def told(message: str, words: Sequence[str], options: Callable[[], Iterable[str]
     )
     if unknown:
         return _unknown_word(unknown[1], options())
-    if without := re.match(r"argument (--.+): expected one argument", message):
-        bare = [word for word in words if word.startswith(without[1]) and "=" not in word]
-        return f"Expected a value after `{bare[-1] if bare else without[1]}`, but got none."
+    if without := re.match(r"argument (-.+): expected one argument", message):
+        names = tuple(without[1].split("/"))
+        bare = [word for word in words if word.startswith(names) and "=" not in word]
+        return f"Expected a value after `{bare[-1] if bare else names[-1]}`, but got none."
     if message.startswith(("Problems parsing config", "Unexpected config")):
         return _bad_file(message, words)
     fault = fault_of(message)
@@ -168,24 +169,26 @@ def _bad_file(message: str, words: Sequence[str]) -> str:
         option, _, value = word.partition("=")
         if option not in ("-c", "--config"):
             continue
-        file = Path(value or (words[place + 1] if place + 1 < len(words) else ""))
+        file = value or (words[place + 1] if place + 1 < len(words) else "")
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" in line {mark.line + 1}" if mark else ""
-            what = getattr(error, "problem", None) or error
-            return f"Expected the config {str(file)!r} to be YAML, but{line}: {what}. Indent by spaces, not tabs."
+            content = read_yaml(file)
+        except ValueError as error:
+            return str(error)
         except OSError:
             continue
         if not isinstance(content, dict):
-            return f"Expected the config {str(file)!r} to be a mapping (`model: ...`), but got {content!r}."
+            return f"Expected the config {file!r} to be a mapping (`model: ...`), but got {content!r}."
     return plain(message)
+
+
+def _last(pattern: str, texts: Sequence[str]) -> re.Match[str] | None:
+    """The match of the last text that has one: of a key with several types, one may be right but for a setting."""
+    return next(filter(None, (re.match(pattern, text) for text in reversed(texts))), None)
 
 
 def _option(fault: Fault) -> str | None:
     """A setting that the class does not have."""
-    match = re.match(r"Option '(.+)' is not accepted", fault.texts[-1])
+    match = _last(r"Option '(.+)' is not accepted", fault.texts)
     if match is None and "is abstract" not in fault.texts[0]:
         return None
     name = match[1] if match else ""
@@ -205,7 +208,7 @@ def _option(fault: Fault) -> str | None:
 
 
 def _required(fault: Fault) -> str | None:
-    match = re.match(r"the following arguments are required: (.+)", fault.texts[-1])
+    match = _last(r"the following arguments are required: (.+)", fault.texts)
     if match is None:
         return None
     names = match[1].split(", ")

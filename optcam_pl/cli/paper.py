@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method, check_settings, choose, listed_methods
+from optcam_pl.cli.compare import check_settings
 from optcam_pl.cli.experiments import Experiment, instead, read_config, short_network, unknown_network
 from optcam_pl.cli.grid import Axes, points, read_axes
+from optcam_pl.cli.methods import Method, check_used, choose, listed_methods
 from optcam_pl.cli.paper_check import paper_check
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
@@ -165,12 +166,14 @@ class _Table:
         if self.options.explainers is None or not first:
             return listed
         of = {method.name: method for method in listed}
-        return [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+        found = [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+        check_used(self.words, found)
+        return found
 
     def _usable(self, method: Method, words: Sequence[str]) -> bool:
         """Whether a method can work on another network than the table's; if not, the reason is printed."""
         try:
-            check_settings(["test", *words, *method.words])
+            check_settings(method.added_to(["test", *words]))
         except (ValueError, TypeError, ImportError, NetworkError) as error:
             if self.options.explainers is not None:
                 raise
@@ -216,7 +219,7 @@ class _Table:
         methods = self._methods(file, first=True)
         if not self.own:
             methods = [method for method in methods if self._usable(method, words)]
-        of = {method.name: ([*words, *method.words], self.folder / method.name) for method in methods}
+        of = {method.name: (method.added_to(words), self.folder / method.name) for method in methods}
         text = sanity_of_several(of, self.folder / REPORT, run=not self.options.report)
         print(f"\n{self.title}\n\n{text}\nreport:      {self.folder / REPORT}")
         return 0

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method
 from optcam_pl.cli.experiments import EXPERIMENTS, instead, short_network, unknown_network
 from optcam_pl.cli.grid import points
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.methods import Method
 from optcam_pl.cli.points import Job, print_failed, run_all
 from optcam_pl.data import ImageDataModule
 from optcam_pl.explainers import CAM
@@ -96,9 +96,9 @@ def _parts(words: Sequence[str]) -> tuple[SaliencyTask, ImageDataModule]:
 
 def _job(name: str, words: Sequence[str], metrics: Sequence[str], folder: Path) -> Job:
     explainer, resize = _RUNS[name]
-    method, (point,) = Method(name, explainer, listed=True), points({})
-    own = [*method.words, f"--data.resize={resize}", f"--model.metrics={json.dumps(list(metrics))}"]
-    return Job(point, method, ("test", *words, *own, f"--run_dir={folder / name}"), folder / name)
+    method, (point,) = Method(name, explainer, complete=True), points({})
+    own = [f"--data.resize={resize}", f"--model.metrics={json.dumps(list(metrics))}"]
+    return Job(point, method, ("test", *method.added_to(words), *own, f"--run_dir={folder / name}"), folder / name)
 
 
 def published_accuracy(classifier: Classifier) -> float | None:

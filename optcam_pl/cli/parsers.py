@@ -125,8 +125,8 @@ def _compare_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="a dataset, as a block of configs/data/ or a class; given several times, every explainer is run on each, "
-        "and the last table is the mean over them",
+        help="a dataset: a block (data/coco), a file of one, or a class; given several times, every explainer is run "
+        "on each, and the last table is the mean over them",
     )
     add("--run_dir", help="folder that gets one run folder an explainer, instead of new ones in logs/")
     add(

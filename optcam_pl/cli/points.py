@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from optcam_pl.cli.compare import Method
 from optcam_pl.cli.grid import Axes, Point, short_names
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.methods import Method
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Summary, printable
@@ -67,9 +67,9 @@ def jobs(words: Sequence[str], of: Sequence[Point], methods: Sequence[Method], f
     each: list[Method | None] = [*methods] or [None]
     for point in of:
         for method in each:
-            own = (*(method.words if method else ()), *point.words)
+            chosen = method.added_to(words) if method else words
             place = folder / point.folder / (method.name if method else "")
-            found.append(Job(point, method, ("test", *words, *own, f"--run_dir={place}"), place))
+            found.append(Job(point, method, ("test", *chosen, *point.words, f"--run_dir={place}"), place))
     return found
 
 

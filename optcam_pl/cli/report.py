@@ -14,6 +14,8 @@ from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable, render
 from optcam_pl.runs.files import RunFolderError, write_file
 
+_OF_TABLE = ("format", "output", "published", "agreement")
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -21,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="a run folder, or a folder with runs below it")
-    add("--format", choices=get_args(Format), default="text", help="default: text")
+    add("--format", choices=get_args(Format), help="default: text")
     add("--output", metavar="FILE", help="write the table to this file instead of printing it")
     add(
         "--intervals",
@@ -43,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="write a page into this folder instead: table, charts, settings, and a gallery of the maps",
     )
-    add(
-        "--limit", type=int, default=500, metavar="N", help="at most so many images in the page's gallery; default: 500"
-    )
+    add("--limit", type=int, metavar="N", help="with --html, at most so many images in the gallery; default: 500")
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
     add("--agreement", action="store_true", help="also print how far the metrics agree on the runs' order")
     add("--figure", metavar="FILE", help="with --agreement, draw it into this file")
@@ -54,12 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def report_command(argv: Sequence[str]) -> int:
     """`optcam report RUN_DIR... [options]`; returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if options.figure and not options.agreement:
-        parser.error("--figure draws the agreement of metrics: it needs --agreement")
-    if options.agreement and options.format in ("csv", "json"):
-        parser.error(f"--agreement is a table for people: --format text, markdown or latex, not {options.format}")
+    options = _options(argv)
     try:
         for module in options.modules:
             importlib.import_module(module)
@@ -68,7 +63,7 @@ def report_command(argv: Sequence[str]) -> int:
             return 0
         text = report(
             options.runs,
-            options.format,
+            options.format or "text",
             beside_paper=options.published,
             **_shared(options),
         )
@@ -85,6 +80,22 @@ def report_command(argv: Sequence[str]) -> int:
     return 0
 
 
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; one that would change nothing beside the others ends the command."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.figure and not options.agreement:
+        parser.error("--figure draws the agreement of metrics: it needs --agreement")
+    if options.agreement and options.format in ("csv", "json"):
+        parser.error(f"--agreement is a table for people: --format text, markdown or latex, not {options.format}")
+    of_table = [name for name in _OF_TABLE if getattr(options, name)]
+    if options.html and of_table:
+        parser.error(f"--{of_table[0]} is of the table, which --html does not print: give one of the two")
+    if options.limit is not None and not options.html:
+        parser.error("--limit is of the page's gallery: it needs --html")
+    return options
+
+
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
     """What the table and the page are made with."""
     return {"intervals": None if options.intervals == "none" else options.intervals, "against": options.against}
@@ -97,7 +108,7 @@ def _page(options: argparse.Namespace) -> str:
     page = write_page(
         options.runs,
         options.html,
-        limit=options.limit,
+        limit=500 if options.limit is None else options.limit,
         **_shared(options),
     )
     return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
@@ -112,4 +123,4 @@ def _agreement(options: argparse.Namespace) -> str:
         path = expanded_path(options.figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         found.figure().savefig(path, dpi=120)
-    return render(found.grid(), options.format)
+    return render(found.grid(), options.format or "text")

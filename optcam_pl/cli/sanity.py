@@ -12,8 +12,11 @@ from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
-from optcam_pl.runs.files import RunFolderError, write_file
+from optcam_pl.runs.files import RunFolderError, probe_folder, write_file
+from optcam_pl.runs.folders import missing_folders, remove_empty
 from optcam_pl.tasks import SaliencyTask
+
+_RESULT = "sanity.json"
 
 
 def sanity_command(argv: Sequence[str]) -> int:
@@ -21,12 +24,25 @@ def sanity_command(argv: Sequence[str]) -> int:
 
     Args:
         argv: the words after `optcam sanity`.
+
+    Raises:
+        RunFolderError: the folder has a result already, or cannot be written; before anything is computed.
     """
     options, rest, *_ = asked("sanity", argv)
-    result, default = _checked(["test", *rest], options.stages, options.random_seed)
-    folder = expanded_path(options.run_dir) if options.run_dir else _new_folder(default)
-    result.save(folder)
-    print(f"{result.text()}\n\nresult:      {folder / 'sanity.json'}, {folder / 'sanity.png'}")
+    given = expanded_path(options.run_dir) if options.run_dir else None
+    if given is not None and (given / _RESULT).exists():
+        raise RunFolderError(f"Expected a folder without a result, but there is {given / _RESULT}. Give another one.")
+    above = given or Path("logs")
+    made = missing_folders(above)
+    probe_folder(above)  # now, not after the work
+    try:
+        result, default = _checked(["test", *rest], options.stages, options.random_seed)
+        folder = given or _new_folder(default)
+        result.save(folder)
+    except BaseException:
+        remove_empty(made)
+        raise
+    print(f"{result.text()}\n\nresult:      {folder / _RESULT}, {folder / 'sanity.png'}")
     return 0
 
 
@@ -61,7 +77,7 @@ def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path
     results = {}
     for method, (words, folder) in of.items():
         made_by = folder / "command.json"
-        if (folder / "sanity.json").is_file():
+        if (folder / _RESULT).is_file():
             before = json.loads(made_by.read_bytes()) if made_by.is_file() else None
             if before not in (_anywhere(words), list(words)):
                 raise RunFolderError(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.cli.compare import Method, choose, config_key, listed_methods
 from optcam_pl.cli.grid import Axes, points, read_axes
 from optcam_pl.cli.lightning_cli import parse_shard
+from optcam_pl.cli.methods import Method, check_used, choose, config_key, listed_methods
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
     Job,
@@ -45,11 +45,17 @@ def sweep_command(argv: Sequence[str]) -> int:
     check_no_others(folder)
     methods = _methods(options.explainers, options.config, axes)
     words = [word for file in options.config for word in ("--config", file)] + list(rest)
+    if methods:
+        check_used(rest, methods)
     todo = jobs(words, points(axes), methods, folder)
     outcome = None
     if not options.report:
         check_first(todo)
-        outcome = run_all(of_shard(todo, shard), "optcam sweep")
+        mine = of_shard(todo, shard)
+        if not mine:
+            print(f"optcam sweep: nothing to do for shard {options.shard}: the sweep has {len(todo)} runs.")
+            return 0
+        outcome = run_all(mine, "optcam sweep")
     if outcome is None or outcome.leader:
         _report(todo, axes, folder, options.format)
     if outcome is None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from optcam_pl.checks import expanded_path, nearest
 
@@ -40,11 +43,15 @@ def config_names() -> list[str]:
     return sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
 
 
-def find_config(given: str) -> Path:
+def find_config(given: str, option: str = "--config") -> Path:
     """The file of a config: one of the user's, or one of the package's by its name, which works in any folder.
 
     A file of the user's comes first. A name may have the folder and the suffix that it has in the repository:
     ``configs/demo.yaml`` is ``demo``.
+
+    Args:
+        given: path or name.
+        option: the option that has it, for the messages.
 
     Raises:
         FileNotFoundError: there is neither; the message lists the nearest names.
@@ -61,9 +68,9 @@ def find_config(given: str) -> Path:
     if name in config_names():
         return CONFIGS / f"{name}.yaml"
     if file.is_dir():
-        raise IsADirectoryError(f"Expected `--config` to be a file, but {given!r} is a folder.")
+        raise IsADirectoryError(f"Expected `{option}` to be a file, but {given!r} is a folder.")
     raise FileNotFoundError(
-        f"Expected `--config` to be a YAML file or the name of one of the package's configs, but there is no file "
+        f"Expected `{option}` to be a YAML file or the name of one of the package's configs, but there is no file "
         f"{given!r} in {Path.cwd()}. The nearest names are: {nearest(name, config_names())}."
     )
 
@@ -89,10 +96,44 @@ def with_files(words: Sequence[str]) -> list[str]:
 
 
 def _file(given: str) -> str:
-    if given.lstrip().startswith("{") or not given:  # the settings themselves, as YAML
-        return given
-    found = find_config(given)
+    return given if _is_content(given) or not given else config_file(given)
+
+
+def config_file(given: str, option: str = "--config") -> str:
+    """The word for a config: the file of one of the package's; one of the user's as it was given.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: as `find_config`.
+    """
+    found = find_config(given, option)
     return str(found) if found.is_relative_to(CONFIGS) else given
+
+
+def _is_content(given: str) -> bool:
+    """Whether a word is the settings themselves, as YAML, and no file of them."""
+    return given.lstrip().startswith("{")
+
+
+def read_yaml(given: str) -> Any:
+    """The content of a config, which is given by its path or name, or as YAML itself.
+
+    Raises:
+        ValueError: it is not YAML; the message says in which line.
+        FileNotFoundError, IsADirectoryError: as `find_config`.
+
+    Example:
+        >>> read_yaml("{a: [1, 2]}")
+        {'a': [1, 2]}
+    """
+    try:
+        return yaml.safe_load(given if _is_content(given) else find_config(given).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or error
+        raise ValueError(
+            f"Expected the config {given!r} to be YAML, but{line}: {what}. Indent by spaces, not tabs."
+        ) from error
 
 
 def with_paths(words: Sequence[str]) -> list[str]:

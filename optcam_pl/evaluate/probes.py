@@ -223,12 +223,12 @@ class Probes:
     def _held_out(self, baseline: Baseline | None) -> Tensor:
         """(B,) the probability of the image masked with another baseline than the run's."""
         other: Baseline = ("mean" if self.baseline == "blur" else "blur") if baseline is None else baseline
-        if other == self.baseline:
+        reference, own = baseline_image(self.image, other, self.classifier.mean), self._reference()
+        if other == self.baseline or (reference.shape == own.shape and torch.equal(reference, own)):
             raise ValueError(
                 f"Expected a held-out `baseline` other than the run's own, with which maps are made and measured, but "
                 f"both are {other}."
             )
-        reference = baseline_image(self.image, other, self.classifier.mean)
         return self.score(self.classifier(mask_image(self.image, self._saliency(), reference)))
 
     def _mask(self, saliency: Tensor) -> Tensor:

@@ -276,11 +276,18 @@ class Explainer(Remembers, nn.Module, ABC):
         chosen = {}
         for layer in layer_list(self._layer[0]):
             if isinstance(layer, nn.Module):
-                self._layer_names[layer] = name = layer_name(original_of(classifier).network, layer)
-                chosen[name] = layer if classifier.fast is None else classifier.layer(name)
+                name = self._name_of(layer, original_of(classifier).network)
+                chosen[name] = classifier.layer(name)
             else:
                 chosen[layer] = classifier.layer(layer)
         return chosen
+
+    def _name_of(self, layer: nn.Module, network: nn.Module) -> str:
+        """The name of a layer that was given as a module; in a copy of its network, the name that it had there."""
+        known = self._layer_names.get(layer)
+        if known is None or layer in set(network.modules()):
+            self._layer_names[layer] = known = layer_name(network, layer)
+        return known
 
     @contextmanager
     def recording(self, classifier: Classifier, *, cut: bool = False) -> Iterator[Record]:

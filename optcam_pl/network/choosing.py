@@ -190,6 +190,19 @@ def choose(probe: Probe) -> str | None:
     return order[0] if order else None
 
 
+def nothing_found(name: str, network: nn.Module, size: tuple[int, int]) -> str:
+    """The message for a network without any layer to explain."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        return (
+            f"Expected {name} as it was before it became TorchScript, which hides what its layers put out: pass that "
+            "network, or use a method without layers (RISE, ExtremalPerturbation, GradientSHAP)."
+        )
+    return (
+        f"Found no layer of {name} that puts out a grid of features, (B,K,h,w) or tokens, for an image of {size[0]} x "
+        f"{size[1]}. Name one with `target_layer`."
+    )
+
+
 def check(probe: Probe, name: str, *, gradient: bool) -> None:
     """Make sure that a layer can be explained.
 

@@ -288,16 +288,8 @@ class Classifier(TakesPhotos, Frozen):
             RuntimeError: the module fails on these images.
         """
         found = self._find_layers()
-        if not found and any(isinstance(module, torch.jit.ScriptModule) for module in self.network.modules()):
-            raise ValueError(
-                f"Expected {self.name} as it was before it became TorchScript, which hides what its layers put out: "
-                "pass that network, or use a method without layers (RISE, ExtremalPerturbation, GradientSHAP)."
-            )
         if not found:
-            raise ValueError(
-                f"Found no layer of {self.name} that puts out a grid of features, (B,K,h,w) or tokens, for an image of"
-                f" {self.input_size[0]} x {self.input_size[1]}. Name one with `target_layer`."
-            )
+            raise ValueError(choosing.nothing_found(self.name, self.network, self.input_size))
         return found
 
     def _find_layers(self) -> tuple[str, ...]:

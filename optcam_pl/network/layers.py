@@ -295,7 +295,7 @@ def token_grid(tokens: int, image_size: tuple[int, int], prefix: int | None) -> 
     """How N tokens are arranged on the image: (prefix, h, w) with N = prefix + h * w.
 
     The grid has the image's aspect ratio: exactly, or to within one cell for images that are not square. The known
-    prefix is tried first, then the smallest that fits, because a layer before the class token has no prefix.
+    prefix is tried first, then none, because a layer before the class token has no prefix, then the smallest that fits.
 
     Args:
         tokens: N.
@@ -309,13 +309,30 @@ def token_grid(tokens: int, image_size: tuple[int, int], prefix: int | None) -> 
         >>> token_grid(197, (224, 224), None), token_grid(198, (224, 224), 2), token_grid(99, (224, 112), 1)
         ((1, 14, 14), (2, 14, 14), (1, 14, 7))
     """
-    prefixes = [*([] if prefix is None else [prefix]), *range(_MAX_PREFIX + 1)]
-    for slack in (0, 1):
-        for count in prefixes:
-            shape = _grid_of(tokens - count, image_size, slack)
-            if shape is not None:
-                return (count, *shape)
+    likely = [] if prefix is None else [prefix, 0]
+    for prefixes in (likely, range(_MAX_PREFIX + 1)):
+        for slack in (0, 1):
+            for count in prefixes:
+                shape = _grid_of(tokens - count, image_size, slack)
+                if shape is not None:
+                    return (count, *shape)
     return None
+
+
+def _likely_prefix(network: nn.Module, layer: str, tokens: int, image_size: tuple[int, int]) -> int | None:
+    """The known prefix, or what is left of N tokens beside one for each whole patch of transformers' `patch_size`."""
+    known = known_prefix(network, layer)
+    if known is not None:
+        return known
+    member: Any = family_member(network, layer)
+    if "transformers" not in {source for source, _ in families(member)}:
+        return None
+    sides = getattr(member.config, "patch_size", None)
+    sides = (sides, sides) if isinstance(sides, int) else sides
+    if not isinstance(sides, (tuple, list)) or len(sides) != 2:
+        return None
+    left = tokens - (image_size[0] // int(sides[0])) * (image_size[1] // int(sides[1]))
+    return left if 0 <= left <= _MAX_PREFIX else None
 
 
 def _grid_of(cells: int, image_size: tuple[int, int], slack: int) -> tuple[int, int] | None:
@@ -356,7 +373,8 @@ def to_grid(
         ValueError: the activation has no grid, or is not what `layout` says.
     """
     if activation.ndim == 3 and layout in ("auto", "tokens"):
-        grid = token_grid(activation.shape[1], tuple(image_size), known_prefix(network, layer))
+        tokens, size = activation.shape[1], (image_size[0], image_size[1])
+        grid = token_grid(tokens, size, _likely_prefix(network, layer, tokens, size))
         if grid is None:
             raise ValueError(
                 f"Expected the {activation.shape[1]} tokens of {layer!r} to be a grid shaped like the {image_size[0]} x"

@@ -10,7 +10,7 @@ Shape letters: B images, N predictions an image, C classes, H x W image, R refer
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ from torchvision.ops import batched_nms, box_convert, box_iou, clip_boxes_to_ima
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
 
 _LEAST_SHARE = 1e-6  # what remains of a prediction that does not overlap the reference: its score stays finite
+_NOTHING, _SURE = -1e3, 1e2  # the logits where there is no prediction, and how far the background's is above them
 _ABSENT = -30.0  # the logit of a class that a prediction does not have: a probability of 1e-13
 
 
@@ -341,12 +342,17 @@ def _two_stages(network: Any, image: Tensor) -> Predictions:
     boxes = clip_boxes_to_image(heads.box_coder.decode(regression, proposals), size)  # (sum of N, C, 4)
     counts = [len(part) for part in proposals]
     most = max(1, *counts)
-    # An image with fewer proposals is filled up with empty boxes, which overlap nothing.
-    boxes, logits = (
-        torch.stack([F.pad(part, (0, 0) * (part.ndim - 1) + (0, most - len(part))) for part in whole.split(counts)])
-        for whole in (boxes, logits)
-    )
+    # An image with fewer proposals is filled up with empty boxes of background, so that no score depends on them.
+    logits = _filled_up(torch.split(logits, counts), most, _NOTHING)
+    background = _filled_up(torch.split(logits.new_zeros(sum(counts)), counts), most, _SURE)
+    logits = torch.cat([logits[..., :1] + background.unsqueeze(2), logits[..., 1:]], dim=2)
+    boxes = _filled_up(torch.split(boxes, counts), most, 0.0)
     return Predictions(boxes, logits, activation="softmax", background=0)
+
+
+def _filled_up(parts: Sequence[Tensor], count: int, value: float) -> Tensor:
+    """(B,count,...) from B tensors (n,...) of at most `count` rows."""
+    return torch.stack([F.pad(part, (0, 0) * (part.ndim - 1) + (0, count - len(part)), value=value) for part in parts])
 
 
 def _one_stage(network: Any, image: Tensor) -> Predictions:

@@ -17,7 +17,7 @@ from optcam_pl.reports.tables import Format, Paired, Summary, table
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import MANIFEST
 
-__all__ = ["Run", "Summary", "compare_runs", "find_runs", "load_run", "report", "summarize", "table"]
+__all__ = ["Run", "Summary", "compare_runs", "find_run", "find_runs", "load_run", "report", "summarize", "table"]
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
@@ -46,6 +46,19 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         for run in sorted(found, key=_natural):
             runs.setdefault(run.resolve(), run)
     return list(runs.values())
+
+
+def find_run(path: str | os.PathLike[str]) -> Path:
+    """The only run folder at or below a path, for what compares with one run.
+
+    Raises:
+        RunFolderError: there is none, or several, which the message names.
+    """
+    found = find_runs([path])
+    if len(found) > 1:
+        shown = ", ".join(map(str, found[:3])) + (", ..." if len(found) > 3 else "")
+        raise RunFolderError(f"Expected one run to compare with, but {path} holds {len(found)}: {shown}.")
+    return found[0]
 
 
 def comparable(run: Run, other: Run) -> list[str]:
@@ -156,8 +169,7 @@ def report(
     paths = find_runs(run_dirs)
     summaries = summaries_of(paths, intervals)
     if against is not None:
-        (other,) = map(load_run, find_runs([against])[:1])
-        summaries = compare_runs([load_run(path) for path in paths], summaries, other)
+        summaries = compare_runs([load_run(path) for path in paths], summaries, load_run(find_run(against)))
     if beside_paper:
         summaries = [beside_published(summary) for summary in summaries]
     return table(summaries, format)

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.cells import cell_len
 
@@ -208,9 +208,32 @@ def heading(key: str, info: MetricInfo) -> str:
     return " ".join(filter(None, (info.label, f"({info.unit})" if info.unit and not usual else "", arrow)))
 
 
-def _columns(summaries: Sequence[Summary]) -> dict[tuple[str, str], None]:
-    """(key, head) of the summaries' metrics; different metrics with the same key get a column each."""
-    return dict.fromkeys((key, heading(key, s.info(key))) for s in summaries for key in s.metrics)
+class Column(NamedTuple):
+    """A metric's column in a table of several runs.
+
+    Attributes:
+        key: the metric.
+        head: its heading.
+        info: what the first run that has it says about it.
+    """
+
+    key: str
+    head: str
+    info: MetricInfo
+
+    def of(self, summary: Summary) -> Estimate | None:
+        """The run's value in this column; None if it has no such metric, or another one with the same key."""
+        estimate = summary.metrics.get(self.key)
+        return estimate if estimate and heading(self.key, summary.info(self.key)) == self.head else None
+
+
+def metric_columns(summaries: Sequence[Summary]) -> list[Column]:
+    """The columns of the summaries' metrics; different metrics with the same key get a column each."""
+    found: dict[tuple[str, str], MetricInfo] = {}
+    for summary in summaries:
+        for key in summary.metrics:
+            found.setdefault((key, heading(key, summary.info(key))), summary.info(key))
+    return [Column(*names, info) for names, info in found.items()]
 
 
 def _union(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -243,12 +266,12 @@ def run_grid(summaries: Sequence[Summary]) -> Grid:
         for s in summaries
     ]
     named = len({tuple(row) for row in words}) < len(words)  # then only the runs' names distinguish them
-    metrics = _columns(summaries)
+    metrics = metric_columns(summaries)
     body = [
         [
             *([s.run] if named else []),
             *row,
-            *(estimate_cell(s, key) if (key, head) in _columns([s]) else "-" for key, head in metrics),
+            *(estimate_cell(s, column.key) if column.of(s) else "-" for column in metrics),
             decimals(s.seconds_per_image, 4),
             _images(s),
         ]
@@ -262,7 +285,11 @@ def run_grid(summaries: Sequence[Summary]) -> Grid:
     twice = len({summary.explainer for summary in summaries}) < len(summaries)
     notes = [f"{s.run if twice else s.explainer}: {note}" for s in summaries for note in s.notes]
     return Grid(
-        [*header, *(head for _, head in metrics), "s/image", "images"], body, len(header), list(common.values()), notes
+        [*header, *(column.head for column in metrics), "s/image", "images"],
+        body,
+        len(header),
+        list(common.values()),
+        notes,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -198,9 +199,10 @@ class SaliencyTask(RunTask):
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
+            name = {"fit": "train", "validate": "val"}.get(TrainerFn(stage).value, TrainerFn(stage).value)
             self.cut_short = (
                 f"{len(left)} of {len(self.data.table)} images are missing in {self.run_dir}: a limit of the Trainer "
-                f"(`limit_{stage}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
+                f"(`limit_{name}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
                 "A start in this folder without it does the rest."
             )
             warnings.warn(self.cut_short, stacklevel=2)

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from optcam_pl import GradCAM
-from optcam_pl.cli import compare, main
-from optcam_pl.cli.compare import choose, listed_methods, mean_over
+from optcam_pl.cli import main
+from optcam_pl.cli.compare import mean_over
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.methods import BLOCKS, COSTLY, choose, listed_methods
 from optcam_pl.explainers import XGradCAM
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.runs.rows import read_rows
@@ -59,7 +60,7 @@ def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "ss_cam": "class_path: optcam_pl.explainers.ScoreCAM\ninit_args: {smooth: noise, num_samples: 2}",
     }.items():
         (folder / f"{name}.yaml").write_text(content)
-    monkeypatch.setattr(compare, "BLOCKS", folder)
+    monkeypatch.setattr("optcam_pl.cli.methods.BLOCKS", folder)
     return folder
 
 
@@ -88,10 +89,35 @@ def test_a_listed_explainer_has_its_own_settings_and_none_of_another_class(photo
     Path("own.yaml").write_text("explainers: [ExtremalPerturbation, {class_path: OptiCAM, init_args: {lr: 1.0}}]")
     perturbation, opticam = listed_methods([TINY, "own.yaml"])
     words = ["test", "--config", TINY, "--config", "own.yaml", f"--data.root={photos}"]
-    iterations = [OptcamCLI([*words, *m.words], dry=True).model.explainer.max_iter for m in (perturbation, opticam)]
+    iterations = [OptcamCLI(m.added_to(words), dry=True).model.explainer.max_iter for m in (perturbation, opticam)]
     assert iterations == [800, 100]  # tiny.yaml has 4 of Opti-CAM's
     with pytest.raises(ValueError, match="`--explainers NAME ...`, or a config with the list `explainers`"):
         run(photos)
+
+
+def test_a_file_has_its_own_settings_and_none_of_the_configs_explainer(photos: Path) -> None:
+    Path("quick.yaml").write_text("class_path: OptiCAM\ninit_args: {preset: fast}")
+    words = ["test", "--config", TINY, f"--data.root={photos}"]
+    (of_file,), (of_class,) = choose(["quick.yaml"]), choose(["OptiCAM"])
+    fast, own = (OptcamCLI(m.added_to(words), dry=True).model.explainer for m in (of_file, of_class))
+    assert (fast.max_iter, fast.lr) == (20, 1.0)
+    assert own.max_iter == 4  # tiny.yaml's
+
+
+def test_settings_on_the_command_line_are_for_every_explainer_that_has_them(photos: Path) -> None:
+    Path("own.yaml").write_text("explainers: [GradCAM, {class_path: OptiCAM, init_args: {lr: 1.0}}]")
+    Path("quick.yaml").write_text("class_path: OptiCAM\ninit_args: {preset: fast}")
+    words = ["test", "--config", TINY, f"--data.root={photos}", "--model.explainer.max_iter", "3"]
+    gradcam, listed = listed_methods([TINY, "own.yaml"])
+    for method in (listed, *choose(["quick.yaml", "OptiCAM", "ExtremalPerturbation"])):
+        assert OptcamCLI(method.added_to(words), dry=True).model.explainer.max_iter == 3
+    assert isinstance(OptcamCLI(gradcam.added_to(words), dry=True).model.explainer, GradCAM)
+
+
+def test_a_setting_that_no_explainer_has_is_refused(photos: Path) -> None:
+    message = "`--model.explainer.max_itr` to be a setting of one of the explainers GradCAM, OptiCAM, .*max_iter"
+    with pytest.raises(ValueError, match=message):
+        run(photos, "--explainers", "GradCAM", "OptiCAM", "--model.explainer.max_itr=3")
 
 
 def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costly(
@@ -118,6 +144,17 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
     assert "report runs/deep/FakeCAM --html page\n" in capsys.readouterr().out
     assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
+
+
+def test_a_dataset_is_a_block_by_name_and_a_config_may_be_yaml_itself(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "{explainers: [FakeCAM], trainer: {callbacks: {class_path: MapWriter, init_args: {maps: false}}}}"
+    assert run(photos, "--config", config, "--data", "data/image_folder", "--data.limit=2", "--run_dir=one") == 0
+    assert "FakeCAM" in capsys.readouterr().out
+    assert len(list(Path("one/FakeCAM/overlays").glob("*.png"))) == 2  # by the only callback, which is no list
+    with pytest.raises(FileNotFoundError, match="Expected `--data` to be .* no file 'image_foldr.yaml'.*image_folder"):
+        run(photos, "--explainers", "FakeCAM", "--data", "image_foldr.yaml")
 
 
 @pytest.mark.parametrize(
@@ -208,10 +245,10 @@ def test_a_mean_has_no_value_where_a_dataset_has_none(photos: Path) -> None:
 def test_the_packages_own_blocks_are_found_each_on_the_contact_sheet_and_in_the_table_of_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = {file.stem for file in compare.BLOCKS.glob("*.yaml")}
+    names = {file.stem for file in BLOCKS.glob("*.yaml")}
     assert names == {file.stem for file in (ROOT / "configs" / "explainer").glob("*.yaml")}
-    assert set(compare._COSTLY) < names
-    assert {method.name for method in choose(["all"])} == names - set(compare._COSTLY)
+    assert set(COSTLY) < names
+    assert {method.name for method in choose(["all"])} == names - set(COSTLY)
     monkeypatch.syspath_prepend(ROOT / "docs")
     sheet, methods = map(importlib.import_module, ("make_contact_sheet", "make_methods"))
     assert set(sheet.NAMES) == names

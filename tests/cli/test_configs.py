@@ -20,8 +20,8 @@ from data_cases import make_boxes, make_coco, make_cub, make_pets, make_tree, ma
 
 from optcam_pl import explainers
 from optcam_pl.cli import main
-from optcam_pl.cli.compare import listed_methods
 from optcam_pl.cli.grid import points, read_axes
+from optcam_pl.cli.methods import listed_methods
 from optcam_pl.data import ChestXRay, Kvasir
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.report import load_run

@@ -86,6 +86,7 @@ def yaml(text: str) -> list[str]:
         (["--model.explainer.max_iters=5"], "All of them: layer, objective, normalizer, max_iter, lr"),
         (["--model.classifier.netwrk=x"], "Classifier (`model.classifier`) has no setting 'netwrk'"),
         (["--data.root"], "Expected a value after `--data.root`"),
+        (["-c"], "Expected a value after `-c`"),
         # 3
         (["--model.explainer=GradCam"], "but got 'GradCam'. The nearest are: 'GradCAM'"),
         (["--model.explainer=grad_cam"], "The nearest are: 'GradCAM'"),
@@ -96,8 +97,17 @@ def yaml(text: str) -> list[str]:
         (["--model=SaliencyTsk"], "The nearest are: 'SaliencyTask'"),
         (["--trainer.callbacks=[MapWritr]"], "The nearest are: 'MapWriter'"),
         (["--trainer.logger=CSVLoggr"], "The nearest are: 'CSVLogger'"),
+        (["--trainer.logger=CSVLogger"], "CSVLogger (`trainer.logger`) needs `--trainer.logger.save_dir`"),
+        (
+            ["--trainer.callbacks=[{class_path: MapWriter, init_args: {mapz: true}}]"],
+            "MapWriter (`trainer.callbacks`) has no setting 'mapz'. The nearest are: 'maps'",
+        ),
         # 4
         (["--model.metrics=[AverageDrp]"], "The nearest are: 'AverageDrop'"),
+        (
+            ["--model.metrics=[{class_path: Insertion, init_args: {step: 3}}]"],
+            "Insertion (`model.metrics`) has no setting 'step'. The nearest are: 'steps'",
+        ),
         (["--model.metrics=[AD]"], "got 'AD': that is the table's word for AverageDrop."),
         (["--model.metrics=AverageDrop"], "A list is written in brackets: [AverageDrop]."),
         # 5
@@ -167,6 +177,16 @@ def test_settings(words: list[str], told: str, tell: Tell) -> None:
 )
 def test_2_settings_in_a_config(text: str, told: str, tell: Tell) -> None:
     assert told in tell("test", *yaml(text))
+
+
+@pytest.mark.parametrize("words", [["compare"], ["sweep", "--grid", "model.explainer.lr=1,2"]])
+def test_2_a_config_that_is_no_yaml_is_told_alike_by_every_command(words: list[str], tell: Tell) -> None:
+    config = yaml("model: {class_path: SaliencyTask\ndata: x")
+    told = tell("test", *config)
+    assert "Expected the config 'later.yaml' to be YAML, but in line 2: " in told
+    assert tell(*words, *config).splitlines()[0] == told.splitlines()[0]
+    Path("later.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "Expected the config 'later.yaml' to be YAML" in tell(*words, *config)
 
 
 def test_6_a_config_or_a_command_that_does_not_exist(tell: Tell) -> None:

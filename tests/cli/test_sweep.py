@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from optcam_pl.cli import main
-from optcam_pl.cli.compare import config_key, listed_methods
 from optcam_pl.cli.grid import points, read_axes
+from optcam_pl.cli.methods import config_key, listed_methods
 from optcam_pl.reports.report import find_runs, load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Estimate, Summary
@@ -71,6 +71,12 @@ def test_shards_do_the_points_and_the_report_needs_no_run(photos: Path, capsys: 
     ]
     with Image.open("runs/report/figure.png") as figure:
         assert figure.width > 3 * figure.height  # a panel for each of three metrics
+
+
+def test_a_shard_without_a_point_is_done_at_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(photos, "--grid", "model.target=0,1", "--shard=3/4", "--run_dir=few") == 0
+    assert "nothing to do for shard 3/4: the sweep has 2 runs" in capsys.readouterr().out
+    assert not Path("few").exists()
 
 
 def test_the_commands_of_the_page_work(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

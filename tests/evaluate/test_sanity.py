@@ -12,9 +12,10 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
-from optcam_pl import Classifier
+from optcam_pl import Classifier, GradCAM
 from optcam_pl.cli import main
 from optcam_pl.evaluate.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
+from optcam_pl.runs.files import RunFolderError
 
 TINY = str(Path(__file__).resolve().parents[1] / "conf" / "tiny.yaml")
 
@@ -108,10 +109,28 @@ def test_the_command_writes_and_prints_what_it_found(
         assert figure.size[0] > 300
     assert "up to stage" in capsys.readouterr().out
     with pytest.raises(ValueError, match="Unknown stage 'layer5'"):
-        main([*words[:-1], "layer5", "--model.explainer=FakeCAM"])
+        main([*words[:-1], "layer5", "--model.explainer=FakeCAM", "--run_dir=new"])
+    assert not Path("new").exists()
+    monkeypatch.setattr("optcam_pl.cli.sanity.check", lambda *_, **__: pytest.fail("the work comes after the check"))
+    with pytest.raises(RunFolderError, match="Expected a folder without a result, but there is fake"):
+        main([*words, "--model.explainer=FakeCAM", "--run_dir=fake"])
+    Path("file").touch()
+    with pytest.raises(RunFolderError, match="Cannot write into the folder file"):
+        main([*words, "--model.explainer=FakeCAM", "--run_dir=file"])
 
 
 def test_the_stages_of_a_wrapped_network_are_its_own() -> None:
     wrapped = nn.Sequential(nn.Identity(), nn.DataParallel(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})))
     assert [name for name, _ in stages(wrapped)] == ["1.module.b", "1.module.a"]
     assert [name for name, _ in stages(nn.Sequential(nn.Sequential(nn.Linear(2, 2))))] == ["0.0"]
+
+
+def test_a_layer_that_is_a_module_is_explained_in_the_copies_too() -> None:
+    torch.manual_seed(0)
+    net = network()
+    classifier, image = Classifier(net, mean=0, std=1, input_size=8), torch.rand(2, 3, 8, 8)
+    explainer, named = GradCAM(layer=net[2]), GradCAM(layer="2")
+    explainer(classifier, image, 1)
+    for _, forgetting in cascade(classifier):
+        assert torch.equal(explainer(forgetting, image, 1).saliency, named(forgetting, image, 1).saliency)
+    assert torch.equal(explainer(classifier, image, 1).saliency, named(classifier, image, 1).saliency)

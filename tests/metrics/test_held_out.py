@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from explainer_cases import tiny_cnn
@@ -39,3 +41,11 @@ def test_the_runs_own_baseline_is_refused_and_the_default_is_another() -> None:
         for metric in (HeldOutDrop(), HeldOutDrop("mean"))
     ]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("own", "other"), [("black", (0.0, 0.0, 0.0)), ("its mean", "mean")])
+def test_a_baseline_of_another_name_that_is_the_runs_own_is_refused(own: Any, other: Any) -> None:
+    classifier, x = tiny_cnn(), torch.rand(1, 3, 16, 16)
+    own = tuple(classifier.mean.tolist()) if own == "its mean" else own
+    with pytest.raises(ValueError, match="Expected a held-out `baseline` other than the run's own"):
+        optcam_pl.evaluate(classifier, OptiCAM(max_iter=1), x, [HeldOutDrop(baseline=other)], baseline=own)

@@ -352,3 +352,19 @@ def test_the_predictions_of_detr_are_those_of_transformers_own_processor(image: 
     classifier = Classifier(network, mean=0, std=1, input_size=(64, 96), scores=Detection(threshold=0.05))
     (first, _) = evaluate_block(classifier, GradCAM(), {"image": image}, "predicted", [AverageDrop()]).rows
     assert first.p == pytest.approx(float(p[0][:, [0, 1, 2]].max()), abs=1e-4)
+
+
+def test_the_score_of_an_image_does_not_depend_on_how_many_proposals_its_neighbors_have(image: Tensor) -> None:
+    network: Any = faster_rcnn().eval()
+    with torch.no_grad():
+        few, many = (image.new_tensor([[8.0 * i, 0, 8 * i + 8, 16]]) for i in (0, 1))
+        network.rpn.forward = lambda images, features: ([few, many.repeat(5, 1)][: len(images.tensors)], {})
+        together, alone = predict(network, image[:2]), predict(network, image[:1])
+    assert len(together.logits[0]) == 5
+    assert len(alone.logits[0]) == 1
+    torch.testing.assert_close(together.probabilities()[0, 1:, 1:], torch.zeros(4, together.num_classes - 1))
+    far = torch.tensor([40.0, 40.0, 48.0, 48.0])  # overlaps nothing
+    for scores in (Detection(), Detection(score="logit")):
+        torch.testing.assert_close(scores(together)[:1], scores(alone))
+        with scores.bound.to([Reference(far, 1)]):
+            torch.testing.assert_close(scores(together)[:1], scores(alone))

@@ -317,3 +317,12 @@ def test_the_known_prefix_yields_to_an_exact_grid() -> None:
     assert token_grid(5, (64, 64), 4) == (4, 1, 1)
     assert token_grid(61, (64, 64), None) is None
     assert token_grid(0, (64, 64), None) is None
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16])
+def test_a_known_prefix_leaves_no_doubt_about_the_grid_of_an_image_that_is_no_multiple_of_the_patch(patch: int) -> None:
+    for height, width in ((96, 144), (192, 96), (106, 144), (100, 190), (224, 300)):
+        h, w = height // patch, width // patch
+        for prefix in (1, 5):
+            assert token_grid(h * w + prefix, (height, width), prefix) == (prefix, h, w)
+        assert token_grid(h * w, (height, width), 1) == (0, h, w)  # a layer before the class token

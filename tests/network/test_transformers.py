@@ -132,3 +132,13 @@ def test_a_processor_that_turns_the_channels_round_is_refused(folder: Path) -> N
     transformers.MobileViTImageProcessor(**size, do_flip_channel_order=True).save_pretrained(folder)
     with pytest.raises(ValueError, match="red, green and blue in this order, but its MobileViTImageProcessor turns"):
         Classifier(f"transformers/{folder}")
+
+
+def test_register_tokens_are_told_from_patches_of_an_image_of_any_shape() -> None:
+    options = {**TOKENS, "num_register_tokens": 4, "patch_size": 14, "image_size": 28}
+    network = transformers.Dinov2WithRegistersForImageClassification(transformers.Dinov2WithRegistersConfig(**options))
+    for size in ((56, 84), (96, 144), (60, 98), (112, 70)):
+        grid = (size[0] // 14, size[1] // 14)
+        classifier = Classifier(network, mean=0, std=1, input_size=size)
+        tokens = torch.zeros(1, grid[0] * grid[1] + 5, 24)
+        assert classifier.to_grid(tokens, size, "dinov2_with_registers.encoder.layer.1.norm1").shape[2:] == grid

@@ -70,10 +70,41 @@ def test_the_table_has_the_numbers_of_the_report(page, runs):
         assert f"<small>{metrics['low']:.2f} to {metrics['high']:.2f}</small>" in text
 
 
+def test_images_of_one_name_in_two_datasets_are_two_and_have_the_names_of_their_own_network(tmp_path):
+    cats = pictured_run(tmp_path / "OptiCAM", images=3)
+    fish = pictured_run(tmp_path / "GradCAM", images=3, data="fish", class_names=["tench", "crane", "crane"])
+    page = write_page([cats, fish], tmp_path / "page")
+    data = data_of(page)
+    assert [image["id"] for image in data["images"]] == ["0.png", "1.png", "2.png"] * 2
+    assert [[entry is not None for entry in image["runs"]] for image in data["images"]] == [[True, False]] * 3 + [
+        [False, True]
+    ] * 3
+    assert [image["named"] for image in data["images"]] == [0, 0, 0, 1, 1, 1]
+    assert data["classes"][1] == {"0": "tench", "1": "crane (1)", "2": "crane (2)"}
+    (bars,) = [chart for chart in data["charts"] if "yOffset" in chart.get("encoding", {})]
+    values = [(value["run"], value["class"]) for value in bars["data"]["values"] if value["metric"] == "AD"]
+    assert values == [
+        *(("OptiCAM", name) for name in ("tabby", "tiger cat", "<b>lynx</b>")),
+        *(("GradCAM", name) for name in ("tench", "crane (1)", "crane (2)")),
+    ]
+
+
+def test_two_metrics_of_one_key_have_a_column_each(tmp_path):
+    described = {"digits": 1, "path": "", "aggregate": "mean", "label": "Own"}
+    for name, unit in (("OptiCAM", "%"), ("GradCAM", "px")):
+        own = {"metrics": ["own"], "metric_info": {"own": {**described, "unit": unit, "higher_is_better": True}}}
+        a_run(tmp_path / name, [a_row(0, scores={"own": 3.0})], **own)
+    text = write_page([tmp_path / "OptiCAM", tmp_path / "GradCAM"], tmp_path / "page").read_text("utf-8")
+    heads = re.findall(r'<button type="button" title="[^"]*">(.*?)</button>', text)
+    assert heads[:2] == ["Own (%) ↑", "Own (px) ↑"]
+    assert "number best" not in text  # there is nothing to compare
+
+
 def test_the_gallery_knows_each_image_and_has_its_pictures(page):
     data = data_of(page)
     assert data["runs"] == ["OptiCAM", "GradCAM", "FakeCAM"]
-    assert data["classes"] == {"0": "tabby", "1": "tiger cat", "2": "<b>lynx</b>"}
+    assert data["classes"] == [{"0": "tabby", "1": "tiger cat", "2": "<b>lynx</b>"}]
+    assert {image["named"] for image in data["images"]} == {0}
     assert len(data["images"]) == 12
     image = data["images"][4]
     assert (image["id"], image["photo"]) == ("4.png", "0004.jpg")

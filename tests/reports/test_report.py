@@ -302,6 +302,29 @@ def test_the_command_prints_or_writes_what_report_returns(two, capsys):
         report_command([str(two), "--format", "html"])
 
 
+def test_one_run_is_compared_with_and_not_the_first_of_several(two, capsys):
+    with pytest.raises(RunFolderError, match="Expected one run to compare with, but .* holds 2: .*GradCAM, .*OptiCAM"):
+        report([two], against=two)
+    assert report_command([str(two), "--against", str(two)]) == 1
+    assert "holds 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--html", "page", "--format", "csv"], "--format is of the table"),
+        (["--html", "page", "--output", "table.txt"], "--output is of the table"),
+        (["--html", "page", "--published"], "--published is of the table"),
+        (["--html", "page", "--agreement"], "--agreement is of the table"),
+        (["--limit", "3"], "--limit is of the page's gallery: it needs --html"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(two, words, told, capsys):
+    with pytest.raises(SystemExit):
+        report_command([str(two), *words])
+    assert told in capsys.readouterr().err
+
+
 def test_published_values_stand_beside_ours_when_asked_for(two, capsys):
     assert report_command([str(two), "--published"]) == 0
     out = capsys.readouterr().out

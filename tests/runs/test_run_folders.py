@@ -359,7 +359,9 @@ def test_a_run_that_was_cut_short_says_so_and_the_next_does_the_rest(
 ) -> None:
     given = [stage, "--config", TINY, "--data.root=photos", "--run_dir=run"]
     assert main([*given, f"--trainer.{limit}"]) == 4
-    assert f"optcam: {left} of 7 images are missing in run: a limit of the Trainer" in capsys.readouterr().err
+    name = {"fit": "train", "validate": "val"}.get(stage, stage)
+    told = f"optcam: {left} of 7 images are missing in run: a limit of the Trainer (`limit_{name}_batches`, "
+    assert told in capsys.readouterr().err
     assert len(read_rows("run")) == 7 - left
     assert main(given) == 0
     assert "missing" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ or dash.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,26 +133,33 @@ def curves(labels: Sequence[str], runs: Sequence[Run]) -> list[Chart]:
     return found
 
 
-def classes(labels: Sequence[str], runs: Sequence[Run], names: Mapping[int, str]) -> list[Chart]:
-    """Bars of each class's mean scores; the reader chooses the metric."""
+def classes(labels: Sequence[str], runs: Sequence[Run], names: Sequence[Mapping[int, str]]) -> list[Chart]:
+    """Bars of each class's mean scores; the reader chooses the metric.
+
+    Args:
+        labels: names of the runs.
+        runs: the runs.
+        names: of each run, the names of its network's classes; a class is the same in two runs if its name is.
+    """
     infos = {key: info for run in runs for key, info in run.metrics.items() if info.aggregate == "mean"}
-    sums: dict[tuple[str, str, int], list[float]] = {}
-    counts: dict[int, int] = {}
-    for label, run in zip(labels, runs, strict=True):
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    counts: Counter[tuple[int, str]] = Counter()
+    for label, run, own in zip(labels, runs, names, strict=True):
         for row in run.usable:
-            counts[row.target] = counts.get(row.target, 0) + 1
+            name = own.get(row.target, f"class {row.target}")
+            counts[row.target, name] += 1
             for key in infos:
                 score = row.scores.get(key)
                 if isinstance(score, float):
-                    sums.setdefault((label, key, row.target), []).append(score)
-    largest = sorted(counts, key=lambda target: (-counts[target], target))[:_CLASSES]
+                    sums.setdefault((label, key, name), []).append(score)
+    largest = {name for _, name in sorted(counts, key=lambda one: (-counts[one], one))[:_CLASSES]}
     values = [
         {
-            **{"run": label, "metric": infos[key].label, "class": names.get(target, f"class {target}")},
+            **{"run": label, "metric": infos[key].label, "class": name},
             **{"mean": sum(scores) / len(scores), "images": len(scores)},
         }
-        for (label, key, target), scores in sums.items()
-        if target in largest
+        for (label, key, name), scores in sums.items()
+        if name in largest
     ]
     if not values or len(counts) < 2:
         return []

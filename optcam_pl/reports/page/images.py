@@ -22,6 +22,9 @@ from optcam_pl.runs.thumbnails import Thumbnail, read_thumbnails
 
 _PANEL = 176  # pixels: the height of a panel that stands in place of a thumbnail
 
+_Key = tuple[str, str]
+"""Name of the dataset and id of the image: two datasets may have images of one name."""
+
 
 class Gallery:
     """The images that the page shows.
@@ -33,15 +36,13 @@ class Gallery:
 
     def __init__(self, runs: Sequence[Run], limit: int) -> None:
         self.runs = runs
-        self.rows: list[dict[str, Row]] = [{row.id: row for row in run.usable} for run in runs]
+        self.rows: list[dict[_Key, Row]] = [{_key(run, row.id): row for row in run.usable} for run in runs]
         self.thumbnails = [self._by_id(run) for run in runs]
-        self.panels = [
-            {} if thumbs else _panels(Path(run.path)) for run, thumbs in zip(runs, self.thumbnails, strict=True)
-        ]
+        self.panels = [{} if thumbs else _panels(run) for run, thumbs in zip(runs, self.thumbnails, strict=True)]
         pictured = set().union(*self.thumbnails, *self.panels)
-        ids = list(dict.fromkeys(row.id for run in runs for row in run.usable if row.id in pictured))
-        self.found = len(ids)
-        self.ids = ids if len(ids) <= limit else [ids[k * len(ids) // limit] for k in range(limit)]
+        keys = list(dict.fromkeys(key for rows in self.rows for key in rows if key in pictured))
+        self.found = len(keys)
+        self.keys = keys if len(keys) <= limit else [keys[k * len(keys) // limit] for k in range(limit)]
 
     @property
     def without(self) -> list[Run]:
@@ -59,33 +60,33 @@ class Gallery:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"Cannot write {folder}: {error.strerror}.") from error
-        return [self._image(number, image_id, folder) for number, image_id in enumerate(self.ids)]
+        return [self._image(number, key, folder) for number, key in enumerate(self.keys)]
 
     @staticmethod
-    def _by_id(run: Run) -> dict[str, Thumbnail]:
-        names = {row.index: row.id for row in run.usable}
+    def _by_id(run: Run) -> dict[_Key, Thumbnail]:
+        names = {row.index: _key(run, row.id) for row in run.usable}
         return {names[index]: thumb for index, thumb in read_thumbnails(Path(run.path)).items() if index in names}
 
-    def _image(self, number: int, image_id: str, folder: Path) -> dict[str, Any]:
-        thumbs = [found.get(image_id) for found in self.thumbnails]
+    def _image(self, number: int, key: _Key, folder: Path) -> dict[str, Any]:
+        thumbs = [found.get(key) for found in self.thumbnails]
         first = next((thumb for thumb in thumbs if thumb is not None), None)
         name = f"{number:04d}"
         if first is not None:
             _write(folder / f"{name}.jpg", first.jpeg)
-        entries = [self._of_run(r, image_id, f"{name}-{r}.jpg", folder) for r in range(len(self.runs))]
+        entries = [self._of_run(r, key, f"{name}-{r}.jpg", folder) for r in range(len(self.runs))]
         return {
-            "id": image_id,
+            "id": key[1],
             "photo": f"{name}.jpg" if first is not None else None,
             "runs": entries,
             "disagreement": disagreement([thumb.saliency for thumb in thumbs if thumb is not None]),
         }
 
-    def _of_run(self, r: int, image_id: str, name: str, folder: Path) -> dict[str, Any] | None:
-        row, thumb, panel = self.rows[r].get(image_id), self.thumbnails[r].get(image_id), self.panels[r].get(image_id)
+    def _of_run(self, r: int, key: _Key, name: str, folder: Path) -> dict[str, Any] | None:
+        row, thumb, panel = self.rows[r].get(key), self.thumbnails[r].get(key), self.panels[r].get(key)
         if row is None:
             return None
-        entry = {key: getattr(row, key) for key in ("target", "predicted", "p", "o")}
-        entry |= {"scores": {key: score for key, score in row.scores.items() if isinstance(score, float)}}
+        entry = {fact: getattr(row, fact) for fact in ("target", "predicted", "p", "o")}
+        entry |= {"scores": {metric: score for metric, score in row.scores.items() if isinstance(score, float)}}
         if row.status != "ok":
             entry["reason"] = row.reason
         if thumb is not None:
@@ -121,9 +122,13 @@ def _overlay(thumb: Thumbnail) -> bytes:
     return _encoded(Image.fromarray(photo_overlay(photo, values)))
 
 
-def _panels(run: Path) -> dict[str, Path]:
-    """Image id -> the panel that `MapWriter` wrote, only for files inside the run's own folder."""
-    folder, found = run / "overlays", {}
+def _key(run: Run, image_id: str) -> _Key:
+    return run.manifest["data"], image_id
+
+
+def _panels(run: Run) -> dict[_Key, Path]:
+    """The panel that `MapWriter` wrote of each image, only files inside the run's own folder."""
+    folder, found = Path(run.path) / "overlays", {}
     for index in sorted(folder.glob("index*.json")):
         try:
             names: Mapping[str, Any] = dict(json.loads(index.read_bytes()))
@@ -131,7 +136,7 @@ def _panels(run: Path) -> dict[str, Path]:
             raise RunFolderError(f"Cannot read {index}: {error}.") from error
         for image_id, name in names.items():
             if isinstance(name, str) and Path(name).name == name and (folder / name).is_file():
-                found[image_id] = folder / name
+                found[_key(run, image_id)] = folder / name
     return found
 
 

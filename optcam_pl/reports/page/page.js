@@ -62,16 +62,18 @@ if (by("images")) gallery();
 
 function gallery() {
   const STEP = 30;
-  const name = (index) => data.classes[index] ?? `class ${index}`;
+  const name = (image, index) => data.classes[image.named][index] ?? `class ${index}`;  // of the image's own network
   const first = (image) => image.runs.find((run) => run);
-  const images = data.images.map((image, place) => ({ ...image, place, target: first(image).target,
-    words: `${name(first(image).target)} ${image.id}`.toLowerCase() }));
+  const images = data.images.map((image, place) => {
+    const target = first(image).target, shown = name(image, target);
+    return { ...image, place, target, name: shown, words: `${shown} ${image.id}`.toLowerCase() };
+  });
   let shown = [], drawn = 0;
 
   const counts = new Map();
-  for (const image of images) counts.set(image.target, (counts.get(image.target) ?? 0) + 1);
-  for (const [target, count] of [...counts].sort((a, b) => name(a[0]).localeCompare(name(b[0])))) {
-    by("class").add(new Option(`${name(target)} (${count})`, target));
+  for (const image of images) counts.set(image.name, (counts.get(image.name) ?? 0) + 1);
+  for (const [words, count] of [...counts].sort((a, b) => a[0].localeCompare(b[0]))) {
+    by("class").add(new Option(`${words} (${count})`, words));
   }
   data.runs.forEach((label, number) => by("by").add(new Option(label, number)));
 
@@ -92,7 +94,7 @@ function gallery() {
     const wanted = by("class").value, words = by("find").value.trim().toLowerCase(), wrong = by("wrong").checked;
     const key = KEYS[by("order").value];
     shown = images
-      .filter((image) => (wanted === "" || image.target === Number(wanted)) && image.words.includes(words)
+      .filter((image) => (wanted === "" || image.name === wanted) && image.words.includes(words)
         && (!wrong || first(image).predicted !== image.target))
       .map((image) => ({ image, key: key(image) }))
       .sort((a, b) => b.key - a.key || a.image.place - b.image.place)
@@ -113,9 +115,9 @@ function gallery() {
     { rootMargin: "1500px" }).observe(by("end"));
 
   function title(image) {
-    const heading = make("h3", name(image.target), "title");
+    const heading = make("h3", image.name, "title");
     const predicted = first(image).predicted;
-    if (predicted >= 0 && predicted !== image.target) heading.append(make("em", `predicted: ${name(predicted)}`));
+    if (predicted >= 0 && predicted !== image.target) heading.append(make("em", `predicted: ${name(image, predicted)}`));
     heading.append(make("span", image.id));
     return heading;
   }
@@ -123,7 +125,7 @@ function gallery() {
   function article(image) {
     const place = make("article");
     place.tabIndex = 0;
-    place.setAttribute("aria-label", `${name(image.target)}, ${image.id}`);
+    place.setAttribute("aria-label", `${image.name}, ${image.id}`);
     place.append(title(image), row(image));
     place.addEventListener("click", (event) => { if (event.target.tagName === "IMG") enlarge(image); });
     place.image = image;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.reports.page import charts
 from optcam_pl.reports.page.images import Gallery
-from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run
+from optcam_pl.reports.report import Run, compare_runs, find_run, find_runs, load_run
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import summarize_all
-from optcam_pl.reports.tables import Summary, heading, printable, words_of
+from optcam_pl.reports.tables import Summary, heading, metric_columns, printable, words_of
 from optcam_pl.runs.files import RunFolderError, write_file
 
 _VEGA_LITE = "6.4"
@@ -85,7 +86,7 @@ def _differences(
     runs: Sequence[Run], summaries: list[Summary], against: str | os.PathLike[str] | None
 ) -> tuple[list[Summary], str, str]:
     """The summaries with paired differences, the name of the run that they are from, and why there are none."""
-    other = runs[0] if against is None else load_run(find_runs([against])[0])
+    other = runs[0] if against is None else load_run(find_run(against))
     labels = dict(zip((run.path for run in runs), _labels(summaries), strict=True))
     name = labels.get(other.path, str(other.manifest["run"]))
     if against is None and len(runs) < 2:
@@ -101,7 +102,7 @@ def _differences(
 def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery, images: Path) -> dict[str, Any]:
     """What the template shows."""
     labels = _labels(summaries)
-    names = {index: name for run in reversed(runs) for index, name in enumerate(run.manifest.get("class_names", []))}
+    names = [_class_names(run) for run in runs]
     drawn = [
         *charts.drop_against_gain(labels, summaries),
         *charts.curves(labels, runs),
@@ -109,13 +110,13 @@ def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery
         *charts.differences(labels, summaries),
     ]
     shown = gallery.write(images)
-    used = {entry[key] for image in shown for entry in image["runs"] if entry for key in ("target", "predicted")}
+    classes = _name_classes(shown, names)
     words = [_quantity(summary) for summary in summaries]
     data = {
         "runs": labels,
         "quantities": words,
         "images": shown,
-        "classes": {index: names[index] for index in used if index in names},
+        "classes": classes,
         "charts": [chart.spec for chart in drawn],
         "metrics": {key: {"label": i.label, "digits": i.digits} for run in runs for key, i in run.metrics.items()},
     }
@@ -138,6 +139,28 @@ def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery
     }
 
 
+def _class_names(run: Run) -> dict[int, str]:
+    """The names of the classes of a run's network by index; those that several classes have, with the index."""
+    names = run.manifest.get("class_names", [])
+    times = Counter(names)
+    return {index: name if times[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)}
+
+
+def _name_classes(shown: Sequence[dict[str, Any]], names: Sequence[dict[int, str]]) -> list[dict[int, str]]:
+    """Note with each image whose classes its first run has (`named`); return those classes that occur, by network."""
+    networks: list[dict[int, str]] = []
+    classes: list[dict[int, str]] = []
+    for image in shown:
+        of = next(own for own, entry in zip(names, image["runs"], strict=True) if entry)
+        if of not in networks:
+            networks.append(of)
+            classes.append({})
+        image["named"] = networks.index(of)
+        used = {entry[key] for entry in image["runs"] if entry for key in ("target", "predicted")}
+        classes[image["named"]] |= {index: of[index] for index in used if index in of}
+    return classes
+
+
 def _labels(summaries: Sequence[Summary]) -> list[str]:
     """A name for each run that no other has: the method's, if it is the only one of that method."""
     explainers = [summary.explainer for summary in summaries]
@@ -156,23 +179,23 @@ def _quantity(summary: Summary) -> str:
 
 def _table(labels: Sequence[str], summaries: Sequence[Summary]) -> dict[str, Any]:
     """Columns and rows of the table; a cell is a number to sort by, its text, and whether it is the column's best."""
-    infos = {key: summary.info(key) for summary in reversed(summaries) for key in summary.metrics}
-    keys = list(dict.fromkeys(key for summary in summaries for key in summary.metrics))
+    columns = metric_columns(summaries)
     best = {}
-    for key in keys:
-        values = [v for s in summaries if key in s.metrics and (v := s.metrics[key].value) is not None]
-        if len(values) > 1 and infos[key].higher_is_better is not None:
-            best[key] = max(values) if infos[key].higher_is_better else min(values)
+    for column in columns:
+        better = column.info.higher_is_better
+        values = [e.value for s in summaries if (e := column.of(s)) is not None and e.value is not None]
+        if len(values) > 1 and better is not None:
+            best[column] = max(values) if better else min(values)
     rows = []
     for label, summary in zip(labels, summaries, strict=True):
         cells = []
-        for key in keys:
-            estimate, digits = summary.metrics.get(key), infos[key].digits
+        for column in columns:
+            estimate, digits = column.of(summary), column.info.digits
             if estimate is None or estimate.value is None:
                 cells.append({"sort": "", "text": "-", "interval": "", "best": False})
                 continue
             interval = "" if estimate.low is None else f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
-            is_best = estimate.value == best.get(key)
+            is_best = estimate.value == best.get(column)
             cells.append(
                 {"sort": estimate.value, "text": f"{estimate.value:.{digits}f}", "interval": interval, "best": is_best}
             )
@@ -180,12 +203,12 @@ def _table(labels: Sequence[str], summaries: Sequence[Summary]) -> dict[str, Any
         time = {"sort": "" if seconds is None else seconds, "text": "-" if seconds is None else f"{seconds:.3g}"}
         count = {"sort": done, "text": str(done) if done == summary.images else f"{done} of {summary.images}"}
         rows.append({"label": label, "cells": [*cells, time, count]})
-    columns = [{"head": heading(key, infos[key]), "words": charts.head(infos[key])} for key in keys]
+    heads = [{"head": column.head, "words": charts.head(column.info)} for column in columns]
     more = [
         {"head": "s/image", "words": "seconds of explaining an image, mean"},
         {"head": "images", "words": "images with a result"},
     ]
-    return {"columns": [*columns, *more], "rows": rows}
+    return {"columns": [*heads, *more], "rows": rows}
 
 
 def _pairs(labels: Sequence[str], summaries: Sequence[Summary]) -> list[dict[str, Any]]:
