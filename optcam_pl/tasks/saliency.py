@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -52,7 +51,7 @@ from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 from optcam_pl.runs.thumbnails import chosen, save_small, small
-from optcam_pl.tasks.base import RunTask, without_scaler
+from optcam_pl.tasks.base import RunTask, limit_name, without_scaler
 
 
 class _CloseOnError(Callback):
@@ -201,10 +200,9 @@ class SaliencyTask(RunTask):
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
-            name = {"fit": "train", "validate": "val"}.get(TrainerFn(stage).value, TrainerFn(stage).value)
             self.cut_short = (
                 f"{len(left)} of {len(self.data.table)} images are missing in {self.run_dir}: a limit of the Trainer "
-                f"(`limit_{name}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
+                f"(`{limit_name(stage)}`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
                 "A start in this folder without it does the rest."
             )
             warnings.warn(self.cut_short, stacklevel=2)
