@@ -132,7 +132,7 @@ def measure(images: int) -> dict[str, Any]:
     """Run, and start the finished run again."""
     spent: dict[str, float] = {}
     parts: list[tuple[Any, str]] = [(RunFolder, name) for name in ("prepare", "write", "heed", "finish")]
-    parts.append((rows_module, "sync_data"))  # the disk's share of `write`
+    parts.append((rows_module, "sync_data"))  # the disk's share, in another thread
     originals = [getattr(owner, name) for owner, name in parts]
     for (owner, name), function in zip(parts, originals, strict=True):
         setattr(owner, name, timed(function, spent, name))
@@ -230,7 +230,8 @@ def main() -> None:
     flat = [f"time {slower:+.0%} (at most 10 %: {words(slower <= 0.1)})"]
     flat += [f"memory {larger:+d} MB (at most 100: {words(larger <= 100)})"]
     table.values[f"from {options.images[0]} to {options.images[-1]} images"] = ", ".join(flat)
-    table.notes.append("`sync_data`, the disk's own time to make a block of rows durable, is a part of `write`.")
+    table.notes.append("`sync_data`, the disk's own time to make a block of rows durable, passes in a thread.")
+    table.notes.append("`write` waits for what the thread has not written of the block before, pictures included.")
     finish("bookkeeping", [table, reports(options.runs, options.rows)], options)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from optcam_pl.callbacks.base import BlockCallback
 from optcam_pl.figures import Picture, heatmap, outlined, overlay, picture, row
@@ -24,29 +27,60 @@ from optcam_pl.tasks import BlockResult, SaliencyTask
 _SUFFIX = {"maps": ".npz", "overlays": ".png"}
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """What the panel of an image shows, on the CPU.
+
+    Attributes:
+        titles: of the four pictures.
+        image: (C,H,W) the channels that are shown.
+        saliency: (1,H,W).
+        masked: (C,H,W) the masked image.
+        reference: boxes (n,4) and mask (H,W) to outline; None where each image has none of its own.
+    """
+
+    titles: Sequence[str]
+    image: Tensor
+    saliency: Tensor
+    masked: Tensor
+    reference: tuple[Tensor | None, Tensor | None] | None
+
+    @classmethod
+    def of(cls, result: BlockResult, i: int, task: SaliencyTask) -> _Panel:
+        probes, shown, kind = result.probes, task.classifier.shown, task.classifier.quantity
+        p, o = float(probes.original[i]), float(probes.masked[i])
+        predicted = result.predicted_name(i)
+        titles = [
+            f"predicted: {predicted}" if predicted else "image",
+            f"map of: {result.target_name(i)}",
+            f"{kind} = {p:.3f}",
+            f"masked: {kind} = {o:.3f}",
+        ]
+        pictures = (result.batch["image"][i], result.explanation.saliency[i], probes.masked_image[i])
+        image, saliency, masked = (one.detach().cpu() for one in pictures)
+        reference = None
+        if result.references is not None:
+            found = (result.references.boxes, result.references.masks)
+            boxes, mask = (None if each is None else each[i].cpu() for each in found)
+            reference = (boxes, mask)
+        return cls(titles, shown(image), saliency, shown(masked), reference)
+
+    def draw(self) -> Picture:
+        """Image | map | overlay | masked image."""
+        image, saliency = self.image, self.saliency
+        tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(self.masked)]
+        if self.reference is not None:
+            tiles = [outlined(tile, *self.reference) for tile in tiles]
+        return row(tiles, self.titles)
+
+
 def image_panel(result: BlockResult, i: int, task: SaliencyTask) -> Picture:
     """Image | map | overlay | masked image of the block's i-th image, with class names and probabilities."""
-    probes, explanation = result.probes, result.explanation
-    shown = task.classifier.shown
-    image, saliency = shown(result.batch["image"][i]), explanation.saliency[i]
-    p, o = float(probes.original[i]), float(probes.masked[i])
-    predicted, kind = result.predicted_name(i), task.classifier.quantity
-    titles = [
-        f"predicted: {predicted}" if predicted else "image",
-        f"map of: {result.target_name(i)}",
-        f"{kind} = {p:.3f}",
-        f"masked: {kind} = {o:.3f}",
-    ]
-    tiles = [picture(image), heatmap(saliency), overlay(image, saliency), picture(shown(probes.masked_image[i]))]
-    if result.references is not None:
-        boxes, masks = result.references.boxes, result.references.masks
-        reference = (None if boxes is None else boxes[i], None if masks is None else masks[i])
-        tiles = [outlined(tile, *reference) for tile in tiles]
-    return row(tiles, titles)
+    return _Panel.of(result, i, task).draw()
 
 
 class MapWriter(BlockCallback, FileWriter):
-    """Writes every image's map and overlay into the run's folder, as the block is done.
+    """Writes every image's map and overlay into the run's folder, while the next block is computed.
 
     ``maps/<number>-<image>.npz`` holds ``saliency`` (H,W) float32 in [0,1], ``id``, ``target``, ``predicted``, ``p``
     and ``o``; ``overlays/<number>-<image>.png`` the image | map | overlay | masked image panel;
@@ -67,30 +101,27 @@ class MapWriter(BlockCallback, FileWriter):
         return {index for index, name in wanted if any(name not in names for names in have)}
 
     def on_block(self, trainer: L.Trainer, task: SaliencyTask, result: BlockResult) -> None:
-        """Write the block's files, each under a temporary name that is then renamed."""
+        """Have the block's files written, each under a temporary name that is then renamed."""
         position = {index: i for i, index in enumerate(result.batch["index"].tolist())}
-        encode = {"maps": self._map, "overlays": self._overlay}
+        makers = {"maps": self._map, "overlays": self._overlay}
         for entry in result.rows:
             if entry.status == "error":
                 continue
             name = file_name(entry.index, entry.id)
             for kind in self.kinds:
-                data = encode[kind](task, result, position[entry.index], entry)
-                write_file(task.run_dir / kind / f"{name}{_SUFFIX[kind]}", data)
+                make = makers[kind](task, result, position[entry.index], entry)
+                task.store(partial(_write_made, task.run_dir / kind / f"{name}{_SUFFIX[kind]}", make))
 
     @staticmethod
-    def _map(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> bytes:
-        saliency, data = result.explanation.saliency[i, 0].float().cpu().numpy(), io.BytesIO()
+    def _map(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> Callable[[], bytes]:
+        saliency = result.explanation.saliency[i, 0].detach().float().cpu().numpy()
         facts = {key: getattr(entry, key) for key in ("id", "target", "predicted", "p", "o")}
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
-        np.savez_compressed(data, saliency=saliency, **arrays)
-        return data.getvalue()
+        return partial(_npz, saliency=saliency, **arrays)
 
     @staticmethod
-    def _overlay(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> bytes:
-        data = io.BytesIO()
-        Image.fromarray(image_panel(result, i, task)).save(data, "png")
-        return data.getvalue()
+    def _overlay(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> Callable[[], bytes]:
+        return partial(_png, _Panel.of(result, i, task))
 
     def _write_index(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if "overlays" not in self.kinds or not trainer.is_global_zero or not isinstance(pl_module, SaliencyTask):
@@ -108,6 +139,22 @@ class MapWriter(BlockCallback, FileWriter):
         """Write the index of a run that was told to stop, too."""
         if isinstance(exception, Stopped):
             self._write_index(trainer, pl_module)
+
+
+def _write_made(path: Path, make: Callable[[], bytes]) -> None:
+    write_file(path, make())
+
+
+def _npz(**arrays: Any) -> bytes:
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    return data.getvalue()
+
+
+def _png(panel: _Panel) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(panel.draw()).save(data, "png")
+    return data.getvalue()
 
 
 def file_name(index: int, image_id: str) -> str:

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch.callbacks import Callback
 
+from optcam_pl.runs.behind import Job, WriteBehind
 from optcam_pl.runs.files import RunFolderError, RunLock
 from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
 from optcam_pl.runs.processes import FAILED, TOO_MANY_ERRORS, Processes
@@ -67,6 +69,8 @@ class RunFolder:
         self._left: Callable[[Sequence[Row]], list[int]] = lambda _: []
         self._open = ExitStack()
         self._writer: RowWriter | None = None
+        self._behind = WriteBehind()
+        self._jobs: list[Job] = []
 
     def prepare(
         self,
@@ -172,22 +176,36 @@ class RunFolder:
         i, _ = self.shard or (1, 1)
         self._writer = RowWriter(self.run_dir, (i - 1) * self.processes.size + self.processes.rank)
         self._open.enter_context(self._writer)
+        self._open.enter_context(self._behind)  # left first: what is handed over is written before the file is closed
+
+    def store(self, job: Job) -> None:
+        """Have something of the block in hand written, before its rows.
+
+        Args:
+            job: writes it, in another thread while the next block is computed (see `WriteBehind`). It holds all that it
+                needs, on the CPU, and nobody changes that anymore.
+        """
+        self._jobs.append(job)
 
     def write(self, rows: Iterable[Row], max_errors: int | None = None) -> None:
-        """Write those rows of a block that are not there yet. They are durable when this returns.
+        """End a block: have what was stored and then those of its rows that are not there yet written.
+
+        The block before is durable when this returns, and this one when the next call or `finish` returns.
 
         Args:
             rows: the rows of one block.
             max_errors: end the run on all processes when more images than this could not be read.
 
         Raises:
-            RunFolderError: they cannot be written.
+            RunFolderError: something of the block before could not be written.
         """
         assert self._writer is not None  # see open
         new = [row for row in rows if row.index not in self.plan.known]
-        if not new:
-            return
-        self._writer.write(new)
+        jobs, self._jobs = self._jobs, []
+        if new:
+            jobs.append(partial(self._writer.write, new))
+        if jobs:
+            self._behind.hand_over(jobs)
         errors = sum(row.status == "error" for row in new)
         if errors and max_errors is not None and self.plan.errors + self.processes.add("errors", errors) > max_errors:
             self.processes.stop(TOO_MANY_ERRORS)
@@ -196,14 +214,19 @@ class RunFolder:
         """End the run if any of its processes was told to; call this between two blocks.
 
         Raises:
-            Stopped: by a signal.
+            Stopped: by a signal; everything that was handed over is written.
             RunFolderError: more errors than `max_errors`; SystemExit on the other processes.
         """
         if self.processes.heed() is not None:
             self.finish()
 
     def finish(self) -> None:
-        """Close the row file and wait for the other processes; raises what `heed` raises."""
+        """Write what was handed over, close the row file and wait for the other processes.
+
+        Raises:
+            RunFolderError: it could not be written; and what `heed` raises.
+        """
+        self._behind.settle()
         if self._writer is not None:
             self._writer.close()
         reason = self.processes.leave()
@@ -229,5 +252,8 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Close the row file and release the lock. This may be called at any time, any number of times."""
+        """Write what was handed over, close the row file and release the lock.
+
+        This may be called at any time, any number of times.
+        """
         self._open.close()

@@ -2,7 +2,7 @@
 
 A cluster ends a job by SIGTERM or SIGUSR1, a person by Ctrl-C. Inside `stop_signals`, these signals are only recorded.
 The run checks for them (`requested`) after every block and ends with `Stopped`. A second signal ends the process at
-once, which loses at most the current block.
+once, which loses at most the current block and the one that is being written.
 """
 
 from __future__ import annotations

@@ -58,12 +58,22 @@ def save_thumbnails(run_dir: Path, block: int, indices: Sequence[int], images: T
     Raises:
         RunFolderError: the disk is full or the folder cannot be written.
     """
-    files = [_jpeg(image) for image in _small(images, _PHOTO)]
+    save_small(run_dir, block, indices, *small(images, maps))
+
+
+def small(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The images (n,3,h,w) and maps (n,h,w) of thumbnails, uint8 on the CPU; arguments as of `save_thumbnails`."""
+    return _small(images, _PHOTO), _small(maps, _MAP)[:, 0]
+
+
+def save_small(run_dir: Path, block: int, indices: Sequence[int], images: Tensor, maps: Tensor) -> None:
+    """Write what `small` has made; see `save_thumbnails`."""
+    files = [_jpeg(image) for image in images]
     save_tensors(
         run_dir / "thumbnails" / f"b{block:06d}.safetensors",
         {
             "index": torch.tensor(indices),
-            "maps": _small(maps, _MAP)[:, 0],
+            "maps": maps,
             "jpeg": torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8),
             "length": torch.tensor([len(file) for file in files]),
         },

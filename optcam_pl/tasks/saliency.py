@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -43,14 +43,15 @@ from optcam_pl.reports.summary import (
     summary_to_store,
 )
 from optcam_pl.reports.tables import as_dict
+from optcam_pl.runs.behind import Job
 from optcam_pl.runs.files import write_file
 from optcam_pl.runs.manifest import check_metric_keys
 from optcam_pl.runs.processes import Processes
 from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
-from optcam_pl.runs.thumbnails import chosen, save_thumbnails
-from optcam_pl.tasks.base import RunTask, without_scaler
+from optcam_pl.runs.thumbnails import chosen, save_small, small
+from optcam_pl.tasks.base import RunTask, limit_name, without_scaler
 
 
 class _CloseOnError(Callback):
@@ -199,10 +200,9 @@ class SaliencyTask(RunTask):
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
-            name = {"fit": "train", "validate": "val"}.get(TrainerFn(stage).value, TrainerFn(stage).value)
             self.cut_short = (
                 f"{len(left)} of {len(self.data.table)} images are missing in {self.run_dir}: a limit of the Trainer "
-                f"(`limit_{name}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
+                f"(`{limit_name(stage)}`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
                 "A start in this folder without it does the rest."
             )
             warnings.warn(self.cut_short, stacklevel=2)
@@ -264,8 +264,8 @@ class SaliencyTask(RunTask):
         if self.result is not None and self.result.batch["id"]:
             found = self.result.explanation
             tensors = {"weights": found.weights, "objective": found.objective, "target": found.target}
-            known = {key: tensor for key, tensor in tensors.items() if tensor is not None}  # `OptiCAM.fit` gives all
-            save_weights(self.run_dir, self._number(batch), self.result.batch["id"], known)
+            known = {key: one.detach().cpu() for key, one in tensors.items() if one is not None}  # `fit` gives all
+            self.store(partial(save_weights, self.run_dir, self._number(batch), self.result.batch["id"], known))
 
     def validation_step(self, batch: Batch) -> None:
         """Explain and measure one block."""
@@ -295,7 +295,7 @@ class SaliencyTask(RunTask):
         }
 
     def _write(self, *_: Any, **__: Any) -> None:
-        """Write the block's rows after all callbacks, so that everything the callbacks store exists before the rows."""
+        """Have the block's rows written after what the callbacks store, so that all of that exists before the rows."""
         if self.result is not None:
             self.folder.write(self.result.rows, self.data.max_errors)
         self.folder.heed()
@@ -321,7 +321,7 @@ class SaliencyTask(RunTask):
     # One block -----------------------------------------------------------------------------------------------------
 
     def _block(self, block: Batch, explain: Explain, *, measure: bool) -> None:
-        """Evaluate a block, write its curves and add up its scores."""
+        """Evaluate a block, store its curves and add up its scores."""
         self.result = None
         if not bool((block["index"] >= 0).any()):  # this process has no block left
             return
@@ -335,7 +335,7 @@ class SaliencyTask(RunTask):
             kept = result.measurable.tolist()
             ids = [image_id for image_id, has in zip(result.batch["id"], kept, strict=True) if has]
             curves = {key: curve.cpu()[result.measurable] for key, curve in result.curves.items()}
-            save_curves(self.run_dir, self._number(result.batch), ids, curves)
+            self.store(partial(save_curves, self.run_dir, self._number(result.batch), ids, curves))
         self._save_thumbnails(result)
         self.result = result
 
@@ -345,7 +345,19 @@ class SaliencyTask(RunTask):
         kept = [i for i, index in enumerate(indices) if chosen(index, images)]
         pictures = (result.batch["image"][kept], result.explanation.saliency[kept])
         if kept:
-            save_thumbnails(self.run_dir, self._number(result.batch), [indices[i] for i in kept], *pictures)
+            where = (self.run_dir, self._number(result.batch), [indices[i] for i in kept])
+            self.store(partial(save_small, *where, *small(*pictures)))
+
+    def store(self, job: Job) -> None:
+        """Have something of the block in hand written before its rows, while the next block is computed.
+
+        Args:
+            job: writes it; see `RunFolder.store`. Without a run, it is called at once.
+        """
+        if self._folder is None:
+            job()
+        else:
+            self._folder.store(job)
 
     def _explain_or_recall(self, batch: Batch, target: Tensor) -> Explanation:
         image = batch["image"]
