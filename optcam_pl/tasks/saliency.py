@@ -86,7 +86,7 @@ class SaliencyTask(RunTask):
             `Explainer` for `selectivity` and `augment`.
         metrics: the metrics that ``test`` measures: any `ImageMetric`, including your own. None means Average Drop,
             Average Gain and Average Increase; "all" means every metric of the package for which the dataset has the
-            annotations.
+            annotations, and images that are large enough.
         region: the part of the map that is measured, for the bounding-box study: the "map"; its part "inside_box" or
             "outside_box"; or, instead of the map, the "box" itself or its "complement". All except "map" need a dataset
             with boxes, and an image without a box has no scores.
@@ -446,7 +446,7 @@ class SaliencyTask(RunTask):
 
     def metrics_on(self, data: ImageDataModule) -> list[ImageMetric]:
         """The metrics that a test on these data measures."""
-        return all_metrics(data) if self._every_metric else self.measured
+        return all_metrics(data, self.classifier) if self._every_metric else self.measured
 
     @property
     def measured(self) -> list[ImageMetric]:
