@@ -203,6 +203,15 @@ def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     return text + "..."
 
 
+def literal(text: str) -> str:
+    r"""A text that matplotlib draws as it stands; of what is between two dollar signs it would make a formula.
+
+    >>> print(literal("50 $_$"))
+    50 \$_\$
+    """
+    return text.replace("$", r"\$")
+
+
 class Plot(Figure):
     """A figure that a notebook shows, whether or not pyplot was imported."""
 
@@ -291,7 +300,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
     if few:
-        labels = names or [str(number) for number in range(len(counts))]
+        labels = [literal(name) for name in names or map(str, range(len(counts)))]
         axes.set_xticks(range(len(counts)), labels, rotation=45, ha="right")
         axes.set_yticks(range(len(counts)), labels)
         for (row, column), count in np.ndenumerate(counts):

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from optcam_pl.callbacks.boards import TensorBoardBoard
 from optcam_pl.callbacks.running import most_points
-from optcam_pl.figures import small_figure
+from optcam_pl.figures import literal, small_figure
 from optcam_pl.reports.summary import finite
 from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.folders import new_folder
@@ -91,8 +91,8 @@ def _figure(key: str, summaries: Mapping[str, Summary]) -> Figure:
         axes.plot([low, high], [place, place], color="C0", linewidth=1.5)
         axes.plot(value[name], place, "o", color="C0", markersize=5)
     arrow = {True: ", higher is better", False: ", lower is better", None: ""}[about.higher_is_better]
-    axes.set_title(about.label + (f" ({about.unit})" if about.unit else "") + arrow, fontsize=10)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_title(literal(about.label + (f" ({about.unit})" if about.unit else "") + arrow), fontsize=10)
+    axes.set_yticks(range(len(names)), list(map(literal, names)))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     return figure

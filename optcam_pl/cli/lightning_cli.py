@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,6 +135,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     def __init__(self, args: Sequence[str], name: str | None = None, *, dry: bool = False, place: str = "") -> None:
         self._words, self._name, self._dry, self._place = list(args), name, dry, place
+        self._where = Path.cwd()
         self._parsers: dict[str, Any] = {}
         self._dropped = DroppedSettings(args)
         self._made: list[Path] = []
@@ -208,8 +210,10 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         def options() -> list[str]:
             return list(self._parsers[command].get_defaults(skip_validation=True).keys())
 
+        with _in(self._where):  # a parser reads a config in the config's folder
+            sentence = told(message, self._words, options)
         print(
-            f"optcam: error: {told(message, self._words, options)}\n(`optcam {command} --help` lists the "
+            f"optcam: error: {sentence}\n(`optcam {command} --help` lists the "
             f"options, `optcam {command} --model.help NAME` or `--data.help NAME` those of a class)",
             file=sys.stderr,
         )
@@ -473,6 +477,17 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
 
     after_fit = after_predict = _after
     after_test = after_validate = _after_measuring
+
+
+@contextmanager
+def _in(folder: Path) -> Iterator[None]:
+    """With another current folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _name_of(kind: type[Exception]) -> str:

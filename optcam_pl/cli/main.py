@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -85,6 +86,9 @@ _IGNORED = (
     ".*It is recommended to use `self.log\\('((test|validate)/.*|step)', ..., sync_dist=True\\)`.*",
     ".* maps are zero everywhere and say nothing about the network.*",  # stands below the table, or is printed
 )
+
+
+_UNREAD_EXIT_CODE = 141  # as of a program that the signal SIGPIPE has ended
 
 
 def help_text() -> str:
@@ -204,7 +208,8 @@ def main(args: Sequence[str] | None = None) -> int:
             told in one sentence (with its traceback if OPTCAM_TRACEBACK is set) instead of being raised.
 
     Returns:
-        The exit code: that of `run`, or 2 after an error that was told.
+        The exit code: that of `run`; 2 after an error that was told; 141 if nobody reads its output any more, as
+        behind ``| head``.
     """
     if args is not None:
         return run(args)
@@ -214,8 +219,12 @@ def main(args: Sequence[str] | None = None) -> int:
     _find_own_modules()
     warnings.showwarning = _show_warning
     try:
-        return run(sys.argv[1:])
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+            return _UNREAD_EXIT_CODE
         if not _is_told(error):
             raise
         if os.environ.get("OPTCAM_TRACEBACK"):
@@ -223,6 +232,16 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             print(f"optcam: error: {_sentence(error)}\n(OPTCAM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+    return code
+
+
+def _is_unread(stream: Any) -> bool:
+    """Whether the reader of a pipe has ended; another pipe may be the broken one, such as that to a loader process."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _show_warning(

@@ -134,6 +134,9 @@ def _method(name: str) -> Method:
                 f"Expected `--explainers` to name explainers or their files, but there is no file {name!r}. The "
                 f"nearest names are: {nearest(Path(name).stem, [*_known(), *_blocks()])}."
             )
+        content = read_yaml(name)
+        if not (isinstance(content, dict) and isinstance(content.get("class_path"), str)):
+            raise ValueError(f"Expected {name!r} to be an explainer (`class_path: GradCAM`), but it holds {content!r}.")
         return Method(Path(name).stem, name, complete=True)
     if name in _known() or "." in name:
         return Method(name.rpartition(".")[2], name)

@@ -199,7 +199,14 @@ class CSVImages(ImageDataModule):
         texts = [row[f"box{i}"] for i in range(4)]
         if all(map(is_missing, texts)):
             return ()
-        sides = [float(text) for text in texts]
+        try:
+            sides = [float(text) for text in texts]
+        except ValueError:
+            sides = [math.nan]
         if not all(map(math.isfinite, sides)):
             raise ValueError(f"Expected four numbers of a box, or none at all, but got {texts}.")
-        return (to_corners(sides, self.box_format),)
+        left, top, right, bottom = box = to_corners(sides, self.box_format)
+        if right < left or bottom < top:
+            other = "left, top, right, bottom" if self.box_format == "xyxy" else "left, top, width, height"
+            raise ValueError(f"Expected a box as {other} (`box_format: {self.box_format}`), but got {texts}.")
+        return (box,)

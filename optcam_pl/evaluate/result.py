@@ -139,7 +139,7 @@ def evaluate(
             of such dicts is used without resizing. The images of a data module, or of a Dataset or DataLoader as in
             `optcam_pl.data.TorchData`, are resized to the network's input.
         metrics: the metrics to measure. None means Average Drop, Average Gain and Average Increase; "all" means every
-            metric of the package for which the images have the annotations.
+            metric of the package for which the images have the annotations and are large enough.
         target: the class that is explained and measured: the image's ``label``, the ``predicted`` class, the ``second``
             most probable or the ``least`` probable class; one class for all images; or one class for each image. None
             means the label if the first image has one, otherwise the predicted class.

@@ -41,13 +41,19 @@ def default_metrics(classifier: Classifier | None = None) -> list[ImageMetric]:
 
 
 def all_metrics(data: ImageDataModule, classifier: Classifier | None = None) -> list[ImageMetric]:
-    """Every metric of the package for which the dataset has the annotations, and the network the probabilities."""
+    """Every metric for which the dataset has the annotations and the size, and the network the probabilities.
+
+    Args:
+        data: the images, matched with the network.
+        classifier: the network; None if its scores have probabilities.
+    """
     lacking = {"boxes", "mask"} - _annotations(data)
     kinds = [kind for kind in METRICS.values() if not lacking & set(kind.evidence())]
     if classifier is None or classifier.has_probabilities:
-        return [kind() for kind in kinds]
-    made = [_of_scores(kind) for kind in kinds]
-    return [metric for metric in made if not metric.needs_probability]
+        made = [kind() for kind in kinds]
+    else:
+        made = [metric for metric in map(_of_scores, kinds) if not metric.needs_probability]
+    return [metric for metric in made if metric.fits(data.preprocessing.size)]
 
 
 def _of_scores(kind: type[ImageMetric]) -> ImageMetric:

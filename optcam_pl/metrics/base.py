@@ -152,6 +152,10 @@ class ImageMetric(Metric, ABC):
         options = [need[1] if isinstance(need, tuple) else need for need in needs.values()]
         return not _PROBABILITIES.isdisjoint(needs) or any(o.get("output") == "probability" for o in options)
 
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether images of `size` (H,W) are large enough for the metric with its settings: `metrics` "all" asks it."""
+        return True
+
     def describe(self) -> MetricInfo:
         """What a report needs to know about this metric."""
         digits = self.digits if self.digits is not None else 2 if self.unit == "%" else 4

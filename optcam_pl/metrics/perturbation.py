@@ -12,7 +12,7 @@ from torch import Tensor
 from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.maps import wide
 from optcam_pl.metrics.base import ImageMetric, Need
-from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area
+from optcam_pl.metrics.functional.perturbation import Area, aopc_score, curve_area, patch_count
 
 Output = Literal["probability", "logit"]
 CurveTarget = Literal["predicted", "explained"]
@@ -136,6 +136,10 @@ class _AreaUnderCurve(CurveMetric):
         names = ("steps", "patch", "output", "target")
         return {self.evidence()[0]: {name: getattr(self, name) for name in names}}
 
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether there are as many pixels (or patches) as steps."""
+        return self.steps <= patch_count(size, self.patch)
+
     def positions(self) -> Tensor:
         """Percent of replaced pixels."""
         return torch.linspace(0, 100, self.points, device="cpu")
@@ -232,6 +236,10 @@ class AOPC(CurveMetric):
     def needs(self) -> dict[str, Need]:
         """The curve, measured as the conventions say."""
         return {"aopc_curve": {"regions": self.regions, "patch": self.patch, "output": self.output}}
+
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether there are as many patches as regions."""
+        return self.regions <= patch_count(size, self.patch)
 
     def positions(self) -> Tensor:
         """Number of replaced patches."""

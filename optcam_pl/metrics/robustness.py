@@ -201,6 +201,10 @@ class Infidelity(ImageMetric):
         options = {"samples": self.samples, "patch": self.patch}
         return {"dot_products": options, "score_differences": {**options, "output": self.output}}
 
+    def fits(self, size: tuple[int, int]) -> bool:
+        """Whether a square fits into the image."""
+        return self.patch <= min(size)
+
     def score(self, dot_products: Tensor, score_differences: Tensor) -> Tensor:
         """Mean squared error per image, (B,); perturbation times map, and drop of the class score, both (B,S)."""
         return infidelity(dot_products, score_differences, self.normalize)

@@ -79,13 +79,16 @@ class Agreement:
         """A heat map of tau with its intervals, as a `matplotlib.figure.Figure`."""
         from matplotlib.figure import Figure
 
+        from optcam_pl.figures import literal
+
         size = 1.5 + 1.05 * len(self.metrics)
         figure = Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(self.tau, cmap="RdBu", vmin=-1, vmax=1)
         names = list(map(printable, self.metrics))
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        shown = list(map(literal, names))
+        axes.set_xticks(range(len(names)), shown, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), shown)
         for (row, column), tau in np.ndenumerate(self.tau):
             if row != column and math.isfinite(tau):
                 text = f"{tau:+.2f}\n[{self.low[row, column]:+.2f}, {self.high[row, column]:+.2f}]"

@@ -62,9 +62,15 @@ def _legend(figure: Any, panel: Any) -> None:
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", fontsize="small")
 
 
+def _words(text: str) -> str:
+    from optcam_pl.figures import literal  # loads matplotlib
+
+    return literal(printable(text))
+
+
 def _title(runs: Sequence[Measured], key: str) -> str:
     summary = next(run.summary for run in runs if key in run.summary.metrics)
-    return printable(heading(key, summary.info(key)))
+    return _words(heading(key, summary.info(key)))
 
 
 def _numbers(values: Sequence[str]) -> list[float] | None:
@@ -89,14 +95,14 @@ def _curves(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]], keys: S
             ]
             found.sort(key=lambda pair: pair[0])
             x = [place for place, _ in found]
-            (line,) = panel.plot(x, [e.value for _, e in found], "o-", label=printable(method))
+            (line,) = panel.plot(x, [e.value for _, e in found], "o-", label=_words(method))
             low, high = (
                 [math.nan if (v := getattr(e, end)) is None else v for _, e in found] for end in ("low", "high")
             )
             panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        panel.set(title=_title(runs, key), xlabel=printable(name))
+        panel.set(title=_title(runs, key), xlabel=_words(name))
         if numbers is None:
-            panel.set_xticks(places, list(map(printable, values)), rotation=45, ha="right")
+            panel.set_xticks(places, list(map(_words, values)), rotation=45, ha="right")
         elif min(numbers) > 0 and max(numbers) >= _WIDE_SPREAD * min(numbers):
             panel.set_xscale("log")
     _legend(figure, panels[0][-1])
@@ -127,11 +133,11 @@ def selectivity_figure(runs: Sequence[tuple[str, Path]]) -> Any:
             if key in curves:
                 mean, band, _ = curves[key]
                 alphas = [float(word) for word in run.manifest["settings"][f"{key}_alphas"].split()]
-                (line,) = panel.plot(alphas, mean.tolist(), "o-", label=printable(method))
+                (line,) = panel.plot(alphas, mean.tolist(), "o-", label=_words(method))
                 low, high = (mean - band).tolist(), (mean + band).tolist()
                 panel.fill_between(alphas, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         info = next(run.metrics[key] for run, _ in of.values() if key in run.metrics)
-        panel.set(title=printable(heading(key, info)), xlabel="alpha", xscale="log")
+        panel.set(title=_words(heading(key, info)), xlabel="alpha", xscale="log")
     _legend(figure, panels[0][-1])
     return figure
 
@@ -156,11 +162,11 @@ def _heat_maps(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]], keys
         scale = (known.min(), known.max()) if len(known) else (0.0, 1.0)
         for row, (facet, grid) in enumerate(zip(facets, grids, strict=True)):
             named = [f"{name}={value}" for (name, _), value in zip(outer, facet[1:], strict=True)]
-            title = ", ".join([_title(runs, key), *(facet[:1] if len(methods) > 1 else []), *named])
-            _heat_map(panels[row][column], grid, scale, printable(title))
-            panels[row][column].set_xticks(range(len(columns)), list(map(printable, columns)))
-            panels[row][column].set_yticks(range(len(rows)), list(map(printable, rows)))
-            panels[row][column].set(xlabel=printable(across), ylabel=printable(down))
+            facts = [*(facet[:1] if len(methods) > 1 else []), *named]
+            _heat_map(panels[row][column], grid, scale, ", ".join([_title(runs, key), *map(_words, facts)]))
+            panels[row][column].set_xticks(range(len(columns)), list(map(_words, columns)))
+            panels[row][column].set_yticks(range(len(rows)), list(map(_words, rows)))
+            panels[row][column].set(xlabel=_words(across), ylabel=_words(down))
     return figure
 
 

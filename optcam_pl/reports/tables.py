@@ -21,6 +21,7 @@ from optcam_pl.metric_info import OWN_KEYS, MetricInfo
 if TYPE_CHECKING:
     from optcam_pl.metrics import ImageMetric
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WIDEST = 160  # the maximum width, in characters, of a table with one row per run
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
@@ -186,8 +187,14 @@ def decimals(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _signed(info: MetricInfo, value: float | None) -> str:
-    return "-" if value is None else f"{value:+.{info.digits}f}"
+def signed(info: MetricInfo, value: float | None) -> str:
+    """A difference in a metric's digits with its sign, or "-" for none: an interval needs more than one image."""
+    return "-" if value is None or math.isnan(value) else f"{value:+.{info.digits}f}"
+
+
+def p_cell(p: float) -> str:
+    """A p value with two digits, or "-" for none."""
+    return "-" if math.isnan(p) else f"{p:.2g}"
 
 
 def estimate_cell(summary: Summary, key: str) -> str:
@@ -302,7 +309,7 @@ def _published_grid(summaries: Sequence[Summary]) -> Grid | None:
                 continue
             info = summary.info(key)
             values = [decimals(value, info.digits) for value in (estimate.value, paper.value)]
-            difference = _signed(info, estimate.beyond_published)
+            difference = signed(info, estimate.beyond_published)
             body.append([summary.explainer, heading(key, info), *values, difference, paper.table])
             reasons.append((f"{summary.explainer}, table {paper.table}", paper.differences))
     header = ["method", "metric", "ours", "paper", "difference", "table"]
@@ -333,9 +340,9 @@ def against_grid(summaries: Sequence[Summary]) -> Grid | None:
     twice = len({s.explainer for s in summaries}) < len(summaries)
     body = [
         [
-            *(s.run if twice else s.explainer, heading(key, info), _signed(info, pair.difference)),
-            f"[{_signed(info, pair.low)}, {_signed(info, pair.high)}]",
-            *(f"{pair.p:.2g}", str(pair.images)),
+            *(s.run if twice else s.explainer, heading(key, info), signed(info, pair.difference)),
+            f"[{signed(info, pair.low)}, {signed(info, pair.high)}]",
+            *(p_cell(pair.p), str(pair.images)),
         ]
         for s, key, info, pair in pairs
     ]
@@ -439,6 +446,8 @@ def _latex(grid: Grid) -> str:
         return "".join(_TEX.get(c, c) for c in printable(text))
 
     rows = [" & ".join(map(escape, row)) + r" \\" for row in [grid.header, *grid.body]]
+    # Of a row that begins with one of these, the end of the row before would make its own argument.
+    rows = [f"{{{row[0]}}}{row[1:]}" if row[0] in "[*" else row for row in rows]
     columns = "l" * grid.left + "r" * (len(grid.header) - grid.left)
     below = [rf"\par{{\footnotesize {escape(line)}\par}}" for line in grid.below]
     title = rf"\par {escape(grid.title)}\par" if grid.title else "% needs \\usepackage{booktabs}"
@@ -447,8 +456,9 @@ def _latex(grid: Grid) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """A text for CSV; what a spreadsheet would read as a formula gets a quote in front."""
-    return re.sub(r"\A([=+@-])", r"'\1", printable(text))
+    """A text for CSV; what a spreadsheet would read as a formula, and is no number, gets a quote in front."""
+    shown = printable(text)
+    return shown if _NUMBER.fullmatch(shown) else re.sub(r"\A([=+@-])", r"'\1", shown)
 
 
 def _csv(summaries: Sequence[Summary]) -> str:
@@ -491,8 +501,14 @@ def _numbers(estimate: Estimate) -> dict[str, float | None]:
     if paper := estimate.published:
         found |= {"published": paper.value, "published_difference": estimate.beyond_published}
     if pair := estimate.against:
-        found |= {"against": pair.difference, "against_low": pair.low, "against_high": pair.high, "against_p": pair.p}
+        numbers = {"": pair.difference, "_low": pair.low, "_high": pair.high, "_p": pair.p}
+        found |= {f"against{end}": _known(number) for end, number in numbers.items()}
     return found
+
+
+def _known(number: float) -> float | None:
+    """A number, None for NaN, which JSON does not have."""
+    return None if math.isnan(number) else number
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
@@ -510,7 +526,8 @@ def as_dict(summary: Summary) -> dict[str, Any]:
         if paper := estimate.published:
             metrics[key]["published"] = {**asdict(paper), "difference": estimate.beyond_published}
         if pair := estimate.against:
-            metrics[key]["against"] = asdict(pair)
+            numbers = {end: _known(getattr(pair, end)) for end in ("difference", "low", "high", "p")}
+            metrics[key]["against"] = {**asdict(pair), **numbers}
     return {
         **{key: getattr(summary, key) for key in keys},
         "seconds_per_image": summary.seconds_per_image,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from optcam_pl.checks import expanded_path
@@ -71,6 +72,16 @@ class RunTask(L.LightningModule):
     def teardown(self, stage: str) -> None:
         """The next run gets a folder of its own."""
         self._fresh_dir = None
+
+
+def limit_name(stage: str) -> str:
+    """The trainer's setting that limits the batches of a stage.
+
+    >>> limit_name("fit"), limit_name(TrainerFn.VALIDATING), limit_name("test")
+    ('limit_train_batches', 'limit_val_batches', 'limit_test_batches')
+    """
+    name = TrainerFn(stage).value  # Lightning gives its own enumeration, whose members are no words in a text
+    return f"limit_{ {'fit': 'train', 'validate': 'val'}.get(name, name) }_batches"
 
 
 @contextmanager

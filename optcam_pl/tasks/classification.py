@@ -40,7 +40,7 @@ from optcam_pl.network.scores import scores_settings
 from optcam_pl.network.weights import SETTINGS
 from optcam_pl.private import find_unused_parameters
 from optcam_pl.runs.manifest import check_fingerprint
-from optcam_pl.tasks.base import RunTask
+from optcam_pl.tasks.base import RunTask, limit_name
 
 Phase: TypeAlias = Literal["head", "all"]
 OptimizerFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
@@ -319,8 +319,7 @@ class ClassificationTask(RunTask):
             return ""
         return (
             f"{n - self._images} of {n} images are missing in the measurement: a limit of the Trainer "
-            f"(`limit_{'val' if stage == 'validate' else stage}_batches`, `fast_dev_run` ...) ended the run before its "
-            "end."
+            f"(`{limit_name(stage)}`, `fast_dev_run` ...) ended the run before its end."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

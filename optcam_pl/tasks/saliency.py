@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -55,7 +54,7 @@ from optcam_pl.runs.rows import Row
 from optcam_pl.runs.run_folder import FileWriter, Resume, RunFolder, Shard
 from optcam_pl.runs.tensors import StoredWeights, lacking_weights, save_curves, save_weights
 from optcam_pl.runs.thumbnails import chosen, save_small, small
-from optcam_pl.tasks.base import RunTask, without_scaler
+from optcam_pl.tasks.base import RunTask, limit_name, without_scaler
 
 
 class _CloseOnError(Callback):
@@ -90,7 +89,7 @@ class SaliencyTask(RunTask):
             `Explainer` for `selectivity` and `augment`.
         metrics: the metrics that ``test`` measures: any `ImageMetric`, including your own. None means Average Drop,
             Average Gain and Average Increase; "all" means every metric of the package for which the dataset has the
-            annotations.
+            annotations, and images that are large enough.
         region: the part of the map that is measured, for the bounding-box study: the "map"; its part "inside_box" or
             "outside_box"; or, instead of the map, the "box" itself or its "complement". All except "map" need a dataset
             with boxes, and an image without a box has no scores.
@@ -209,10 +208,9 @@ class SaliencyTask(RunTask):
         left = self.folder.left(self.run.rows) if self.trainer.is_global_zero else []
         self.close()
         if left:
-            name = {"fit": "train", "validate": "val"}.get(TrainerFn(stage).value, TrainerFn(stage).value)
             self.cut_short = (
                 f"{len(left)} of {len(self.data.table)} images are missing in {self.run_dir}: a limit of the Trainer "
-                f"(`limit_{name}_batches`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
+                f"(`{limit_name(stage)}`, `max_time`, `max_steps`, `fast_dev_run` ...) ended the run before its end. "
                 "A start in this folder without it does the rest."
             )
             warnings.warn(self.cut_short, stacklevel=2)
@@ -477,7 +475,7 @@ class SaliencyTask(RunTask):
 
     def metrics_on(self, data: ImageDataModule) -> list[ImageMetric]:
         """The metrics that a test on these data measures."""
-        return all_metrics(data) if self._every_metric else self.measured
+        return all_metrics(data, self.classifier) if self._every_metric else self.measured
 
     @property
     def measured(self) -> list[ImageMetric]:

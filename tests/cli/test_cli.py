@@ -45,6 +45,15 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(row.to_json()).items() if k != "seconds"} for row in read_rows(run)]
 
 
+def test_an_output_that_nobody_reads_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "optcam_pl", "--help"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, timeout=240, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_test_writes_rows_maps_and_tensorboard_and_prints_the_table(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,6 +157,13 @@ def test_a_dataset_is_a_block_by_name_and_a_config_may_be_yaml_itself(
         run(photos, "--explainers", "FakeCAM", "--data", "image_foldr.yaml")
 
 
+@pytest.mark.parametrize("content", ["", "- GradCAM", "init_args: {lr: 1}", "class_path: 3"])
+def test_a_file_that_is_no_explainer_is_told(photos: Path, content: str) -> None:
+    Path("mine.yaml").write_text(content)
+    with pytest.raises(ValueError, match="Expected 'mine.yaml' to be an explainer .*, but it holds"):
+        run(photos, "--explainers", "mine.yaml")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

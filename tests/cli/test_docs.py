@@ -121,13 +121,15 @@ def test_a_new_project_works_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["init", "my project"]) == 0
+    assert main(["init", "my project: #1"]) == 0
     told = capsys.readouterr().out
     (command,) = re.findall(r"^  optcam (.*)$", told, re.MULTILINE)
+    comments = Path("my project: #1/config.yaml").read_text()
+    assert "optcam report 'my project: #1/runs'" in comments  # to be typed as it stands
     assert main(shlex.split(command)) == 0
     assert "OptiCAM" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="Give another folder"):
-        main(["init", "my project"])
+        main(["init", "my project: #1"])
 
 
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:

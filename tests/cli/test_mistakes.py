@@ -185,6 +185,9 @@ def test_2_a_config_that_is_no_yaml_is_told_alike_by_every_command(words: list[s
     told = tell("test", *config)
     assert "Expected the config 'later.yaml' to be YAML, but in line 2: " in told
     assert tell(*words, *config).splitlines()[0] == told.splitlines()[0]
+    Path("deep").mkdir()
+    Path("deep/later.yaml").write_text("model: {class_path: SaliencyTask\ndata: x")
+    assert "Expected the config 'deep/later.yaml' to be YAML, but in line 2: " in tell("test", "-c", "deep/later.yaml")
     Path("later.yaml").write_bytes(b"\xff\xfe\x00")
     assert "Expected the config 'later.yaml' to be YAML" in tell(*words, *config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from PIL import Image
 from optcam_pl.cli import main
 from optcam_pl.cli.grid import points, read_axes
 from optcam_pl.cli.methods import config_key, listed_methods
+from optcam_pl.figures import confusion_figure
 from optcam_pl.reports.report import find_runs, load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Estimate, Summary
@@ -178,6 +180,14 @@ def test_one_axis_is_a_curve_with_its_band() -> None:
     (panel,) = sweep_figure([measured(1.0, layer="b"), measured(2.0, "GradCAM", layer="a")], {"layer": ["a", "b"]}).axes
     assert [label.get_text() for label in panel.get_xticklabels()] == ["a", "b"]
     assert [line.get_label() for line in panel.lines] == ["OptiCAM", "GradCAM"]
+
+
+def test_words_with_dollar_signs_are_no_formulas() -> None:
+    of = [measured(1.0, "$a_$", **{"$k_$": value}) for value in ("$x_$", "$y_$")]
+    figure = sweep_figure(of, {"$k_$": ["$x_$", "$y_$"]})
+    figure.savefig(io.BytesIO())  # matplotlib cannot read such a formula
+    assert figure.axes[0].get_xticklabels()[0].get_text() == r"\$x_\$"
+    confusion_figure([[1, 0], [0, 1]], ["$a_$", "b"]).savefig(io.BytesIO())
 
 
 def test_two_axes_are_a_heat_map_and_more_are_several() -> None:

@@ -345,3 +345,15 @@ def test_reports_of_both_ways_are_the_same(tmp_path: Path) -> None:
     for told in (mine, theirs):
         del told["seconds_per_image"], told["run"]
     assert mine == theirs
+
+
+def test_all_metrics_of_small_images_are_those_that_can_be_measured_on_them() -> None:
+    found = {
+        side: set(evaluate(tiny(), FakeCAM(), torch.rand(1, 3, side, side), "all").rows["FakeCAM"][0].scores)
+        for side in (16, 32, 64)
+    }
+    assert found[64] - found[32] == {"aopc", "infidelity"}
+    assert found[32] == found[16]
+    assert not Insertion(steps=224).fits((8, 8))  # more steps than pixels
+    assert Insertion(steps=4, patch=4).fits((8, 8))
+    assert not Insertion(steps=5, patch=4).fits((8, 8))

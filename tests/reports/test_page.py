@@ -89,6 +89,12 @@ def test_images_of_one_name_in_two_datasets_are_two_and_have_the_names_of_their_
     ]
 
 
+def test_a_difference_on_one_image_has_no_interval(tmp_path):
+    runs = [a_run(tmp_path / "OptiCAM", [a_row(0, 3.0)]), a_run(tmp_path / "GradCAM", [a_row(0, 1.0)])]
+    text = write_page(runs, tmp_path / "page").read_text("utf-8")
+    assert '<td class="number">-2.00</td><td class="number">- to -</td>' in text
+
+
 def test_two_metrics_of_one_key_have_a_column_each(tmp_path):
     described = {"digits": 1, "path": "", "aggregate": "mean", "label": "Own"}
     for name, unit in (("OptiCAM", "%"), ("GradCAM", "px")):

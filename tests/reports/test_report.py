@@ -302,6 +302,34 @@ def test_the_command_prints_or_writes_what_report_returns(two, capsys):
         report_command([str(two), "--format", "html"])
 
 
+@pytest.mark.parametrize("format", ["text", "markdown", "csv", "latex", "json"])
+def test_a_difference_on_one_image_has_no_interval(tmp_path, format):
+    a_run(tmp_path / "GradCAM", [a_row(0, 1.0), a_row(1, 2.0)])
+    a_run(tmp_path / "OptiCAM", [a_row(0, 3.0)], images=2)
+    text = report([tmp_path / "GradCAM"], format, against=tmp_path / "OptiCAM")
+    assert "nan" not in text.lower()
+    if format == "json":
+        pair = json.loads(text)[0]["metrics"]["average_drop"]["against"]
+        assert (pair["difference"], pair["low"], pair["high"], pair["p"], pair["images"]) == (-2.0, None, None, 1.0, 1)
+    if format == "text":
+        assert "[-, -]" in text
+
+
+def test_negative_numbers_stay_numbers_in_csv_and_formulas_do_not(tmp_path):
+    settings = {"seed": -1, "shift": "-1.5e-3", "name": "-cmd", "other": "=1+1"}
+    a_run(tmp_path / "GradCAM", [a_row(0)], settings=settings)
+    (row,) = csv.DictReader(io.StringIO(report([tmp_path], "csv")))
+    assert [row[key] for key in settings] == ["-1", "-1.5e-3", "'-cmd", "'=1+1"]
+
+
+def test_a_latex_row_does_not_begin_with_an_argument_of_the_row_before(tmp_path):
+    a_run(tmp_path / "a", [a_row(0)], explainer="[1] mine")
+    a_run(tmp_path / "b", [a_row(0)], explainer="*")
+    text = report([tmp_path], "latex")
+    assert "\n{[}1] mine & " in text
+    assert "\n{*} & " in text
+
+
 def test_one_run_is_compared_with_and_not_the_first_of_several(two, capsys):
     with pytest.raises(RunFolderError, match="Expected one run to compare with, but .* holds 2: .*GradCAM, .*OptiCAM"):
         report([two], against=two)

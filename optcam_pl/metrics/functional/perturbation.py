@@ -9,6 +9,7 @@ Shapes: B images of H x W, S steps of a chunk, T points of a curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -70,6 +71,16 @@ def patch_rank(saliency: Tensor, patch: int) -> Tensor:
     H, W = saliency.shape[2:]
     sums = F.avg_pool2d(F.pad(wide(saliency), (0, -W % patch, 0, -H % patch)), patch, divisor_override=1)
     return pixel_rank(sums).repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :H, :W]
+
+
+def patch_count(size: tuple[int, int], patch: int) -> int:
+    """The number of square patches that tile an image of (H,W), those that are cropped at its borders included.
+
+    Example:
+        >>> patch_count((32, 32), 14), patch_count((32, 32), 1)
+        (9, 1024)
+    """
+    return math.prod(-(-side // patch) for side in size)
 
 
 def step_counts(total: int, steps: int) -> Tensor:

@@ -16,7 +16,7 @@ from optcam_pl.reports.page.images import Gallery
 from optcam_pl.reports.report import Run, compare_runs, find_run, find_runs, load_run
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import summarize_all
-from optcam_pl.reports.tables import Summary, heading, metric_columns, printable, words_of
+from optcam_pl.reports.tables import Summary, heading, metric_columns, p_cell, printable, signed, words_of
 from optcam_pl.runs.files import RunFolderError, write_file
 
 _VEGA_LITE = "6.4"
@@ -219,9 +219,9 @@ def _pairs(labels: Sequence[str], summaries: Sequence[Summary]) -> list[dict[str
             if (pair := estimate.against) is None:
                 continue
             info = summary.info(key)
-            numbers = [f"{number:+.{info.digits}f}" for number in (pair.difference, pair.low, pair.high)]
+            numbers = [signed(info, number) for number in (pair.difference, pair.low, pair.high)]
             is_sure = pair.p < 0.05
-            row = {"label": label, "metric": heading(key, info), "p": f"{pair.p:.2g}", "images": pair.images}
+            row = {"label": label, "metric": heading(key, info), "p": p_cell(pair.p), "images": pair.images}
             found.append({**row, "difference": numbers[0], "low": numbers[1], "high": numbers[2], "is_sure": is_sure})
     return found
 
