@@ -42,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--html",
-        metavar="FOLDER",
-        help="write a page into this folder instead: table, charts, settings, and a gallery of the maps",
+        metavar="PLACE",
+        help="write a page instead: table, charts, settings, and a gallery of the maps; into this folder, or into one "
+        "file if it ends in .html",
     )
     add("--limit", type=int, metavar="N", help="with --html, at most so many images in the gallery; default: 500")
     add("--published", action="store_true", help="put the paper's values beside ours, or say which settings differ")
@@ -111,7 +112,9 @@ def _page(options: argparse.Namespace) -> str:
         limit=500 if options.limit is None else options.limit,
         **_shared(options),
     )
-    return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
+    if page.name == "index.html" and page.parent == expanded_path(options.html):
+        return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
+    return f"{page}: open it in a browser, or send it"
 
 
 def _agreement(options: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -113,12 +114,12 @@ def test_the_gallery_knows_each_image_and_has_its_pictures(page):
     assert {image["named"] for image in data["images"]} == {0}
     assert len(data["images"]) == 12
     image = data["images"][4]
-    assert (image["id"], image["photo"]) == ("4.png", "0004.jpg")
+    assert (image["id"], image["photo"]) == ("4.png", "images/0004.jpg")
     assert [(run["target"], run["predicted"], run["p"], run["o"]) for run in image["runs"]][1] == (1, 0, 0.5, 0.35)
     assert image["runs"][0]["scores"]["average_drop"] == pytest.approx(40)
     assert 0.5 < image["disagreement"] < 1.5  # maps of noise are not correlated
     for file in [image["photo"], *(run["map"] for run in image["runs"])]:
-        with Image.open(page.parent / "images" / file) as picture:
+        with Image.open(page.parent / file) as picture:
             assert picture.size == (32, 24)
 
 
@@ -175,7 +176,7 @@ def test_runs_without_pictures_are_told_and_older_ones_show_their_panels(tmp_pat
     page = write_page([old, bare], tmp_path / "two")
     (image,) = data_of(page)["images"]
     assert image["photo"] is None
-    assert [run.get("map") for run in image["runs"]] == ["0000-0.jpg", None]
+    assert [run.get("map") for run in image["runs"]] == ["images/0000-0.jpg", None]
     assert "Without pictures: bare." in page.read_text("utf-8")
     with Image.open(page.parent / "images" / "0000-0.jpg") as picture:
         assert picture.size == (792, 176)
@@ -214,6 +215,19 @@ def test_broken_pictures_are_errors_in_words(tmp_path):
     (old / "overlays" / "index.json").write_text("[1")
     with pytest.raises(RunFolderError, match=r"Cannot read .*index.json"):
         write_page([old], tmp_path / "out")
+
+
+def test_a_page_of_one_file_holds_its_pictures(runs, page, tmp_path, capsys):
+    assert report_command([*map(str, runs), "--html", str(tmp_path / "page.html")]) == 0
+    file = tmp_path / "page.html"
+    assert capsys.readouterr().out == f"{file}: open it in a browser, or send it\n"
+    assert list(tmp_path.iterdir()) == [file]
+    content = [data_of(file), data_of(page)]
+    for inside, beside in zip(content[0].pop("images"), content[1].pop("images"), strict=True):
+        assert base64.b64decode(inside["photo"].partition("base64,")[2]) == (page.parent / beside["photo"]).read_bytes()
+        for one, other in zip(inside["runs"], beside["runs"], strict=True):
+            assert base64.b64decode(one["map"].partition("base64,")[2]) == (page.parent / other["map"]).read_bytes()
+    assert content[0] == content[1]
 
 
 def test_the_command_writes_the_page_and_says_where(runs, tmp_path, capsys, monkeypatch):

@@ -56,6 +56,20 @@ def page(request: pytest.FixtureRequest, chromium: sync_api.Browser, index: Path
     assert [url for url in asked if not url.startswith((index.parent.as_uri(), "data:"))] == []
 
 
+def test_a_page_of_one_file_shows_its_pictures_and_asks_for_nothing(chromium, tmp_path):
+    run = pictured_run(tmp_path / "OptiCAM")
+    file = write_page([run], tmp_path / "page.html").rename(tmp_path / "sent.html")
+    opened, asked = chromium.new_page(), []
+    opened.on("request", lambda one: asked.append(one.url))
+    opened.goto(file.as_uri())
+    opened.locator("#images article").first.scroll_into_view_if_needed()
+    opened.wait_for_function(
+        "[...document.querySelectorAll('article:first-child img')].every((image) => image.naturalWidth)"
+    )
+    opened.close()
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+
+
 def ids(page: sync_api.Page) -> list[str]:
     return page.locator("#images .title span").all_text_contents()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from optcam_pl.runs.rows import Row
 from optcam_pl.runs.thumbnails import Thumbnail, read_thumbnails
 
 _PANEL = 176  # pixels: the height of a panel that stands in place of a thumbnail
+
+Put: TypeAlias = Callable[[str, bytes], str]
+"""Keeps a JPEG under a name, and returns the address at which the page finds it."""
 
 _Key = tuple[str, str]
 """Name of the dataset and id of the image: two datasets may have images of one name."""
@@ -50,38 +54,33 @@ class Gallery:
         pictured = zip(self.runs, self.thumbnails, self.panels, strict=True)
         return [run for run, thumbnails, panels in pictured if not thumbnails and not panels]
 
-    def write(self, folder: Path) -> list[dict[str, Any]]:
-        """Write the pictures into a folder, and return what the page has to know of each image.
+    def images(self, put: Put) -> list[dict[str, Any]]:
+        """What the page has to know of each image; its pictures are put where the page finds them.
 
         Raises:
             RunFolderError: a picture cannot be read or written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write {folder}: {error.strerror}.") from error
-        return [self._image(number, key, folder) for number, key in enumerate(self.keys)]
+        return [self._image(number, key, put) for number, key in enumerate(self.keys)]
 
     @staticmethod
     def _by_id(run: Run) -> dict[_Key, Thumbnail]:
         names = {row.index: _key(run, row.id) for row in run.usable}
         return {names[index]: thumb for index, thumb in read_thumbnails(Path(run.path)).items() if index in names}
 
-    def _image(self, number: int, key: _Key, folder: Path) -> dict[str, Any]:
+    def _image(self, number: int, key: _Key, put: Put) -> dict[str, Any]:
         thumbs = [found.get(key) for found in self.thumbnails]
         first = next((thumb for thumb in thumbs if thumb is not None), None)
         name = f"{number:04d}"
-        if first is not None:
-            _write(folder / f"{name}.jpg", first.jpeg)
-        entries = [self._of_run(r, key, f"{name}-{r}.jpg", folder) for r in range(len(self.runs))]
+        photo = None if first is None else put(f"{name}.jpg", first.jpeg)
+        entries = [self._of_run(r, key, f"{name}-{r}.jpg", put) for r in range(len(self.runs))]
         return {
             "id": key[1],
-            "photo": f"{name}.jpg" if first is not None else None,
+            "photo": photo,
             "runs": entries,
             "disagreement": disagreement([thumb.saliency for thumb in thumbs if thumb is not None]),
         }
 
-    def _of_run(self, r: int, key: _Key, name: str, folder: Path) -> dict[str, Any] | None:
+    def _of_run(self, r: int, key: _Key, name: str, put: Put) -> dict[str, Any] | None:
         row, thumb, panel = self.rows[r].get(key), self.thumbnails[r].get(key), self.panels[r].get(key)
         if row is None:
             return None
@@ -90,11 +89,9 @@ class Gallery:
         if row.status != "ok":
             entry["reason"] = row.reason
         if thumb is not None:
-            _write(folder / name, _overlay(thumb))
-            entry["map"] = name
+            entry["map"] = put(name, _overlay(thumb))
         elif panel is not None:
-            _write(folder / name, _panel(panel))
-            entry["map"] = name
+            entry["map"] = put(name, _panel(panel))
         return entry
 
 
@@ -150,12 +147,32 @@ def _panel(path: Path) -> bytes:
     return _encoded(panel)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a picture, without waiting for the disk: a page that a crash has cut short is made again."""
+def into(folder: Path) -> Put:
+    """Write pictures into a folder that lies beside the page, without waiting for the disk: a page that a crash has cut
+    short is made again.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or a picture cannot be written.
+    """
     try:
-        path.write_bytes(data)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
+        raise RunFolderError(f"Cannot write {folder}: {error.strerror}.") from error
+
+    def put(name: str, jpeg: bytes) -> str:
+        try:
+            (folder / name).write_bytes(jpeg)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {folder / name}: {error.strerror}.") from error
+        return f"{folder.name}/{name}"
+
+    return put
+
+
+def inside(name: str, jpeg: bytes) -> str:
+    """Keep a picture in the page itself."""
+    del name
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -159,7 +159,7 @@ function gallery() {
     image.decoding = "async";
     image.alt = words;
     image.addEventListener("load", () => figure.classList.toggle("wide", image.naturalWidth > 2.5 * image.naturalHeight));
-    image.src = `images/${file}`;
+    image.src = file;
     figure.append(image, caption);
     return figure;
   }

@@ -12,7 +12,7 @@ from typing import Any
 
 from optcam_pl.checks import check_positive, expanded_path
 from optcam_pl.reports.page import charts
-from optcam_pl.reports.page.images import Gallery
+from optcam_pl.reports.page.images import Gallery, Put, inside, into
 from optcam_pl.reports.report import Run, compare_runs, find_run, find_runs, load_run
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import summarize_all
@@ -34,19 +34,20 @@ def write_page(
 ) -> Path:
     """Write a page of runs: their table, charts, differences, settings, and a gallery of their maps.
 
-    The page is a folder, to be opened without any server or network, and sent as a ZIP file: `index.html` holds
-    everything but the gallery's pictures, which lie in `images`. The pictures are made of the thumbnails that runs
-    store for up to 500 images; for runs of older versions, of the panels that `MapWriter` wrote.
+    The page is opened without any server or network. It is a folder: `index.html` holds everything but the gallery's
+    pictures, which lie in `images` and are loaded when they are scrolled to. Or it is one file to be sent, with the
+    pictures inside. These are made of the thumbnails that runs store for up to 500 images; for runs of older versions,
+    of the panels that `MapWriter` wrote.
 
     Args:
         run_dirs: run folders, or folders that contain runs.
-        output: the folder; files of the same names are replaced.
+        output: the folder, or the file if it ends in `.html`; files of the same names are replaced.
         limit: the maximum number of images in the gallery; they are spread evenly over the order of the dataset.
         intervals: the method for the 95 % bootstrap intervals of the means; None makes none.
         against: the run that the others are compared with, image by image; None means the first run.
 
     Returns:
-        The path of `index.html`.
+        The path of `index.html`, or of the one file.
 
     Raises:
         ValueError: the limit is not positive.
@@ -62,8 +63,10 @@ def write_page(
     runs = [load_run(path) for path in find_runs(run_dirs)]
     summaries = summarize_all(runs, intervals)
     summaries, base, why_not = _differences(runs, summaries, against)
-    folder = expanded_path(output)
-    content = _content(runs, summaries, Gallery(runs, limit), folder / "images")
+    path = expanded_path(output)
+    one_file = path.suffix.lower() in (".html", ".htm")
+    put = inside if one_file else into(path / "images")
+    content = _content(runs, summaries, Gallery(runs, limit), put)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["printable"] = lambda text: printable(str(text))
     page = environment.from_string(_file("page.html")).render(
@@ -74,8 +77,9 @@ def write_page(
         script=_file("page.js"),
         vega=vl_convert.javascript_bundle(_GLOBAL, _VEGA_LITE).replace("</script", "<\\/script"),
     )
-    write_file(folder / "index.html", page)
-    return folder / "index.html"
+    index = path if one_file else path / "index.html"
+    write_file(index, page)
+    return index
 
 
 def _file(name: str) -> str:
@@ -99,7 +103,7 @@ def _differences(
         return summaries, name, str(error)
 
 
-def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery, images: Path) -> dict[str, Any]:
+def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery, put: Put) -> dict[str, Any]:
     """What the template shows."""
     labels = _labels(summaries)
     names = [_class_names(run) for run in runs]
@@ -109,7 +113,7 @@ def _content(runs: Sequence[Run], summaries: Sequence[Summary], gallery: Gallery
         *charts.classes(labels, runs, names),
         *charts.differences(labels, summaries),
     ]
-    shown = gallery.write(images)
+    shown = gallery.images(put)
     classes = _name_classes(shown, names)
     words = [_quantity(summary) for summary in summaries]
     data = {
