@@ -49,19 +49,19 @@ def measure(name: str, options: Any) -> Table:
             found = cam(input_tensor=image, targets=[ClassifierOutputTarget(target)])
             maps["peer"] = torch.from_numpy(found[0])
 
-    fast = at_speed(classifier, "folded")
+    fast = at_speed(classifier, "auto")
     contestants = [
         Contestant("upper passes", lambda: upper_passes(classifier, image), "limit"),
-        Contestant("upper passes, folded", lambda: upper_passes(fast, image), "limit"),
+        Contestant("upper passes, auto", lambda: upper_passes(fast, image), "limit"),
         Contestant("Ablation-CAM, plain", lambda: ours(classifier)),
-        Contestant("Ablation-CAM", lambda: ours(fast)),
+        Contestant("Ablation-CAM, auto", lambda: ours(fast)),
         Contestant("pytorch-grad-cam", peers, "peer", rounds=1),
     ]
     table = race(f"{classifier.name}, one image", "an image", contestants, options.rounds)
     correlation = float(torch.corrcoef(torch.stack([maps["ours"].flatten(), maps["peer"].flatten()]).double())[0, 1])
     assert correlation >= CORRELATION, f"The maps correlate by {correlation:.6f}."
     table.values["correlation of the two maps"] = round(correlation, 6)
-    table.shows.append(Claim("pytorch-grad-cam", "Ablation-CAM", 200.0, at_most=False))
+    table.shows.append(Claim("pytorch-grad-cam", "Ablation-CAM, auto", 200.0, at_most=False))
     return table
 
 

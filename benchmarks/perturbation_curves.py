@@ -2,10 +2,11 @@
 
     python benchmarks/perturbation_curves.py [--images 2] [--steps 32] [--chunk 32]
 
-All have the same photographs, maps, number of steps and threads, and float32 weights. What is above the bare passes is
-the making of the images. quantus makes one pass a step with all images in it; its step has to divide the number of
-pixels. It runs with the network as it is in a process of its own, which is what its users have (`keep_freed_memory`
-holds for a whole process), and here with the same network and with our folded one.
+All have the same photographs, maps, number of steps and threads, and float32 weights, but for the one that names
+bfloat16. What is above the bare passes is the making of the images. quantus makes one pass a step with all images in
+it; its step has to divide the number of pixels. It runs with the network as it is in a process of its own, which is
+what its users have (`keep_freed_memory` holds for a whole process), and here with the same network and with our folded
+one.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
     batch = Batch(image=image, id=[str(i) for i in range(n)], index=torch.arange(n), error=[""] * n)
     with torch.no_grad():
         logits, explanation = classifier(image), GradCAM()(classifier, image)
-    fast = at_speed(classifier, "folded")
+    fast, half = at_speed(classifier, "folded"), at_speed(classifier, "auto", weights_dtype="bfloat16")
 
     def curves(network: Classifier, *metrics: Any) -> None:
         with torch.no_grad():
@@ -85,6 +86,7 @@ def main() -> None:
         Contestant("insertion and deletion, plain", lambda: curves(classifier, *both), "ours", 2 * work),
         Contestant("insertion and deletion", lambda: curves(fast, *both), "ours", 2 * work),
         Contestant("deletion", lambda: curves(fast, Deletion(steps)), "ours", work),
+        Contestant("deletion, auto, bfloat16", lambda: curves(half, Deletion(steps)), "ours", work),
         Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work),
         Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work),
     ]
@@ -94,7 +96,8 @@ def main() -> None:
         table = race(title, "an image and step", contestants, options.rounds)
     table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
     table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
-    table.shows.append(Claim("quantus PixelFlipping, C library's own habits", "deletion", 5.0, at_most=False))
+    peer = "quantus PixelFlipping, C library's own habits"
+    table.shows.append(Claim(peer, "deletion, auto, bfloat16", 5.0, at_most=False))
     finish("perturbation_curves", [table], options)
 
 
