@@ -190,10 +190,10 @@ class AblationCAM(ChannelScoring):
         for one, c in zip(torch.split(image, 1), target.tolist(), strict=True):
             upper = UpperPart(classifier, name, one)
             A = classifier.to_grid(upper.activation, size, name)
+            ablated = Ablated(upper.activation, classifier, size, name)
 
-            def score(part: slice, upper: UpperPart = upper, c: int = c) -> Tensor:
-                ablated = ablate(upper.activation, part, classifier, size, name)
-                return upper(ablated)[:, c].unsqueeze(0)
+            def score(part: slice, upper: UpperPart = upper, ablated: Ablated = ablated, c: int = c) -> Tensor:
+                return ablated.through(upper, part)[:, c].unsqueeze(0)
 
             scores = Chunks(images_in_pass(self.chunk_size, classifier, image)).cat(score, A.shape[1])
             features.append(A)
@@ -202,15 +202,53 @@ class AblationCAM(ChannelScoring):
         return self.weighted(weights, A, image, target)
 
 
-def ablate(activation: Tensor, channels: slice, classifier: Classifier, size: tuple[int, int], layer: str) -> Tensor:
-    """Copies of one image's activation (1,...), each with a different channel at 0, in the layer's layout (n,...)."""
-    index = torch.arange(channels.start, channels.stop, device=activation.device)
-    rows = torch.arange(len(index), device=activation.device)
-    last = activation.ndim == 4 and activation.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format  # copying into another one is slow
-    copies = activation.expand(len(index), *activation.shape[1:]).clone(memory_format=layout)
-    if copies.ndim == 3:
-        copies[rows, :, index] = 0
-    else:
-        classifier.to_grid(copies, size, layer)[rows, index] = 0  # the grid is a view of the copies
-    return copies
+class Ablated:
+    """Copies of one image's activation, each with a different channel at 0.
+
+    They are made once. After a pass only the channels that were at 0 are written again, which takes a fraction of the
+    time of new copies. Where the layers above change their input in place, each pass gets new ones.
+
+    Args:
+        activation: (1,...) in the layer's layout.
+        classifier: it says where the layer's channels are.
+        size: (H,W) of the image.
+        layer: the layer's name.
+    """
+
+    def __init__(self, activation: Tensor, classifier: Classifier, size: tuple[int, int], layer: str) -> None:
+        self._activation, self._classifier, self._size, self._layer = activation, classifier, size, layer
+        self._copies = activation[:0]
+        self._kept = True
+
+    def through(self, upper: UpperPart, channels: slice) -> Tensor:
+        """Logits (n,C) of the copies without the n channels."""
+        n = channels.stop - channels.start
+        first = len(self._copies) < n or not self._kept
+        if first:
+            self._copies = self._new(n)
+        copies = self._copies[:n]
+        grid, rows, index = self._channels(copies, channels)
+        whole = grid[rows, index]
+        grid[rows, index] = 0
+        try:
+            logits = upper(copies)
+        except BaseException:  # out of memory, for example: the next pass, of fewer copies, begins with new ones
+            self._copies = self._activation[:0]
+            raise
+        grid[rows, index] = whole
+        if first and self._kept:
+            self._kept = torch.equal(copies, self._activation.expand_as(copies))
+        return logits
+
+    def _new(self, n: int) -> Tensor:
+        last = self._activation.ndim == 4 and self._activation.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format  # copying into another one is slow
+        return self._activation.expand(n, *self._activation.shape[1:]).clone(memory_format=layout)
+
+    def _channels(self, copies: Tensor, channels: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """(n,K,h,w) or (n,K,tokens), a view of the copies, and which channel of each is at 0."""
+        index = torch.arange(channels.start, channels.stop, device=copies.device)
+        rows = torch.arange(len(index), device=copies.device)
+        if copies.ndim == 3:
+            return copies.transpose(1, 2), rows, index
+        return self._classifier.to_grid(copies, self._size, self._layer), rows, index

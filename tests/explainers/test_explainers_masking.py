@@ -26,7 +26,7 @@ from torch import nn
 from optcam_pl.explainers import AblationCAM, ScoreCAM
 from optcam_pl.explainers import masking as masking_module
 from optcam_pl.explainers.batching import Chunks
-from optcam_pl.explainers.masking import ablate
+from optcam_pl.explainers.masking import Ablated
 from optcam_pl.explainers.upper_part import UpperPart
 from optcam_pl.maps import normalize, upsample
 from optcam_pl.network.capture import LayerNotCalledError
@@ -218,6 +218,34 @@ def network_of(middle: nn.Module) -> Classifier:
     return Classifier(network, target_layer="2", mean=[0.5] * 3, std=[0.2] * 3, input_size=8)
 
 
+def without_channels(classifier: Classifier, upper: UpperPart, channels: slice, layer: str) -> torch.Tensor:
+    n = channels.stop - channels.start
+    copies = upper.activation.repeat(n, *[1] * (upper.activation.ndim - 1))
+    classifier.to_grid(copies, (8, 8), layer)[range(n), range(channels.start, channels.stop)] = 0
+    return copies
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_copies_without_a_channel_are_right_in_each_pass_also_after_one_that_failed(inplace, layout):
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(inplace), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    classifier = Classifier(nn.Sequential(*layers), target_layer="0", mean=0, std=1, input_size=8)
+    image = torch.rand(1, 3, 8, 8).contiguous(memory_format=layout)
+    upper = UpperPart(classifier, "0", image)
+    ablated = Ablated(upper.activation, classifier, (8, 8), "0")
+    for channels in (slice(0, 3), slice(3, 6), slice(1, 2), slice(0, 4), slice(4, 6)):
+        right = upper(without_channels(classifier, upper, channels, "0"))
+        torch.testing.assert_close(ablated.through(upper, channels), right, atol=1e-6, rtol=1e-5)
+
+    def out_of_memory(activation: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        ablated.through(out_of_memory, slice(0, 4))
+    right = upper(without_channels(classifier, upper, slice(2, 4), "0"))
+    torch.testing.assert_close(ablated.through(upper, slice(2, 4)), right, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("middle", "layer", "partial"),
     [
@@ -240,7 +268,7 @@ def test_the_upper_part_gives_the_logits_of_the_whole_network(middle, layer, par
         upper, whole = UpperPart(classifier, layer, image), UpperPart(classifier, layer, image, partial=False)
         assert (upper.partial, whole.partial) == (partial, False)
         torch.testing.assert_close(upper(upper.activation.clone()), classifier(image))
-        ablated = ablate(upper.activation, slice(0, 4), classifier, (8, 8), layer)
+        ablated = without_channels(classifier, upper, slice(0, 4), layer)
         torch.testing.assert_close(upper(ablated.clone()), whole(ablated.clone()), atol=1e-6, rtol=1e-5)
         assert not torch.allclose(upper(ablated.clone()), upper.logits.expand(4, 5), atol=1e-4)
 
