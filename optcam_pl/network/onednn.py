@@ -9,7 +9,9 @@ PyTorch's layers have to serve training, too. For a network that is explained, f
    the output's gradient, with zeros between its cells where there is a stride, with weights that are turned by 180
    degrees and whose input and output channels are exchanged. Dense convolutions are left alone: their zeros would cost
    more than they bring.
-3. A clamp in place keeps a copy of its input for the backward pass, although its output tells as much. SiLU and
+3. The gradient to the image itself has few channels, for which oneDNN's backward kernel was not made. With a stride s,
+   each of s*s kinds of pixels sees other weights; a convolution with s*s times as many output channels makes them all.
+4. A clamp in place keeps a copy of its input for the backward pass, although its output tells as much. SiLU and
    Hardswish in place keep a copy, too, and are as good out of place while there is a gradient.
 
 The outputs are the same but for the order of sums. Where a layer does not fit (another device or type, autocast,
