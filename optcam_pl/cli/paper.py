@@ -163,10 +163,11 @@ class _Table:
     def _methods(self, file: Path, *, first: bool) -> list[Method]:
         """The listed explainers that are asked for, with their settings there, and others."""
         listed = listed_methods([str(file)])
-        if self.options.explainers is None or not first:
+        if not first:
             return listed
         of = {method.name: method for method in listed}
-        found = [of[name] if name in of else choose([name])[0] for name in self.options.explainers]
+        asked_for = list(of) if self.options.explainers is None else self.options.explainers
+        found = [of[name] if name in of else choose([name])[0] for name in asked_for]
         check_used(self.words, found)
         return found
 

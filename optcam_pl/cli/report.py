@@ -112,9 +112,9 @@ def _page(options: argparse.Namespace) -> str:
         limit=500 if options.limit is None else options.limit,
         **_shared(options),
     )
-    if page.name == "index.html" and page.parent == expanded_path(options.html):
-        return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
-    return f"{page}: open it in a browser, or send it"
+    if page == expanded_path(options.html):  # one file
+        return f"{page}: open it in a browser, or send it"
+    return f"{page}: open it in a browser; to send it, send its folder {page.parent}"
 
 
 def _agreement(options: argparse.Namespace) -> str:

@@ -177,6 +177,10 @@ def test_the_figures_are_drawn(words: list[str]) -> None:
             "Expected `--network` to be one of resnet50, vgg16_bn, .*resnet50",
         ),
         (["paper", "table1", "--network", "resnet50", "--explainers", "GradCAMM"], "The nearest are: 'GradCAM'"),
+        (
+            ["paper", "table1", "--network", "resnet50", "--model.explainer.max_itr=3"],
+            "max_itr` to be a setting of one of the explainers FakeCAM, .*'max_iter'",
+        ),
         (["paper", "tableA13", "--network", "timm/test_resnet"], "--grid model.classifier.target_layer=LAYER"),
         (["paper", "check", "--network", "vgg"], "one of resnet50, vgg16_bn, vit_base"),
     ],
