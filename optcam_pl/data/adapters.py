@@ -19,7 +19,7 @@ from optcam_pl.data.batch import Annotation, Entry, Item, Reader
 from optcam_pl.data.boxes import to_corners
 from optcam_pl.data.text import class_number
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
-from optcam_pl.photos.decode import ImageReadError
+from optcam_pl.photos.decode import ImageReadError, to_rgb
 
 _VOC = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -78,8 +78,8 @@ class TorchvisionReader:
         except (OSError, SyntaxError, Image.DecompressionBombError) as fault:  # what Pillow raises on damaged files
             reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
             raise ImageReadError(f"Cannot read the image {entry.id!r}: {reason}.", reason) from fault
-        item = Item(image.convert("RGB"))
         try:
+            item = Item(to_rgb(image))
             for part in target if isinstance(target, tuple) else (target,):
                 item = self._add(item, part, dataset)
         except (TypeError, ValueError) as fault:
@@ -190,6 +190,7 @@ class TorchvisionDataset(ImageDataModule):
             "train": None if train_arguments is None else _expanded(train_arguments),
             "val": None if val_arguments is None else _expanded(val_arguments),
         }
+        self._given_foreground = foreground
         self.foreground = foreground or ([1] if name == "OxfordIIITPet" else list(range(1, 255)))
         kinds = arguments.get("target_types")
         segmented = "segmentation" in (kinds if isinstance(kinds, list) else [kinds])
@@ -249,8 +250,9 @@ class TorchvisionDataset(ImageDataModule):
         return TorchvisionReader(self._datasets, self.foreground, categories, None if names is None else len(names))
 
     def source(self) -> dict[str, Any]:
-        """The dataset and its arguments, without paths."""
-        return {"dataset": self.dataset_name} | _without_paths(self.arguments)
+        """The dataset and its arguments, without paths; the foreground where it was given."""
+        given = {} if self._given_foreground is None else {"foreground": self._given_foreground}
+        return {"dataset": self.dataset_name} | _without_paths(self.arguments) | given
 
     def training_fingerprint(self) -> dict[str, Any]:
         """Adds the arguments of the training images, which their numbers do not reveal."""

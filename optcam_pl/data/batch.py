@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from optcam_pl.data.blocks import PADDING
+from optcam_pl.data.masks import check_mask_size
 from optcam_pl.data.transforms import transform_image
 from optcam_pl.photos.decode import ImageReadError, read_image
 from optcam_pl.photos.preprocessing import Preprocessing
@@ -170,7 +171,7 @@ class ImageTable(Dataset[Sample]):
             raise IndexError(f"Expected an index from 0 to {len(self) - 1} or -1 for padding, but got {index}.")
         entry = self.entries[index]
         try:
-            item = self.reader(entry)
+            item = _with_fitting_mask(entry, self.reader(entry))
         except ImageReadError as fault:
             if self.on_error == "raise":
                 raise
@@ -210,6 +211,17 @@ class ImageTable(Dataset[Sample]):
                 f"{len(pixels)}. Give the classifier `channels` (or `mean` and `std` of that length), or other images."
             )
         return pixels
+
+
+def _with_fitting_mask(entry: Entry, item: Item) -> Item:
+    """The item; its mask has the image's size. Raises ImageReadError if it has another shape."""
+    if item.mask is None or item.mask.size == item.size:
+        return item
+    try:
+        check_mask_size(item.mask.size, item.size)
+    except ValueError as fault:
+        raise ImageReadError(f"Cannot use the mask of the image {entry.id!r}: {fault}.", str(fault)) from fault
+    return item._replace(mask=item.mask.resize(item.size, Image.Resampling.NEAREST))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,20 @@ def to_corners(box: Sequence[float], box_format: BoxFormat) -> Box:
     """
     x, y, third, fourth = box
     return (x, y, third, fourth) if box_format == "xyxy" else (x, y, x + third, y + fourth)
+
+
+def check_box(box: Sequence[float]) -> None:
+    """Check left, top, right and bottom of a box. Raises ValueError if it ends before it begins, or is not finite.
+
+    Example:
+        >>> check_box((0, 0, 5, 0))
+        >>> check_box((10, 20, 5, 26))
+        Traceback (most recent call last):
+        ValueError: Expected a box as left, top, right, bottom, but got [10, 20, 5, 26].
+    """
+    left, top, right, bottom = box
+    if not (all(map(math.isfinite, box)) and left <= right and top <= bottom):
+        raise ValueError(f"Expected a box as left, top, right, bottom, but got {list(box)}.")
 
 
 class Annotated(NamedTuple):
@@ -97,13 +112,14 @@ def _text(element: ElementTree.Element, tag: str) -> str:
     return " ".join(text.split())
 
 
-def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
+def read_annotations(source: str | Path, *, outside: bool = False) -> Mapping[str, Annotated]:
     """All annotations of a folder (searched recursively) or of a tar file, by their stem.
 
     The result is stored beside the source, and read from there as long as no file's name, size or time changes.
 
     Args:
         source: folder or .tar, .tar.gz, .tgz file.
+        outside: whether symbolic links may lead out of the folder.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -114,7 +130,7 @@ def read_annotations(source: str | Path) -> Mapping[str, Annotated]:
         raise FileNotFoundError(
             f"Expected `boxes` to be a folder or a tar file of annotations, but there is none called {str(source)!r}."
         )
-    files = list_files(source, frozenset({".xml"})) if source.is_dir() else [""]
+    files = list_files(source, frozenset({".xml"}), outside=outside) if source.is_dir() else [""]
     digest = hashlib.sha256(b"1")  # version of the storage format
     for name in files:
         info = os.stat(f"{source}/{name}" if name else source)  # noqa: PTH116 (Path takes as long as the call itself)

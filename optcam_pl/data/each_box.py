@@ -84,6 +84,7 @@ class EachBox(ImageDataModule):
             timeout=data._options["timeout"],
             on_error=data.on_error,
             max_errors=data.max_errors,
+            transform=data.transform,  # the dataset's table applies it; it is named in the fingerprint here, too
         )
         self.data = data
         self.name = f"{data.name}_boxes"
@@ -178,9 +179,9 @@ class EachBox(ImageDataModule):
         """Each image's boxes and classes; the processes of a run share the work."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         own: dict[int, list[Found]] = {}
-        mine = range(rank, len(images.entries), world)
-        for start in range(0, len(mine), _CHUNK):
-            samples = [images.sample(i) for i in mine[start : start + _CHUNK]]
+        starts = range(0, len(images.entries), _CHUNK)  # the same chunks for any number of processes
+        for start in starts[rank::world]:
+            samples = [images.sample(i) for i in range(start, min(start + _CHUNK, len(images.entries)))]
             found = find(torch.stack([sample["image"] for sample in samples]))
             for sample, (boxes, labels) in zip(samples, found, strict=True):
                 named: list[Found] = list(zip(_numbers(boxes), labels.tolist(), strict=True))

@@ -6,6 +6,7 @@ import glob
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,19 +40,21 @@ class ImagePaths(ImageDataModule):
         paths: one or several of these. A single file is read whatever its ending is; in folders and patterns only files
             with an image's ending count, except those whose name begins with a dot or that lie in a file manager's own
             folder. An image that is named twice is used once.
+        allow_outside: whether symbolic links in a folder may lead out of it.
         **kwargs: of ImageDataModule.
 
     Raises:
         FileNotFoundError: a path does not exist or a pattern matches nothing.
     """
 
-    def __init__(self, paths: str | list[str], **kwargs: Any) -> None:
+    def __init__(self, paths: str | list[str], *, allow_outside: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.allow_outside = allow_outside
         self.paths = [paths] if isinstance(paths, str) else list(paths)
         if not self.paths:
             raise ValueError("Expected `paths` to name at least one file or folder, but it is empty.")
         for path in self.paths:
-            next(_expand(path), None)  # report a wrong path at once
+            next(_expand(path, allow_outside), None)  # report a wrong path at once
         only = expanded_path(self.paths[0]).resolve()
         self.name = only.name if len(self.paths) == 1 and only.is_dir() and only.name else "images"
 
@@ -61,7 +64,7 @@ class ImagePaths(ImageDataModule):
 
     def entries(self) -> list[Entry]:
         """The files in the order of `paths`, sorted within each; the id is the path relative to the common root."""
-        found = (os.path.normpath(file.absolute()) for path in self.paths for file in _expand(path))
+        found = (os.path.normpath(file.absolute()) for path in self.paths for file in _expand(path, self.allow_outside))
         files = [Path(file) for file in dict.fromkeys(found)]
         if not files:
             return []
@@ -69,11 +72,11 @@ class ImagePaths(ImageDataModule):
         return [Entry(file.relative_to(root).as_posix(), str(file)) for file in files]
 
 
-def _expand(path: str) -> Iterator[Path]:
+def _expand(path: str, outside: bool) -> Iterator[Path]:
     """The image files of a file, a folder or a pattern. A name that exists is never treated as a pattern."""
     name = expanded_path(path)
     if name.is_dir():
-        yield from (name / relative for relative in list_files(name))
+        yield from (name / relative for relative in list_files(name, outside=outside))
     elif name.exists():
         yield name
     else:
@@ -87,7 +90,7 @@ def _expand(path: str) -> Iterator[Path]:
             if any(hidden(part) for part in match.parts if part not in name.parts):
                 continue
             if match.is_dir():
-                yield from (match / relative for relative in list_files(match))
+                yield from (match / relative for relative in list_files(match, outside=outside))
             elif suffix(match.name) in IMAGE_SUFFIXES:
                 yield match
 
@@ -143,10 +146,11 @@ class ImageFolder(ImageDataModule):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes by index."""
         if self._classes is None:
-            folder = self._folder("train" if self.split else None)
+            parts = self._parts()
+            folder = parts[0]
             # A class may lack images in one part of a split.
-            parts = [folder] if folder == self.root else [self._folder(split) for split in ("train", "val", "test")]
-            found = {name: any(map(holds_image, (part / name for part in parts))) for name in subfolders(folder)}
+            listed = subfolders(folder) if folder.name == "train" else sorted({*chain(*map(subfolders, parts))})
+            found = {name: any(map(holds_image, (part / name for part in parts))) for name in listed}
             folders, others = [[name for name in found if found[name] is held] for held in (True, False)]
             _check_level(folder, folders)
             if others and folders:
@@ -178,6 +182,12 @@ class ImageFolder(ImageDataModule):
         self.check_trainable("split", self.split)
         return self._of(split)
 
+    def _parts(self) -> list[Path]:
+        """The folders of all parts of a split, "train" first; only `root` if its parts have no folders."""
+        parts = [self.root / split for split in _SPLITS if (self.root / split).is_dir()]
+        known = [part for part in parts if part.name in ("train", self.split)]
+        return parts if self.split and known else [self.root]
+
     def _folder(self, split: Split | None) -> Path:
         return self.root / split if split and (self.root / split).is_dir() else self.root
 
@@ -185,7 +195,7 @@ class ImageFolder(ImageDataModule):
         folder = self._folder(split)
         below = "" if folder == self.root else f"{split}/"
         names = self.class_names
-        files = [file for file in list_files(folder, outside=self.allow_outside) if "/" in file]
+        files = in_folders(folder, list_files(folder, outside=self.allow_outside))
         filled = sorted({file.split("/", 1)[0] for file in files})
         target = self._targets(folder, filled, names)
         entries = [Entry(f"{below}{file}", f"{folder}/{file}", target[file.split("/", 1)[0]]) for file in files]
@@ -265,6 +275,19 @@ class Kvasir(ImageFolder):
         inner = expanded_path(root) / "kvasir-dataset-v2"
         super().__init__(str(inner) if inner.is_dir() else root, list(self.CLASSES), split=split, **kwargs)
         self.name = "kvasir"
+
+
+def in_folders(root: Path, files: Sequence[str]) -> list[str]:
+    """The files that lie in a folder of `root`; warns of those beside the folders, which belong to no class."""
+    inside = [file for file in files if "/" in file]
+    beside = [file for file in files if "/" not in file]
+    if inside and beside:
+        warnings.warn(
+            f"{len(beside)} images lie in {str(root)!r} itself, such as {beside[0]!r}. They belong to no class and are "
+            "left out.",
+            stacklevel=2,
+        )
+    return inside
 
 
 def _check_level(root: Path, folders: Sequence[str]) -> None:

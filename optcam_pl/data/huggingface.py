@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.data.adapters import Argument
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Box, Entry, Item, Reader
-from optcam_pl.data.boxes import BoxFormat, check_format, to_corners
+from optcam_pl.data.boxes import BoxFormat, check_box, check_format, to_corners
 from optcam_pl.data.files import check_inside, existing_folder
 from optcam_pl.data.labels import LabelReader
+from optcam_pl.data.masks import object_mask
 from optcam_pl.data.text import class_names_of
 from optcam_pl.photos.decode import ImageReadError, read_image
 
@@ -97,10 +97,11 @@ class HuggingFaceReader:
         if self.root is None and not self.allow_outside:
             raise ImageReadError("the dataset only names its file, and `image_root` names no folder for it")
         try:
-            check_inside(Path(file), self.root or Path("/"), self.allow_outside)
+            path = (self.root or Path()) / file  # an absolute path stays as it is
+            check_inside(path, self.root or Path("/"), self.allow_outside)
         except ValueError as fault:
             raise ImageReadError("its file lies outside `image_root`") from fault
-        return file
+        return str(path)
 
     def _boxes(self, row: dict[str, Any]) -> list[Box]:
         if self.boxes is None:
@@ -112,14 +113,13 @@ class HuggingFaceReader:
         boxes = [[float(side) for side in box] for box in cell or []]
         if any(len(box) != 4 for box in boxes):
             raise ImageReadError(f"its boxes do not have four sides: {boxes}")
-        return [to_corners(box, self.box_format) for box in boxes]
+        corners = [to_corners(box, self.box_format) for box in boxes]
+        for box in corners:
+            check_box(box)
+        return corners
 
     def _mask(self, cell: dict[str, Any]) -> Image.Image:
-        # As stored: palette indices are classes, the palette's colors are not.
-        pixels = np.asarray(read_image(self._source(cell), as_stored=True))
-        pixels = pixels.max(2) if pixels.ndim == 3 else pixels
-        shown = pixels != 0 if self.foreground is None else np.isin(pixels, self.foreground)
-        return Image.fromarray(shown.astype(np.uint8) * 255)
+        return object_mask(read_image(self._source(cell), as_stored=True), self.foreground)
 
 
 class HuggingFaceDataset(ImageDataModule):
@@ -257,6 +257,8 @@ class HuggingFaceDataset(ImageDataModule):
         self._part("")  # its columns may not be known yet
         settings = {key: value for key, value in self.arguments.items() if key not in _PATHS}
         columns = self.columns | {"boxes": self.boxes, "foreground": self.foreground}
+        if self.boxes and self.box_format != "xyxy":
+            columns["box_format"] = self.box_format
         return {"dataset": Path(self.path).name, "split": self.splits[""]} | settings | columns
 
     def training_fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.data.batch import Box, Entry
 from optcam_pl.data.boxes import Annotated, read_annotations
 from optcam_pl.data.files import list_files, stem, subfolders
-from optcam_pl.data.folders import ImageFolder
+from optcam_pl.data.folders import ImageFolder, in_folders
 from optcam_pl.data.labels import LabelReader
 from optcam_pl.data.names import ClassIndex
 from optcam_pl.data.text import decode_text
@@ -88,11 +88,13 @@ class ImageNet(ImageFolder):
 
     def _of(self, split: Literal["train", "val", "test"] | None) -> list[Entry]:
         folder = self._folder(split)
-        annotated = read_annotations(self.box_source) if self.box_source else {}
+        annotated = read_annotations(self.box_source, outside=self.allow_outside) if self.box_source else {}
         if set(subfolders(folder)) & {*imagenet_wnids(), *imagenet_names()}:
             target = ClassIndex(imagenet_names(), imagenet_wnids())
-            files = [file for file in list_files(folder, outside=self.allow_outside) if "/" in file]
+            files = in_folders(folder, list_files(folder, outside=self.allow_outside))
             entries = [Entry(file, f"{folder}/{file}", target(file.split("/", 1)[0])) for file in files]
+            if self.label_source and self.annotations and not self.box_source:  # Kaggle's file has the boxes
+                entries = _with_boxes(entries, read_labels(self.label_source, {stem(file) for file in files}))
         else:
             files = list_files(folder, outside=self.allow_outside)
             if not (self.label_source or self.box_source):
@@ -121,6 +123,12 @@ class ImageNet(ImageFolder):
             where = f"in {str(self.label_source)!r}" if self.label_source else "(give `labels`)"
             raise ValueError(f"No label {where} for {len(missing)} of {len(stems)} images, such as {missing[0]!r}.")
         return labels
+
+
+def _with_boxes(entries: Sequence[Entry], labels: Mapping[str, Label]) -> list[Entry]:
+    """The entries with the boxes of their images; none where the labels' file does not name the image."""
+    none: Label = (-1, ())
+    return [entry._replace(boxes=labels.get(stem(entry.id), none)[1]) for entry in entries]
 
 
 def _check_level(root: Path, files: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from optcam_pl.checks import check_choice
 from optcam_pl.data.batch import Entry, Item, Reader
 from optcam_pl.data.text import class_number
-from optcam_pl.data.torch_data import TorchData, TorchReader, parts_of
+from optcam_pl.data.torch_data import TorchData, TorchReader
 
 Choice = Literal["each", "first"]
 
@@ -21,9 +22,9 @@ class MultiLabel(TorchData):
     """A Dataset of PyTorch whose images have several labels, for networks with the link "sigmoid".
 
     An item is (image, labels), (image, labels, boxes) or a dict of ``image``, ``target`` and perhaps ``boxes`` and
-    ``id``. The labels are a multi-hot vector (C,) of zeros and ones (floating point or bool), or a list of the positive
-    classes' numbers. Where there is one box for each label in the list, each label keeps its own box; otherwise each
-    has all boxes.
+    ``id``. The labels are a multi-hot vector (C,) of zeros and ones (floating point or bool), or the positive classes'
+    numbers: a list, or a vector of integers. Where there is one box for each of these numbers, each label keeps its own
+    boxes, and a label that occurs several times is one row; otherwise each label has all boxes.
 
     Args:
         data: the Dataset, as for `TorchData`.
@@ -68,9 +69,11 @@ class MultiLabel(TorchData):
         return entries
 
     def _positive(self, i: int, name: str) -> list[int]:
-        labels = parts_of(self.dataset[i]).get("target") if self._labels is None else self._labels[i]
+        parts = self._parts(i) if self._labels is None else {"target": self._labels[i]}
         try:
-            return positive_labels(labels, None if self.class_names is None else len(self.class_names))
+            found = positive_labels(parts.get("target"), None if self.class_names is None else len(self.class_names))
+            _check_not_multi_hot(parts.get("target"), parts.get("boxes"))
+            return list(dict.fromkeys(found))
         except (TypeError, ValueError) as fault:
             raise type(fault)(f"The labels of item {name!r} are wrong: {fault}") from fault
 
@@ -93,9 +96,10 @@ class _LabelReader(TorchReader):
         """The label is the entry's, and so are the boxes, where there is one for each label."""
         item = super().item(entry, {**parts, "target": entry.target})
         labels = parts.get("target")
-        if not isinstance(labels, (list, tuple)) or len(labels) != len(item.boxes):
+        numbers = None if _is_multi_hot(labels) else _listed(labels)
+        if not isinstance(numbers, (list, tuple)) or len(numbers) != len(item.boxes):
             return item
-        own = [box for box, label in zip(item.boxes, labels, strict=True) if label == entry.target]
+        own = [box for box, label in zip(item.boxes, numbers, strict=True) if class_number(label) == entry.target]
         return item._replace(boxes=own)
 
 
@@ -110,13 +114,13 @@ def positive_labels(labels: Any, classes: int | None = None) -> list[int]:
         >>> positive_labels([3, 1]), positive_labels(torch.tensor([0.0, 1.0])), positive_labels(None)
         ([3, 1], [1], [])
     """
-    if isinstance(labels, Tensor) and labels.ndim == 1 and (labels.is_floating_point() or labels.dtype == torch.bool):
+    if _is_multi_hot(labels):
+        labels = torch.as_tensor(labels)
         if not bool(((labels == 0) | (labels == 1)).all()) or (classes is not None and len(labels) != classes):
             wanted = f"({classes},)" if classes is not None else "(C,)"
             raise ValueError(f"Expected a vector {wanted} of zeros and ones, but got {labels.tolist()}.")
         return [int(i) for i in labels.nonzero().flatten()]
-    if isinstance(labels, Tensor) and labels.ndim == 1:
-        labels = labels.tolist()
+    labels = _listed(labels)
     if not isinstance(labels, (list, tuple)):
         labels = [labels]
     numbers = [class_number(label) for label in labels]
@@ -125,3 +129,34 @@ def positive_labels(labels: Any, classes: int | None = None) -> list[int]:
             known = "" if classes is None else f" in 0..{classes - 1}"
             raise ValueError(f"Expected the numbers of classes{known}, but got {label!r}.")
     return [number for number in numbers if number is not None and number >= 0]
+
+
+def _is_multi_hot(labels: Any) -> bool:
+    """Whether it is a vector of floating point or bool."""
+    if isinstance(labels, np.ndarray):
+        return labels.ndim == 1 and labels.dtype.kind in "fb"
+    return (
+        isinstance(labels, Tensor) and labels.ndim == 1 and (labels.is_floating_point() or labels.dtype == torch.bool)
+    )
+
+
+def _listed(labels: Any) -> Any:
+    """A vector's numbers as a list; anything else as it is."""
+    return labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim <= 1 else labels
+
+
+def _check_not_multi_hot(labels: Any, boxes: Any) -> None:
+    """Refuse a vector of integers that can hardly be class numbers, because only 0 and 1 occur, and repeatedly.
+
+    Raises:
+        ValueError: it is one, and its numbers are not those of as many boxes.
+    """
+    if not isinstance(labels, (Tensor, np.ndarray)) or _is_multi_hot(labels):
+        return
+    numbers = _listed(labels)
+    repeated = isinstance(numbers, list) and len(numbers) > len(set(numbers))
+    if repeated and set(numbers) <= {0, 1} and (boxes is None or len(boxes) != len(numbers)):
+        raise ValueError(
+            f"Expected the numbers of classes, each once, but got {numbers}. If it says of each class whether the "
+            "image has it, give it as floating point or bool."
+        )

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Batch, Entry, Item, Reader
+from optcam_pl.data.boxes import check_box
 from optcam_pl.data.loaders import Workers
+from optcam_pl.data.masks import object_mask
 from optcam_pl.data.text import class_number
-from optcam_pl.photos.decode import ImageReadError
+from optcam_pl.photos.decode import ImageReadError, to_rgb
 
 _SLACK = 1e-4  # resampling in float32 may step over [0,1] by rounding
 _NAMES = {"image": ("image", "pixel_values"), "target": ("target", "label"), "boxes": ("boxes",), "mask": ("mask",)}
@@ -43,22 +45,32 @@ class TorchReader:
             TypeError: it is none of these kinds.
             ValueError: its pixels, label, boxes or mask are not as they have to be.
         """
-        kind = type(self.dataset).__name__
-        try:
-            parts = parts_of(self.dataset[int(entry.path)])
-        except (OSError, SyntaxError, Image.DecompressionBombError) as fault:  # what Pillow raises on damaged files
-            reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
-            raise ImageReadError(f"Cannot read item {entry.path} of {kind}: {reason}.", reason) from fault
+        parts = read_parts(self.dataset, int(entry.path))
         try:
             return self.item(entry, parts)
         except (TypeError, ValueError) as fault:
-            raise type(fault)(f"Item {entry.path} of {kind} is wrong: {fault}") from fault
+            raise type(fault)(f"Item {entry.path} of {type(self.dataset).__name__} is wrong: {fault}") from fault
 
     def item(self, entry: Entry, parts: Mapping[str, Any]) -> Item:
         """The checked item of its parts (`parts_of`)."""
         image, boxes = _pixels(parts["image"]), _boxes(parts.get("boxes"))
         label, inputs = _label(parts.get("target"), self.classes), _inputs(parts.get("inputs"))
         return Item(image, boxes, _mask(parts.get("mask")), label, inputs)
+
+
+def read_parts(dataset: Any, number: int) -> dict[str, Any]:
+    """`parts_of` an item of a dataset.
+
+    Raises:
+        ImageReadError: its file is damaged or missing.
+        TypeError: the item is none of the kinds that `TorchReader` reads.
+    """
+    try:
+        item = dataset[number]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as fault:  # what Pillow raises on damaged files
+        reason = f"the file cannot be read ({type(fault).__name__}: {' '.join(str(fault).split())})"
+        raise ImageReadError(f"Cannot read item {number} of {type(dataset).__name__}: {reason}.", reason) from fault
+    return parts_of(item)
 
 
 def parts_of(item: Any) -> dict[str, Any]:
@@ -91,7 +103,7 @@ def parts_of(item: Any) -> dict[str, Any]:
 def _pixels(image: Any) -> Image.Image | Tensor:
     """An RGB image of 8 bits, or float pixels (3,h,w) in [0,1]."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     if not isinstance(image, Tensor):
         raise TypeError(f"Expected the image to be a tensor (3,H,W) or a PIL image, but got {type(image).__name__}.")
     if image.ndim != 3 or not image.numel():
@@ -140,6 +152,8 @@ def _boxes(boxes: Any) -> list[list[float]]:
     if found.numel() and (found.ndim > 2 or found.shape[-1] != 4):
         raise ValueError(f"Expected boxes (n,4), xyxy in the image's pixels, but got shape {tuple(found.shape)}.")
     own: list[list[float]] = found.reshape(-1, 4).tolist()
+    for box in own:
+        check_box(box)
     return own
 
 
@@ -173,8 +187,10 @@ def each_input(inputs: Any, count: int) -> list[dict[str, Tensor]]:
 
 def _mask(mask: Any) -> Image.Image | None:
     """A mask (H,W), not 0 on the object, as a gray image."""
-    if mask is None or isinstance(mask, Image.Image):
-        return mask
+    if mask is None:
+        return None
+    if isinstance(mask, Image.Image):
+        return object_mask(mask)
     pixels = torch.as_tensor(mask)
     if pixels.ndim != 2:
         raise ValueError(f"Expected the mask to be of shape (H,W), but got {tuple(pixels.shape)}.")
@@ -244,7 +260,7 @@ class TorchData(ImageDataModule):
         self.name = name or ("images" if isinstance(dataset, (list, tuple)) else type(dataset).__name__.lower())
         names = getattr(dataset, "classes", None) if class_names is None else class_names
         self._class_names = tuple(map(str, names)) if isinstance(names, (list, tuple)) and names else None
-        first = parts_of(dataset[0]) if len(dataset) else {}
+        first = next(filter(None, map(self._parts, range(len(dataset)))), {})
         kinds: dict[str, Annotation] = {"boxes": "boxes", "mask": "masks"}
         self.annotations = tuple(kind for key, kind in kinds.items() if key in first)
         self._has_ids = "id" in first
@@ -257,10 +273,17 @@ class TorchData(ImageDataModule):
     def entries(self) -> list[Entry]:
         """The numbers of the items; what is in them comes with the image."""
         numbers = range(len(self.dataset))
-        ids = (
-            [str(parts_of(self.dataset[i]).get("id", i)) for i in numbers] if self._has_ids else list(map(str, numbers))
-        )
+        ids = [str(self._parts(i).get("id", i)) for i in numbers] if self._has_ids else list(map(str, numbers))
         return [Entry(own, str(number)) for own, number in zip(ids, numbers, strict=True)]
+
+    def _parts(self, number: int) -> dict[str, Any]:
+        """The parts of an item; with ``on_error="record"`` nothing of one whose file cannot be read."""
+        try:
+            return read_parts(self.dataset, number)
+        except ImageReadError:
+            if self.on_error == "raise":
+                raise
+            return {}
 
     def looked_for(self) -> str:
         """The dataset."""

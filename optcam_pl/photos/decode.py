@@ -106,8 +106,21 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageReadError: its pixels cannot be decoded, or the scale of its gray values is not known.
     """
+    return to_rgb(_upright(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image in RGB with 8 bits per channel, as `read_image` converts it, but not rotated.
+
+    Raises:
+        ImageReadError: its pixels cannot be decoded, or the scale of its gray values is not known.
+
+    Example:
+        >>> to_rgb(Image.fromarray(np.array([[32896]], dtype=np.uint16))).getpixel((0, 0))
+        (128, 128, 128)
+    """
     try:
-        return _to_rgb(_upright(image))
+        return _converted(image)
     except Exception as fault:  # Pillow's decoders raise nearly every exception on damaged bytes
         reason = _reason(fault)
         raise ImageReadError(f"Cannot use the image: {reason}.", reason) from fault
@@ -121,7 +134,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_gray(np.asarray(image)).convert("RGB")
     if image.has_transparency_data:

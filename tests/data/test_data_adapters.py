@@ -48,6 +48,9 @@ def test_pets_have_a_class_and_a_mask(tmp_path: Path) -> None:
     assert data.class_names == ("Abyssinian", "Beagle")
     assert torch.equal(batch["mask"][0].any(0), torch.arange(8) < 3)
     assert TorchvisionDataset("OxfordIIITPet", {"root": str(tmp_path), "split": "test"}).annotations == ()
+    border = TorchvisionDataset("OxfordIIITPet", arguments, size=(4, 8), foreground=[3])
+    assert border.fingerprint() != data.fingerprint()
+    assert "foreground" not in data.fingerprint()["source"]  # as runs have it that began before
 
 
 def test_voc_has_the_boxes_of_its_largest_objects_class(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from vision_cases import ColorDetector, squares
 
 from optcam_pl import Classifier, SaliencyTask, evaluate
@@ -118,3 +119,32 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
         evaluate(plain, HiResCAM("features"), EachBox(images()))
     with pytest.raises(IndexError, match="Expected an index"):
         EachBox(images()).table.sample(9)
+
+
+def test_the_fingerprint_holds_the_datasets_transform() -> None:
+    plain, gray = (EachBox(images(transform=transform)) for transform in (None, v2.Grayscale(3)))
+    assert plain.fingerprint()["transform"] == "None"
+    assert "Grayscale" in gray.fingerprint()["transform"]
+    assert gray.table[0]["image"].std(0).max() == 0  # it is applied once, by the dataset
+
+
+def test_processes_look_for_boxes_in_the_same_passes_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[list[int]] = []
+
+    def find(image: torch.Tensor) -> list[Any]:
+        passes.append((image[:, 0, 0, 0] * 100).round().int().tolist())
+        return [(torch.zeros(0, 4), torch.zeros(0))] * len(image)
+
+    data = EachBox(TorchData([torch.full((3, 4, 4), i / 100) for i in range(19)], size=4), "network")
+    data.setup()
+    data._search(data.data.table, find)
+    alone, passes[:] = passes.copy(), []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    gather = lambda found, own: found.__setitem__(slice(None), [own, {}])  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        data._search(data.data.table, find)
+    assert sorted(passes) == alone
+    assert len(alone) == 3

@@ -93,7 +93,7 @@ def test_folders_may_have_imagenets_class_names(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_numbered_in_sorted_order(tmp_path: Path) -> None:
-    put(tmp_path, "b/1.png", "a/1.png", "B/1.png", "n01440764/1.png", "stray.png", ".git/1.png")
+    put(tmp_path, "b/1.png", "a/1.png", "B/1.png", "n01440764/1.png", ".git/1.png")
     data = ImageFolder(str(tmp_path))
     assert data.class_names == ("B", "a", "b", "n01440764")
     assert targets(data) == {"B/1.png": 0, "a/1.png": 1, "b/1.png": 2, "n01440764/1.png": 3}
@@ -333,3 +333,29 @@ def test_tilde_and_variables_in_every_path(tmp_path: Path, monkeypatch: pytest.M
     put(tmp_path, "chest_xray/test/NORMAL/1.png", *(f"kvasir-dataset-v2/{name}/1.png" for name in Kvasir.CLASSES))
     assert ids(ChestXRay("$HOME")) == ["test/NORMAL/1.png"]
     assert Kvasir("~").root == tmp_path / "kvasir-dataset-v2"
+
+
+@pytest.mark.parametrize("parts", [("val",), ("val", "test")])
+def test_a_part_of_a_split_without_training_images_has_the_classes_of_all_parts(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    put(tmp_path, *(f"{part}/{name}/1.png" for part in parts for name in ("b", part)), "val/a/1.png")
+    data = ImageFolder(str(tmp_path), split="val")
+    assert targets(data) == {"val/a/1.png": 0, "val/b/1.png": 1, "val/val/1.png": len(parts) + 1}
+    assert data.class_names == ("a", "b", *sorted(parts))
+
+
+def test_images_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "b/1.png", "stray.png", "other.png")
+    with pytest.warns(UserWarning, match="2 images lie in .* itself, such as 'other.png'. They belong to no class"):
+        assert len(targets(ImageFolder(str(tmp_path)))) == 2
+
+
+def test_links_out_of_a_folder_of_any_images_can_be_allowed(tmp_path: Path) -> None:
+    put(tmp_path, "far/1.png", "links/own.png")
+    (tmp_path / "links" / "2.png").symlink_to(tmp_path / "far" / "1.png")
+    with pytest.raises(ValueError, match="`allow_outside: true` permits that"):
+        ImagePaths(str(tmp_path / "links")).entries()
+    for path in ("links", "l*"):
+        data = ImagePaths(str(tmp_path / path), allow_outside=True)
+        assert [entry.id for entry in data.entries()] == ["2.png", "own.png"]

@@ -223,3 +223,41 @@ def test_tilde_and_variables_in_paths(boxed: Path, tmp_path: Path, monkeypatch: 
         "data_files": {"test": [f"{tmp_path}/a", "https://x/$HOME/~"]},
         "revision": "~",
     }
+
+
+def test_paths_that_are_relative_lie_in_the_images_root(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png((255, 0, 0)))
+    cell = [{"bytes": None, "path": path} for path in ("a.png", "../secret.png")]
+    rows = datasets.Dataset.from_dict(
+        {"image": cell}, features=datasets.Features({"image": datasets.Image(decode=False)})
+    )
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(rows.data.table, tmp_path / "rows.parquet")
+    arguments = {"data_files": {"test": str(tmp_path / "rows.parquet")}, "cache_dir": str(tmp_path / "cache")}
+    options = {"image_root": str(tmp_path / "images"), "size": 4, "on_error": "record"}
+    table = HuggingFaceDataset("parquet", arguments=arguments, **options).table
+    assert [table[i]["error"] for i in range(2)] == ["", "its file lies outside `image_root`"]
+    assert table[0]["image"][:, 0, 0].tolist() == [1, 0, 0]
+
+
+def test_boxes_in_another_format_are_told_and_the_format_is_part_of_a_run(boxed: Path) -> None:
+    options = {"boxes": "objects.bbox", "image": "image", "size": (4, 8)}
+    data = HuggingFaceDataset(str(boxed), **options, box_format="xywh")
+    other = HuggingFaceDataset(str(boxed), **options)
+    assert data.fingerprint() != other.fingerprint()
+    assert "box_format" not in other.fingerprint()["source"]  # as runs have it that began before
+    reader = other.reader()
+    with pytest.raises(ValueError, match=r"left, top, right, bottom, but got \[5.0, 1.0, 2.0, 3.0\]"):
+        reader._boxes({"objects": {"bbox": [[5, 1, 2, 3]]}})  # type: ignore[attr-defined]
+
+
+def test_the_alpha_channel_of_a_mask_is_no_object(tmp_path: Path) -> None:
+    mask = Image.new("RGBA", (8, 4), (0, 0, 0, 255))
+    mask.paste((0, 0, 9, 255), (0, 0, 2, 4))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    columns = {"image": cells(png((9, 9, 9))), "mask": cells(file.getvalue())}
+    folder = write(tmp_path / "alpha", columns, mask=datasets.Image(decode=False))
+    data = HuggingFaceDataset(str(folder), image="image", mask="mask", size=(4, 8))
+    assert data.table[0]["mask"][0].tolist() == [True] * 2 + [False] * 6

@@ -212,3 +212,26 @@ def test_tilde_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "boxes").mkdir()
     data = ImageNet("~/images", "$HOME/labels.txt", "~/boxes")
     assert (classes(data), data.annotations) == (EXPECTED, ("boxes",))
+
+
+def test_kaggles_boxes_are_also_those_of_images_in_folders(tmp_path: Path) -> None:
+    by_wnid(tmp_path / "val")
+    rows = [f"{stem},{imagenet_wnids()[EXPECTED[stem]]} 1 2 30 10 " for stem in STEMS[:3]]
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(rows))
+    data = ImageNet(str(tmp_path), size=(20, 40))
+    assert classes(data) == EXPECTED
+    boxes = {Path(data.table[i]["id"]).stem: data.table[i]["boxes"].tolist() for i in range(4)}
+    assert boxes == {key: [[1, 2, 30, 10]] for key in STEMS[:3]} | {STEMS[3]: []}
+
+
+def test_linked_annotations_can_be_allowed(tmp_path: Path) -> None:
+    by_wnid(tmp_path / "val")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "boxes").mkdir()
+    (tmp_path / "far" / "1.xml").write_bytes(xml((10, 5, 30, 15), size=(40, 20)))
+    (tmp_path / "boxes" / f"{STEMS[0]}.xml").symlink_to(tmp_path / "far" / "1.xml")
+    arguments = {"root": str(tmp_path), "boxes": str(tmp_path / "boxes")}
+    with pytest.raises(ValueError, match="`allow_outside: true` permits that"):
+        ImageNet(**arguments).setup()
+    data = ImageNet(**arguments, allow_outside=True)
+    assert sum(len(entry.boxes or ()) for entry in data.table.entries) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -81,3 +82,41 @@ def test_a_csv_lists_several_labels(tmp_path: Path) -> None:
     assert found == [("a.png#ring", 0, 2), ("a.png#star", 1, 1)]
     with pytest.raises(ValueError, match="another label than before. For images with several labels, `each_label`"):
         CSVImages(str(tmp_path / "list.csv"), boxes=boxes).entries()
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
+def test_several_boxes_of_a_label_are_one_row_with_all_of_them(kind: Any) -> None:
+    item = {"image": torch.rand(3, 8, 8), "target": kind([1, 2, 1]), "boxes": [*BOXES, [1.0, 1, 2, 2]]}
+    data = MultiLabel([item], class_names=NAMES, size=8)
+    data.setup()
+    samples = [data.table[i] for i in range(len(data.table))]
+    assert [(sample["id"], sample["boxes"].tolist()) for sample in samples] == [
+        ("0#ring", [BOXES[0], [1, 1, 2, 2]]),
+        ("0#star", [BOXES[1]]),
+    ]
+
+
+def test_vectors_of_numpy_are_those_of_torch_and_integers_are_no_multi_hot_vector() -> None:
+    image = torch.rand(3, 8, 8)
+    data = MultiLabel([(image, np.array([0.0, 1, 1])), (image, np.array([False, True, False]))], class_names=NAMES)
+    assert [entry.id for entry in data.entries()] == ["0#ring", "0#star", "1#ring"]
+    for labels in (torch.tensor([0, 1, 1]), np.array([0, 0, 1])):
+        with pytest.raises(ValueError, match="item '0' are wrong: .* give it as floating point or bool"):
+            MultiLabel([(image, labels)], class_names=NAMES).entries()
+
+
+def test_an_image_whose_labels_cannot_be_read_is_one_row_with_an_error() -> None:
+    class Broken(list[Any]):
+        """Items, of which one cannot be read."""
+
+        def __getitem__(self, i: Any) -> Any:
+            if i == 1:
+                raise OSError("truncated")
+            return super().__getitem__(i)
+
+    pair = (torch.rand(3, 8, 8), [2])
+    data = MultiLabel(Broken([pair, pair, pair]), class_names=NAMES, size=8, on_error="record")
+    data.setup()
+    assert [(data.table[i]["id"], bool(data.table[i]["error"])) for i in range(3)] == [
+        ("0#star", False), ("1", True), ("2#star", False),
+    ]  # fmt: skip

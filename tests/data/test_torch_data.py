@@ -170,3 +170,51 @@ def test_the_snippet_of_the_page_runs(
     exec(compile(snippet, "docs/datasets.md", "exec"), {})
     assert "GradCAM" in capsys.readouterr().out
     assert [row.target for row in read_rows("runs/mine")] == [0, 1, 2]
+
+
+def test_pil_images_of_any_depth_and_transparency_are_read_as_files_are(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((8, 8), 32896, dtype=np.uint16))
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    images = batch_of(TorchData(Items(deep, clear), size=8, batch_size=2))["image"]
+    assert images[0].unique().tolist() == [pytest.approx(128 / 255)]  # Pillow's own conversion would be white
+    assert images[1].unique().tolist() == [1]
+    with pytest.raises(ValueError, match="Item 0 of Items is wrong: .*their scale is unknown|scale is unknown"):
+        batch_of(TorchData(Items(Image.fromarray(np.full((8, 8), 7.0, dtype=np.float32))), size=8))
+
+
+@pytest.mark.parametrize("box", [[4.0, 4, 2, 6], [4.0, 4, 6, 2], [0.0, 0, float("nan"), 4]])
+def test_a_box_that_ends_before_it_begins_is_not_left_out_in_silence(box: list[float]) -> None:
+    with pytest.raises(ValueError, match="Item 0 of Items is wrong: Expected a box as left, top, right, bottom"):
+        batch_of(TorchData(Items({"image": torch.rand(3, 8, 8), "boxes": [box]}), size=8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_masks_of_any_mode_are_not_0_on_the_object(mode: str) -> None:
+    shown = np.zeros((8, 8), dtype=np.uint8)
+    shown[:2] = 1
+    mask = Image.fromarray(shown) if mode in "LP" else Image.fromarray(shown * np.uint8(255)).convert(mode)
+    if mode == "P":
+        mask.putpalette([255, 255, 255, 0, 0, 0])  # the object is black, what is around it is white
+    if mode.startswith("RGB"):  # dark blue, and opaque everywhere
+        mask = Image.fromarray(np.stack([shown * 0, shown * 0, shown], 2)).convert(mode)
+    data = TorchData(Items({"image": torch.rand(3, 8, 8), "mask": mask}), size=8, batch_size=1)
+    assert batch_of(data)["mask"][0].sum(1).tolist() == [8, 8, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_mask_of_another_shape_than_its_image_is_refused() -> None:
+    items = Items(*({"image": torch.rand(3, 8, 16), "mask": torch.ones(size)} for size in ((4, 8), (16, 8))))
+    data = TorchData(items, size=8, batch_size=2, on_error="record")
+    assert batch_of(data)["error"] == ["", "its mask has 8 x 16 pixels, but it has 16 x 8"]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_file_does_not_end_the_search_for_ids(broken: int) -> None:
+    items: list[Any] = [{"image": torch.rand(3, 8, 8), "id": name, "boxes": []} for name in "ab"]
+    items[broken] = OSError("cannot identify")
+    data = TorchData(Items(*items), size=8, batch_size=2, on_error="record")
+    batch = batch_of(data)
+    assert batch["id"][1 - broken] == "ab"[1 - broken]
+    assert [bool(error) for error in batch["error"]] == [i == broken for i in range(2)]
+    assert "boxes" in batch
+    with pytest.raises(ValueError, match=f"Cannot read item {broken} of Items: .*cannot identify"):
+        TorchData(Items(*items), size=8).setup()
