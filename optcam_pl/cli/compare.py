@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from optcam_pl.callbacks import overlay_folder, write_comparison
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import COSTLY, Method, check_distinct, check_used, choose, listed_methods
+from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
@@ -70,10 +70,13 @@ def compare_command(argv: Sequence[str]) -> int:
         The exit code: 1 if a run broke off, whose error is printed below the tables; otherwise the largest of the runs.
 
     Raises:
-        ValueError: an explainer is unknown, or was named and cannot work on the network; before anything runs.
+        ValueError: an explainer is unknown, or was named and cannot work on the network, or a plan is asked for in a
+            format of tables; before anything runs.
         Exception: that of the first run, if no run came to its end.
     """
     options, rest, *_ = asked("compare", argv)
+    if options.plan and options.format != "text":
+        raise ValueError(f"Expected no `--format` with `--plan`, which is text, but got {options.format!r}.")
     datasets = [_dataset(given) for given in options.data] or [Dataset()]
     methods = choose(options.explainers) if options.explainers else listed_methods(options.config)
     check_distinct("--data", [dataset.name for dataset in datasets])
@@ -90,7 +93,7 @@ def compare_command(argv: Sequence[str]) -> int:
     methods = [method for method in methods if _usable(method, words[datasets[0]], datasets, outcome)]
     if options.plan:
         pairs = [(method, dataset) for dataset in datasets for method in methods]
-        print(plan_text([_cost(*pair, words[pair[1]], 60 / len(pairs)) for pair in pairs]))
+        show(plan_text([_cost(*pair, words[pair[1]], 60 / len(pairs)) for pair in pairs]) + "\n")
         return 0
     outcome.planned = len(datasets) * len(methods)
     for dataset in datasets:
@@ -190,7 +193,7 @@ def _run_all(
 def _tell_broken(method: Method, error: Exception) -> None:
     """Print at once what a method broke off with; the last lines of the output repeat it."""
     _print_traceback()
-    print(f"optcam compare: {method.name} broke off: {_words(error)}", file=sys.stderr)
+    tell(f"optcam compare: {method.name} broke off: {_words(error)}")
 
 
 def _print_traceback() -> None:
@@ -240,15 +243,18 @@ def mean_over(summaries: Sequence[Summary]) -> Summary:
 
 
 def _print_tables(outcome: Outcome, datasets: Sequence[Dataset], methods: Sequence[Method], format: Format) -> None:
-    """A table for each dataset; with several datasets, also the mean over them of the methods that ran on all."""
+    """A table for each dataset; with several datasets, also the mean over them of the methods that ran on all.
+
+    In the formats for programs they are one, so that what is printed can be read as a whole.
+    """
     found = outcome.summaries
     tables = [[found[dataset, method] for method in methods if (dataset, method) in found] for dataset in datasets]
     if len(datasets) > 1:
         everywhere = [method for method in methods if all((dataset, method) in found for dataset in datasets)]
         tables.append([mean_over([found[dataset, method] for dataset in datasets]) for method in everywhere])
-    for summaries in tables:
-        if summaries:
-            print("\n" + table(summaries, format=format), end="")
+    if format in ("csv", "json"):
+        tables = [[summary for summaries in tables for summary in summaries]]
+    show("\n".join(table(summaries, format=format) for summaries in tables if summaries))
 
 
 def _print_missing(outcome: Outcome) -> None:
@@ -258,9 +264,7 @@ def _print_missing(outcome: Outcome) -> None:
         failed[f"{method.name} on {dataset.name}" if dataset.name else method.name] = _words(error)
     for title, reasons in (("skipped", outcome.skipped), ("failed", failed)):
         if reasons:
-            print(f"\n{title}:")
-            for name, why in reasons.items():
-                print(f"  {name}: {printable(why)}")
+            tell("\n".join([f"\n{title}:", *(f"  {name}: {printable(why)}" for name, why in reasons.items())]))
 
 
 def _write_comparisons(outcome: Outcome, datasets: Sequence[Dataset]) -> None:
@@ -290,4 +294,4 @@ def _print_places(outcome: Outcome) -> None:
         ("table again", command("optcam", "report", *named)),
         ("page", command("optcam", "report", *named, "--html", "page")),
     )
-    print("\n" + lines(places))
+    tell("\n" + lines(places))

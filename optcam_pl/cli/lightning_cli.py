@@ -29,6 +29,7 @@ from optcam_pl import explainers as _explainers  # noqa: F401
 from optcam_pl.callbacks import ImageProgress, MapWriter, TensorBoardPanels
 from optcam_pl.checks import ToldError, check_positive, expanded_path
 from optcam_pl.cli.mistakes import DroppedSettings, told
+from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.places import command, folder_of, has_events, lines
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
@@ -96,13 +97,11 @@ class _SaveConfig(SaveConfigCallback):
         if not isinstance(pl_module, SaliencyTask) or not trainer.is_global_zero:
             return
         if pl_module.images_in_pass is not None:
-            print(
-                f"chunk_size auto: {pl_module.images_in_pass} images in a pass, also when this run goes on", flush=True
-            )
+            tell(f"chunk_size auto: {pl_module.images_in_pass} images in a pass, also when this run goes on")
         if pl_module.folder.plan.done:
             plan, images = pl_module.folder.plan, len(pl_module.data.table)
             left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
-            print(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}", flush=True)
+            tell(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}")
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
 
@@ -462,9 +461,12 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             self.summary = summarize(self.model.run, intervals="bca")
             keep_summary(self.model.run, self.summary, "bca")
-            print(self._brief(self.summary) if self._place else "\n" + table([self.summary]), flush=True)
+            if self._place:
+                tell(self._brief(self.summary))
+            else:
+                show("\n" + table([self.summary]))
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
-            print("\n" + self.model.summary())
+            show(f"\n{self.model.summary()}\n")
         self._after()
 
     def _brief(self, summary: Summary) -> str:

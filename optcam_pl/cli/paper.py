@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from optcam_pl.cli.compare import check_settings
 from optcam_pl.cli.experiments import Experiment, instead, read_config, short_network, unknown_network
 from optcam_pl.cli.grid import Axes, points, read_axes
 from optcam_pl.cli.methods import Method, check_used, choose, listed_methods
+from optcam_pl.cli.output import Tables, show, tell
 from optcam_pl.cli.paper_check import paper_check
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
@@ -62,9 +62,10 @@ def paper_command(argv: Sequence[str]) -> int:
     if check:
         return paper_check(options, rest)
     code = 0
+    tables = Tables(options.format)
     for experiment in experiments:
         for network in _networks(experiment, options.network):
-            code = max(code, _Table(experiment, network, options, rest).make())
+            code = max(code, _Table(experiment, network, options, rest, tables).make())
     return code
 
 
@@ -95,10 +96,13 @@ class _Table:
         network: its short name, or another network.
         options: those of the command line.
         rest: the words for `optcam test`.
+        tables: those that are printed before it.
     """
 
-    def __init__(self, experiment: Experiment, network: str, options: argparse.Namespace, rest: Sequence[str]) -> None:
-        self.experiment, self.options = experiment, options
+    def __init__(
+        self, experiment: Experiment, network: str, options: argparse.Namespace, rest: Sequence[str], tables: Tables
+    ) -> None:
+        self.experiment, self.options, self.tables = experiment, options, tables
         self.own = network in experiment.configs
         self.config = network if self.own else next(iter(experiment.configs))
         self.words = [] if self.own else instead(network)
@@ -178,7 +182,7 @@ class _Table:
         except (ValueError, TypeError, ImportError, NetworkError) as error:
             if self.options.explainers is not None:
                 raise
-            print(f"optcam paper: {method.name} is left out: {printable(str(error))}", file=sys.stderr)
+            tell(f"optcam paper: {method.name} is left out: {printable(str(error))}")
             return False
         return True
 
@@ -198,7 +202,7 @@ class _Table:
         write_file(place / "table.csv", csv)
         self._draw(found, parts[0].axes, place / "figure.png")
         text = csv if self.options.format == "csv" else self._text(runs, self.options.format)
-        print(f"\n{self.title}\n\n{text}\nreport:      {place}")
+        self._print(text)
 
     def _text(self, runs: Sequence[Measured], format: PagesFormat) -> str:
         if not self.experiment.table:
@@ -214,6 +218,10 @@ class _Table:
             selectivity_figure([(summary.explainer, job.folder) for job, summary in found]).savefig(path, dpi=120)
 
     def _sanity(self) -> int:
+        if self.options.format != "text":
+            raise ValueError(
+                f"Expected no `--format` for {self.experiment.name}, which is text, but got {self.options.format!r}."
+            )
         (file,) = self._files()
         # The config's stages are those of its network; another one's are its children.
         words = ["--config", str(file), *([] if self.own else ["--stages=null"]), *self.words]
@@ -222,8 +230,13 @@ class _Table:
             methods = [method for method in methods if self._usable(method, words)]
         of = {method.name: (method.added_to(words), self.folder / method.name) for method in methods}
         text = sanity_of_several(of, self.folder / REPORT, run=not self.options.report)
-        print(f"\n{self.title}\n\n{text}\nreport:      {self.folder / REPORT}")
+        self._print(text)
         return 0
+
+    def _print(self, text: str) -> None:
+        tell(f"\n{self.title}\n")
+        show(self.tables.add(text))
+        tell(f"\nreport:      {self.folder / REPORT}")
 
 
 def _value_of(key: str, words: Sequence[str]) -> str | None:

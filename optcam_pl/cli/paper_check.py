@@ -14,6 +14,7 @@ from optcam_pl.cli.experiments import EXPERIMENTS, instead, short_network, unkno
 from optcam_pl.cli.grid import points
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import Method
+from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.points import Job, print_failed, run_all
 from optcam_pl.data import ImageDataModule
 from optcam_pl.explainers import CAM
@@ -72,9 +73,9 @@ def paper_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     images = next(iter(runs.values())).manifest["images"]
     title = f"Checks of {task.classifier.name} on {images} images of {data.name}:"
     write_file(folder / REPORT / "check.md", render(findings_grid(findings, title), "markdown"))
-    print("\n" + findings_text(findings, title))
+    show(findings_text(findings, title) + "\n")
     if "boxes" not in data.annotations:
-        print("Fake-CAM's LE and SM need boxes: --data.boxes FILE.")
+        tell("Fake-CAM's LE and SM need boxes: --data.boxes FILE.")
     print_failed(outcome)
     return max(outcome.exit_code, int(any(finding.verdict == "off" for finding in findings)))
 

@@ -6,7 +6,6 @@ own folder (see `RunFolder`), so the same words continue what was begun, and ano
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from optcam_pl.cli.grid import Axes, Point, short_names
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import Method
+from optcam_pl.cli.output import tell
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
 from optcam_pl.reports.tables import Summary, printable
@@ -83,7 +83,7 @@ def run_all(todo: Sequence[Job], command: str) -> Outcome:
     outcome = Outcome()
     for number, job in enumerate(todo, 1):
         if outcome.leader:
-            print(f"\n{command}: run {number} of {len(todo)}: {printable(job.name)}", flush=True)
+            tell(f"\n{command}: run {number} of {len(todo)}: {printable(job.name)}")
         try:
             cli = OptcamCLI(job.words, job.method.name if job.method else None, place=f"{number}/{len(todo)}")
         except (Exception, SystemExit) as raised:
@@ -91,7 +91,7 @@ def run_all(todo: Sequence[Job], command: str) -> Outcome:
                 raise  # the other processes wait, and would for ever
             # The parser has printed what is wrong, and would end the command.
             error = ValueError("a setting is wrong, as told above") if isinstance(raised, SystemExit) else raised
-            print(f"{command}: {job.name} broke off: {in_words(error)}", file=sys.stderr)
+            tell(f"{command}: {job.name} broke off: {in_words(error)}")
             outcome.failed[job.name] = error
             if len(outcome.failed) == number == min(2, len(todo)) and _alike(outcome.failed.values()):
                 raise  # it is the data, or the settings
@@ -152,6 +152,6 @@ def save_sweep(found: Sequence[tuple[Job, Summary]], axes: Axes, path: Path) -> 
 def print_failed(outcome: Outcome) -> None:
     """The runs that broke off, with the reasons."""
     if outcome.failed:
-        print("\nfailed (the same command tries them again):")
+        tell("\nfailed (the same command tries them again):")
         for name, error in outcome.failed.items():
-            print(f"  {printable(name)}: {in_words(error)}")
+            tell(f"  {printable(name)}: {in_words(error)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from optcam_pl.checks import expanded_path
+from optcam_pl.cli.output import show, tell
 from optcam_pl.reports.report import find_runs, load_run, report
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.tables import Format, printable, render
@@ -73,10 +73,9 @@ def report_command(argv: Sequence[str]) -> int:
         if options.output:
             write_file(expanded_path(options.output), text)
         else:
-            encoding = sys.stdout.encoding or "utf-8"
-            print(text.encode(encoding, "replace").decode(encoding), end="")  # an arrow must not end it
+            show(text)
     except (RunFolderError, ImportError, ValueError) as error:
-        print(f"optcam report: {printable(str(error))}", file=sys.stderr)
+        tell(f"optcam report: {printable(str(error))}")
         return 1
     return 0
 

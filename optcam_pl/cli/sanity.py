@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.lightning_cli import OptcamCLI
+from optcam_pl.cli.output import tell
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
@@ -86,7 +87,7 @@ def sanity_of_several(of: Mapping[str, tuple[Sequence[str], Path]], report: Path
                 )
             results[method] = SanityResult.load(folder)
         elif run:
-            print(f"optcam: sanity check of {method}", flush=True)
+            tell(f"optcam: sanity check of {method}")
             result, _ = _checked(["test", *words])
             write_file(made_by, json.dumps(_anywhere(words)) + "\n")
             result.save(folder)

@@ -9,6 +9,7 @@ from optcam_pl.checks import expanded_path
 from optcam_pl.cli.grid import Axes, points, read_axes
 from optcam_pl.cli.lightning_cli import parse_shard
 from optcam_pl.cli.methods import Method, check_used, choose, config_key, listed_methods
+from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.points import (
     Job,
@@ -53,7 +54,7 @@ def sweep_command(argv: Sequence[str]) -> int:
         check_first(todo)
         mine = of_shard(todo, shard)
         if not mine:
-            print(f"optcam sweep: nothing to do for shard {options.shard}: the sweep has {len(todo)} runs.")
+            tell(f"optcam sweep: nothing to do for shard {options.shard}: the sweep has {len(todo)} runs.")
             return 0
         outcome = run_all(mine, "optcam sweep")
     if outcome is None or outcome.leader:
@@ -83,13 +84,11 @@ def _report(todo: Sequence[Job], axes: Axes, folder: Path, format: Format) -> No
     found = finished(todo)
     if not found:
         raise RunFolderError(f"None of the {len(todo)} runs of the sweep has begun in {folder}.")
-    print("\n" + table([summary for _, summary in found], format=format), end="")
+    show(table([summary for _, summary in found], format=format))
     if len(found) < len(todo):
-        print(
-            f"\n{len(found)} of {len(todo)} runs are there; the others are another shard's, broke off or are to come."
-        )
+        tell(f"\n{len(found)} of {len(todo)} runs are there; the others are another shard's, broke off or are to come.")
     place = write_report(found, axes, folder)
-    print(f"\nreport:      {place}")
+    tell(f"\nreport:      {place}")
 
 
 def write_report(found: Sequence[tuple[Job, Summary]], axes: Axes, folder: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -161,6 +163,8 @@ class TorchvisionDataset(ImageDataModule):
 
     Raises:
         ValueError: torchvision has no such dataset.
+        FileNotFoundError: torchvision does not find its files.
+        TypeError: it has no such argument.
     """
 
     def __init__(
@@ -194,7 +198,16 @@ class TorchvisionDataset(ImageDataModule):
         self._datasets = {"": self._make({})}
 
     def _make(self, other: dict[str, Any]) -> Any:
-        return getattr(torchvision.datasets, self.dataset_name)(**{**self.arguments, **other})
+        given = {**self.arguments, **other}
+        try:
+            with redirect_stdout(sys.stderr):  # pycocotools tells there what it does
+                return getattr(torchvision.datasets, self.dataset_name)(**given)
+        except (OSError, RuntimeError, TypeError) as fault:
+            kind = TypeError if isinstance(fault, TypeError) else FileNotFoundError
+            raise kind(
+                f"Expected `arguments` with which torchvision finds {self.dataset_name}, but with {given} it says: "
+                f"{fault}"
+            ) from fault
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

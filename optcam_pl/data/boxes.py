@@ -127,7 +127,9 @@ def read_annotations(source: str | Path, *, outside: bool = False) -> Mapping[st
     """
     source = expanded_path(source)
     if not source.exists():
-        raise FileNotFoundError(f"There is no folder or tar file of boxes {str(source)!r}.")
+        raise FileNotFoundError(
+            f"Expected `boxes` to be a folder or a tar file of annotations, but there is none called {str(source)!r}."
+        )
     files = list_files(source, frozenset({".xml"}), outside=outside) if source.is_dir() else [""]
     digest = hashlib.sha256(b"1")  # version of the storage format
     for name in files:

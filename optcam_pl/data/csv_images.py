@@ -74,7 +74,8 @@ class CSVImages(ImageDataModule):
         super().__init__(**kwargs)
         self.file = expanded_path(file)
         if not self.file.is_file():
-            raise FileNotFoundError(f"There is no file {file!r}.")
+            wrong = "is a folder" if self.file.is_dir() else "does not exist"
+            raise FileNotFoundError(f"Expected `file` to be a file of images and labels, but {file!r} {wrong}.")
         if boxes is not None and len(boxes) != 4:
             raise ValueError(f"Expected `boxes` to name four columns, but got {boxes}.")
         delimiter = "\t" if delimiter == "\\t" else delimiter

@@ -109,8 +109,12 @@ def stem(file: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def existing_folder(path: str | os.PathLike[str]) -> Path:
+def existing_folder(path: str | os.PathLike[str], option: str = "root") -> Path:
     """The path of a folder, with ~ and variables expanded.
+
+    Args:
+        path: the folder.
+        option: the argument that names it, for the message.
 
     Raises:
         FileNotFoundError: nothing exists there.
@@ -118,9 +122,10 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     """
     folder = expanded_path(path)
     if not folder.exists():
-        raise FileNotFoundError(f"There is no folder {str(path)!r}{_shown(path, folder)}.")
+        where = _shown(path, folder)
+        raise FileNotFoundError(f"Expected `{option}` to be a folder, but there is no folder {str(path)!r}{where}.")
     if not folder.is_dir():
-        raise NotADirectoryError(f"Expected {str(path)!r} to be a folder, but it is a file.")
+        raise NotADirectoryError(f"Expected `{option}` to be a folder, but {str(path)!r} is a file.")
     return folder
 
 

@@ -82,7 +82,10 @@ def _expand(path: str, outside: bool) -> Iterator[Path]:
     else:
         matches = sorted(glob.glob(str(name), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
-            raise FileNotFoundError(f"There is no file or folder {path!r}, and as a pattern it matches nothing.")
+            raise FileNotFoundError(
+                f"Expected `paths` to be files, folders or patterns, but there is no file or folder {path!r}, and as a "
+                "pattern it matches nothing."
+            )
         for match in map(Path, matches):
             if any(hidden(part) for part in match.parts if part not in name.parts):
                 continue

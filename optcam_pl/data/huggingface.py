@@ -149,6 +149,7 @@ class HuggingFaceDataset(ImageDataModule):
 
     Raises:
         ImportError: the extra ``optcam_pl[datasets]`` is not installed.
+        FileNotFoundError: a folder does not exist.
         ValueError: a setting is wrong; or (in `setup`) a column is missing or of the wrong kind, or has to be named.
     """
 
@@ -173,7 +174,12 @@ class HuggingFaceDataset(ImageDataModule):
         super().__init__(**kwargs)
         _modules()
         self.arguments = {key: _expanded(value) if key in _PATHS else value for key, value in (arguments or {}).items()}
-        path = str(expanded_path(path)) if expanded_path(path).is_dir() else path
+        if expanded_path(path).is_dir():
+            path = str(expanded_path(path))
+        elif path.startswith(("/", ".", "~")):  # no name of the Hub
+            raise FileNotFoundError(
+                f"Expected `path` to be a folder or the name of a dataset, but there is no folder {path!r}."
+            )
         refused = sorted({"split", "streaming", "trust_remote_code"} & set(self.arguments))
         if refused:
             raise ValueError(f"Expected `arguments` to be of load_dataset, without {', '.join(refused)}.")
@@ -182,12 +188,19 @@ class HuggingFaceDataset(ImageDataModule):
         self.splits = {"": split, "train": train_split, "val": val_split}
         self.columns = {"image": image, "label": label, "mask": mask}
         self.boxes, self.box_format, self.foreground = boxes, check_format(box_format), foreground
-        folder = image_root or self.arguments.get("data_dir") or (path if Path(path).is_dir() else None)
-        self.root = existing_folder(str(folder)) if folder else None
+        self.root = self._root(image_root)
         self.allow_outside = allow_outside
         self.annotations = (*(("boxes",) if boxes else ()), *(("masks",) if mask else ()))
         self._rows: dict[str, Any] = {}
         self._names: tuple[str, ...] | None = None
+
+    def _root(self, image_root: str | None) -> Path | None:
+        """The folder of images that the dataset only names, by the first of the arguments that says it."""
+        if image_root:
+            return existing_folder(image_root, "image_root")
+        if self.arguments.get("data_dir"):
+            return existing_folder(str(self.arguments["data_dir"]), "arguments.data_dir")
+        return Path(self.path) if Path(self.path).is_dir() else None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

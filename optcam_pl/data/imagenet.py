@@ -65,9 +65,11 @@ class ImageNet(ImageFolder):
         self.box_source = expanded_path(boxes) if boxes else None
         found = [labels] if labels else [str(self.root / name) for name in _LABELS if (self.root / name).exists()]
         self.label_source = expanded_path(found[0]) if found else None
-        for path in (self.label_source, self.box_source):
+        for option, path in (("labels", self.label_source), ("boxes", self.box_source)):
             if path and not path.exists():
-                raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+                raise FileNotFoundError(
+                    f"Expected `{option}` to be a file or a folder, but there is none called {str(path)!r}."
+                )
         if self.box_source or (self.label_source and self.label_source.name == "LOC_val_solution.csv"):
             self.annotations = ("boxes",)
 
@@ -78,7 +80,10 @@ class ImageNet(ImageFolder):
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images of ``root/train`` or ``root/val``."""
         if not (self.root / split).is_dir():
-            raise FileNotFoundError(f"There is no folder {str(self.root / split)!r} to train with.")
+            raise FileNotFoundError(
+                f"Expected `root` to hold the folders train and val to train with, but {str(self.root)!r} has no "
+                f"{split!r}."
+            )
         return self._of(split)
 
     def _of(self, split: Literal["train", "val", "test"] | None) -> list[Entry]:

@@ -190,6 +190,7 @@ class Subject:
             "metrics": [metric.key for metric in measured],
             "metric_info": {metric.key: asdict(metric.describe()) for metric in measured},
             "settings": self._settings(network),
+            "device": self.device,
             "fingerprint": self._fingerprint(network, explainer),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **({"class_names": list(names)} if (names := self.classifier.class_names) else {}),

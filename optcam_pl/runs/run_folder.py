@@ -177,8 +177,11 @@ class RunFolder:
         return manifest
 
     def _check_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        before, now = ({"stage": one["stage"], **one["fingerprint"]} for one in (old, new))
+        if "device" in new and "device" not in old:  # of an early version, whose fingerprints say "cpu" of every device
+            before["device"] = now["device"]
         try:
-            check_fingerprint(*({"stage": one["stage"], **one["fingerprint"]} for one in (old, new)))
+            check_fingerprint(before, now)
         except FingerprintMismatch as error:
             raise FingerprintMismatch(
                 f"{error}\nOne folder holds one run, here {old['explainer']} in {self.run_dir}. Give this one another: "

@@ -465,7 +465,8 @@ class SaliencyTask(RunTask):
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """Describe the run: its names, the settings printed with its numbers, and its fingerprint."""
         parts = (self.classifier, self.explainer, self.data, self.measured, self.target, self.region)
-        where, number = self.device.type, self.images_in_pass
+        # Not `self.device`, which is the CPU until the Trainer moves the network; the run's folder is looked at before.
+        where, number = self.trainer.strategy.root_device.type, self.images_in_pass
         subject = Subject(*parts, precision=str(self.trainer.precision), device=where, chunk_size=number)
         return subject.manifest(stage, str(self.run_dir))
 

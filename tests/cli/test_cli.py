@@ -148,9 +148,9 @@ def test_predict_explains_a_single_file(photos: Path) -> None:
 def test_compare_prints_one_table_and_report_prints_it_again(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     explainers = ["--explainers", "OptiCAM", "GradCAM", "FakeCAM"]
     assert main(["compare", "--config", TINY, f"--data.root={photos}", "--run_dir=all", *explainers]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert all(name in out for name in explainers[1:])
-    assert "tensorboard --logdir" in out
+    assert "tensorboard --logdir" in err
     assert main(["report", "all", "--format=json"]) == 0
     runs = json.loads(capsys.readouterr().out)
     assert {run["explainer"] for run in runs} == set(explainers[1:])
@@ -260,7 +260,7 @@ def test_bad_input_is_refused_in_words(photos: Path, words: list[str], message: 
     ("word", "told"),
     [
         ("--model.explainer.max_iter=0", "optcam: error: Expected `max_iter` to be a positive integer, but got 0."),
-        ("--data.root=nowhere", "optcam: error: There is no folder 'nowhere'."),
+        ("--data.root=nowhere", "optcam: error: Expected `root` to be a folder, but there is no folder 'nowhere'."),
         (
             "--model.classifier.network=null",
             "optcam: error: Expected `network` to be given, unless `weights` is a checkpoint of ClassificationTask.",
@@ -358,7 +358,7 @@ def test_loader_processes_are_no_part_of_a_run(photos: Path, capsys: pytest.Capt
     assert load_run("0").manifest["fingerprint"] == load_run("auto").manifest["fingerprint"]
     capsys.readouterr()
     assert main([*common, "--data.num_workers=auto", "--run_dir=0", "--resume=require"]) == 0
-    assert "7 of 7 images are done in 0: nothing left to do" in capsys.readouterr().out
+    assert "7 of 7 images are done in 0: nothing left to do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["data", "classifier", "trainer", "explainer", "metrics"])

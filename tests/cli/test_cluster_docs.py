@@ -90,9 +90,9 @@ def test_the_slurm_script_stops_at_the_signal_is_requeued_and_goes_on(workplace:
     assert (workplace / "scontrol.log").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n"
     done = rows_of(run)
     assert 4 <= len(done) < 60
-    code, out, err = end(bash(SLURM, **environment))
+    code, _, err = end(bash(SLURM, **environment))
     assert code == 0, err
-    assert f"{len(done)} of 60 images are done" in out
+    assert f"{len(done)} of 60 images are done" in err
     assert [row.index for row in read_rows(run)] == list(range(60))
     assert len(list((run / "rows").iterdir())) == 4  # two processes, two starts
 

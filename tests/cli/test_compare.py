@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import io
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +24,7 @@ from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import BLOCKS, COSTLY, choose, listed_methods
 from optcam_pl.explainers import XGradCAM
 from optcam_pl.reports.report import load_run, summarize
+from optcam_pl.reports.tables import Format, table
 from optcam_pl.runs.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,14 +80,14 @@ def test_all_runs_every_block_and_says_which_it_does_not(
     photos: Path, blocks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(photos, "--explainers", "all") == 0
-    out = capsys.readouterr().out
-    final = out[out.index("\nskipped:") :]
+    table, told = capsys.readouterr()
+    final = told[told.index("\nskipped:") :]
     assert "  attention: Expected a vision transformer" in final
     assert "  ss_cam: 35 times the passes of score_cam; name it to run it" in final
-    assert "failed" not in out
+    assert "failed" not in told
     runs = sorted(path.parent.name for path in Path("logs/photos").glob("*/version_0"))
     assert runs == ["few_masks", "more_masks"]
-    table = out[: out.index("\nskipped:")].rpartition("\nmethod")[2]
+    assert table.startswith("method")
     assert "few_masks" in table
     assert "more_masks" in table
     assert load_run("logs/photos/more_masks/version_0").manifest["explainer_settings"]["num_masks"] == 9
@@ -136,12 +144,12 @@ def test_blocks_classes_and_files_go_together_and_named_ones_are_never_too_costl
         "own",
         "ss_cam",
     ]  # comparison_0 is TensorBoard's
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "skipped" not in told
     assert "report runs --html page\n" in told  # not five folders: there is no other run below this one
     assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM", "GradCAM") == 0
     assert run(photos, "--run_dir=runs/deep", "--explainers", "FakeCAM") == 0
-    assert "report runs/deep/FakeCAM --html page\n" in capsys.readouterr().out
+    assert "report runs/deep/FakeCAM --html page\n" in capsys.readouterr().err
     assert load_run("runs/own").manifest["explainer_settings"]["layer"] == "layer2"
     assert [method.name for method in choose(["more_masks", "all"])] == ["more_masks", "attention", "few_masks"]
 
@@ -198,11 +206,10 @@ def test_a_method_that_breaks_off_does_not_take_the_others_along(
     assert run(photos, "--explainers", "GradCAM", "FakeCAM", "XGradCAM") == 1
     out, err = capsys.readouterr()
     assert "optcam compare: GradCAM broke off: RuntimeError: burst" in err
-    assert out[out.index("\nfailed:") :].startswith("\nfailed:\n  GradCAM: RuntimeError: burst\n")
-    table = out[: out.index("\nfailed:")].rpartition("\nmethod")[2]
-    assert "FakeCAM" in table
-    assert "XGradCAM" in table
-    assert "\nGradCAM" not in table
+    assert err[err.index("\nfailed:") :].startswith("\nfailed:\n  GradCAM: RuntimeError: burst\n")
+    assert "FakeCAM" in out
+    assert "XGradCAM" in out
+    assert "\nGradCAM" not in out
 
 
 def test_an_error_of_all_methods_ends_it_after_the_second(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,15 +233,52 @@ def test_several_datasets_give_a_table_each_and_their_mean(capsys: pytest.Captur
     words = ["compare", *datasets, "--config", TINY, "--explainers", "FakeCAM", "GradCAM", "--run_dir", "runs"]
     assert main([*words, "--format=csv"]) == 0
     assert len(read_rows("runs/south/GradCAM")) == 2
-    tables = capsys.readouterr().out.split("\nrun,stage")[-3:]
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     single = [summarize(load_run(f"runs/{name}/GradCAM")) for name in ("north", "south")]
     mean = mean_over(single)
     for key, estimate in mean.metrics.items():
         assert estimate.value == pytest.approx(sum(s.metrics[key].value or 0 for s in single) / 2)
     assert mean.images == 4
     assert mean.data == "mean over north, south"
-    assert [summary.data in table for summary, table in zip([*single, mean], tables, strict=True)] == [True] * 3
-    assert all("FakeCAM" in table and "GradCAM" in table for table in tables)
+    names = [summary.data for summary in (*single, mean)]
+    assert [(row["data"], row["explainer"]) for row in rows] == list(product(names, ("FakeCAM", "GradCAM")))
+    assert [float(row["average_gain"]) for row in rows[1::2]] == [
+        summary.metrics["average_gain"].value for summary in (*single, mean)
+    ]
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "csv", "latex", "json"])
+def test_stdout_is_the_table_alone(photos: Path, format: Format, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--explainers", "RawAttention", "FakeCAM", "GradCAM", "--run_dir=runs", f"--format={format}"]
+    with pytest.raises(ValueError, match="vision transformer"):
+        run(photos, *words)
+    for _ in range(2):  # the second time the runs go on, and say so
+        capsys.readouterr()
+        assert run(photos, *words[:1], *words[2:]) == 0
+        out, err = capsys.readouterr()
+        runs = [summarize(load_run(f"runs/{name}"), "bca") for name in ("FakeCAM", "GradCAM")]
+        assert out == table(runs, format=format)
+        assert "[2/2] GradCAM: AD " in err
+        assert "\nruns:        runs" in err.replace(str(Path.cwd()) + "/", "")
+    assert "3 of 3 images are done in " in err
+
+
+def test_the_table_of_a_run_in_a_process_of_its_own_can_be_piped_into_a_program(photos: Path) -> None:
+    words = ["--config", TINY, f"--data.root={photos}", "--explainers", "FakeCAM", "GradCAM", "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "optcam_pl", "compare", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    assert [row["explainer"] for row in json.loads(done.stdout)] == ["FakeCAM", "GradCAM"]
+
+
+def test_a_plan_has_no_format(photos: Path) -> None:
+    with pytest.raises(ValueError, match="Expected no `--format` with `--plan`, which is text, but got 'json'"):
+        run(photos, "--explainers", "FakeCAM", "--plan", "--format=json")
 
 
 def test_a_mean_has_no_value_where_a_dataset_has_none(photos: Path) -> None:

@@ -123,11 +123,16 @@ def yaml(text: str) -> list[str]:
         (["--trainer.precision=16-tru"], "The nearest are: '16-true'"),
         (["--trainer.devices=two"], "`devices`"),
         # 19
-        (["--data.root=phots"], "There is no folder 'phots'"),
+        (["--data.root=phots"], "Expected `root` to be a folder, but there is no folder 'phots'"),
         (["--data.root=empty"], "found no image"),
         (["--data.root=flat"], "if its images have no labels, use ImagePaths"),
         (["--data.root=photos/n01440764"], "for one class, give its parent folder"),
-        (["--data.root=flat/0.png"], "to be a folder, but it is a file"),
+        (["--data.root=flat/0.png"], "Expected `root` to be a folder, but 'flat/0.png' is a file"),
+        (
+            ["--data=CSVImages", "--data.file=labels.csv"],
+            "`file` to be a file of images and labels, but 'labels.csv' does",
+        ),
+        (["--data=ImagePaths", "--data.paths=phots"], "`paths` to be files, folders or patterns, but there is no"),
         # 20
         (["--data=ImagePaths", "--data.paths=flat/0.png", "--model.target=label"], "set `target` to predicted"),
         # 21

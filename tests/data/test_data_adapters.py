@@ -63,11 +63,15 @@ def test_voc_has_the_boxes_of_its_largest_objects_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
-def test_coco_has_boxes_and_masks_of_its_largest_objects_class(tmp_path: Path) -> None:
+def test_coco_has_boxes_and_masks_of_its_largest_objects_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("pycocotools")
     make_coco(tmp_path)
     arguments = {"root": str(tmp_path), "annFile": str(tmp_path / "a.json")}
     data = TorchvisionDataset("CocoDetection", arguments, size=(10, 20))
+    out, err = capsys.readouterr()
+    assert (out, "loading annotations" in err) == ("", True)  # stdout is a command's table
     sample = data.table[0]
     assert data.class_names == ("cat", "dog")
     assert sample["target"] == 0
@@ -83,6 +87,12 @@ def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
         TorchvisionDataset("OxfordPet", {})
     with pytest.raises(ValueError, match="torchvision has no dataset 'os.system'"):
         TorchvisionDataset("os.system", {})
+    for name, found in (("CIFAR10", "Dataset not found"), ("ImageFolder", "No such file")):
+        message = f"`arguments` with which torchvision finds {name}, but with {{'root': 'nowhere'}} it says: .*{found}"
+        with pytest.raises(FileNotFoundError, match=message):
+            TorchvisionDataset(name, {"root": "nowhere"})
+    with pytest.raises(TypeError, match="torchvision finds CIFAR10, .*unexpected keyword argument 'rot'"):
+        TorchvisionDataset("CIFAR10", {"rot": "nowhere"})
     (tmp_path / "x").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "x" / "1.png")
     data = TorchvisionDataset("ImageFolder", {"root": str(tmp_path)})

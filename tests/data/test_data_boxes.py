@@ -105,7 +105,7 @@ def test_a_damaged_tar_and_a_missing_source_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"rubbish" * 100)
     with pytest.raises(ValueError, match=r"tar file .*x\.tar\.gz"):
         read_annotations(tmp_path / "x.tar.gz")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="`boxes` to be a folder or a tar file .*nowhere"):
         read_annotations(tmp_path / "nowhere")
 
 

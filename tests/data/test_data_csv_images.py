@@ -119,8 +119,13 @@ def test_what_is_wrong_is_said_in_words(tmp_path: Path, text: str, arguments: di
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="Expected `file` to be a file .*'nowhere.csv' does not exist"):
         CSVImages("nowhere.csv")
+    with pytest.raises(FileNotFoundError, match="Expected `file` to be a file .* is a folder"):
+        CSVImages(str(tmp_path))
+    (tmp_path / "rows.csv").write_text("path\n")
+    with pytest.raises(FileNotFoundError, match="Expected `root` to be a folder, but there is no folder 'nowhere'"):
+        CSVImages(str(tmp_path / "rows.csv"), root="nowhere")
 
 
 # --------------------------------------------------------------------------------------------------------- labels

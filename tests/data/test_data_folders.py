@@ -63,7 +63,7 @@ def test_a_file_named_outright_is_taken_whatever_its_ending(tmp_path: Path) -> N
 
 def test_missing_paths_are_named_at_once(tmp_path: Path) -> None:
     for path in ("nothing.jpg", "nothing/", "none*.jpg"):
-        with pytest.raises(FileNotFoundError, match=r"nothing|none"):
+        with pytest.raises(FileNotFoundError, match=r"Expected `paths` to be .*(nothing|none)"):
             ImagePaths([str(tmp_path / path)])
     with pytest.raises(ValueError, match="`paths`"):
         ImagePaths([])
@@ -129,10 +129,10 @@ def test_wrong_class_lists_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_root_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"Expected `root` to be a folder, but there is no folder .*nothing"):
         ImageFolder(str(tmp_path / "nothing"))
     put(tmp_path, "file.png")
-    with pytest.raises(NotADirectoryError, match="it is a file"):
+    with pytest.raises(NotADirectoryError, match="Expected `root` to be a folder, but .* is a file"):
         ImageFolder(str(tmp_path / "file.png"))
 
 

@@ -199,6 +199,20 @@ def test_labels_that_are_doubtful_are_refused_with_their_row(tmp_path: Path) -> 
         labels(tmp_path, ["0", "cat"], "string").setup()
 
 
+def test_a_folder_that_is_not_there_is_named_with_its_argument(boxed: Path) -> None:
+    for words, message in (
+        ({"path": "./nowhere"}, r"Expected `path` to be a folder or the name of a dataset, .*'\./nowhere'"),
+        ({"path": "~/nowhere"}, "Expected `path` to be a folder or the name of a dataset, .*'~/nowhere'"),
+        ({"path": str(boxed), "image_root": "nowhere"}, "Expected `image_root` to be a folder, .*'nowhere'"),
+        (
+            {"path": "imagefolder", "arguments": {"data_dir": "nowhere"}},
+            "Expected `arguments.data_dir` to be .*'nowhere'",
+        ),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            HuggingFaceDataset(**words)
+
+
 def test_tilde_and_variables_in_paths(boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     data = HuggingFaceDataset("~/boxed", image="image", image_root="$HOME")

@@ -67,7 +67,7 @@ def test_an_old_run_is_reported_and_verified(capsys: pytest.CaptureFixture[str])
 def test_an_old_complete_run_has_nothing_left_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     rows = scores_of("old/complete")
     assert main(["test", "--config", "old/test.yaml", "--run_dir", "old/complete", "--resume", "require"]) == 0
-    assert "nothing left to do" in capsys.readouterr().out
+    assert "nothing left to do" in capsys.readouterr().err
     assert scores_of("old/complete") == rows
 
 

@@ -102,7 +102,7 @@ def test_a_signal_ends_a_run_after_its_block_and_the_next_start_does_the_rest(
     assert f"optcam {stage} --config" in told
     assert "--run_dir=run" in told
     assert run(stage, "run") == 0
-    assert "4 of 7 images are done in run: 2 blocks to do" in capsys.readouterr().out
+    assert "4 of 7 images are done in run: 2 blocks to do" in capsys.readouterr().err
     assert run(stage, "whole") == 0
     assert rows_of("run") == rows_of("whole")
     again, whole = files_of("run"), files_of("whole")
@@ -120,8 +120,8 @@ def test_a_finished_run_says_so_and_computes_nothing(
     table, rows = capsys.readouterr().out, [p.read_bytes() for p in Path("run/rows").iterdir()]
     monkeypatch.setattr("optcam_pl.explainers.GradCAM.forward", lambda *_: pytest.fail("explained"))
     assert run("test", "run", "--resume=require") == 0
-    out = capsys.readouterr().out
-    assert "7 of 7 images are done in run: nothing left to do" in out
+    out, err = capsys.readouterr()
+    assert "7 of 7 images are done in run: nothing left to do" in err
     assert table[table.index("method") :] in out
     assert [p.read_bytes() for p in Path("run/rows").iterdir()] == rows
 
@@ -158,6 +158,30 @@ def test_a_run_of_other_settings_is_refused_by_name_and_leaves_the_folder_as_it_
     assert key in str(refused.value)
     assert {p: p.read_bytes() for p in before} == before
     assert run("test", "run", "--data.limit=2") == 0  # the refusal gave the lock back
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_device_of_a_run_is_the_trainers_where_the_network_is_not_yet_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare = SaliencyTask._prepare
+
+    def elsewhere(self: SaliencyTask, stage: Any) -> None:
+        with monkeypatch.context() as patch:  # only the start of the run sees it: this machine need not have it
+            patch.setattr(type(self.trainer.strategy), "root_device", torch.device("cuda", 1))
+            prepare(self, stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SaliencyTask, "_prepare", elsewhere)
+        run("test", "run", "--data.limit=2")
+    manifest = load_run("run").manifest
+    assert manifest["device"] == manifest["fingerprint"]["device"] == "cuda"
+    with pytest.raises(FingerprintMismatch, match='device: "cuda" there, "cpu" now'):
+        run("test", "run", "--data.limit=2")
+    # Early versions wrote "cpu" for every device, and no entry "device" beside the fingerprint: such a run goes on.
+    del manifest["device"]
+    Path("run/manifest.json").write_text(json.dumps(manifest))
+    assert run("test", "run", "--data.limit=2") == 0
 
 
 @pytest.mark.usefixtures("photos")
@@ -230,7 +254,7 @@ def test_shards_make_the_run_together_and_the_report_names_what_is_missing(capsy
     assert summarize(load_run("run")).metrics == summarize(load_run("whole")).metrics
     capsys.readouterr()
     assert run("test", "run") == 0
-    assert "nothing left to do" in capsys.readouterr().out
+    assert "nothing left to do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])

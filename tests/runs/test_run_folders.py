@@ -106,7 +106,7 @@ def test_the_run_folder_does_not_depend_on_the_logger(name: str, capsys: pytest.
     assert "run folder:  wanted" in capsys.readouterr().out
     assert {MANIFEST, "config.yaml", "rows", "maps", "overlays"} <= {path.name for path in Path("wanted").iterdir()}
     assert main(["predict", *words(logger, "--run_dir=wanted", "--resume=require")]) == 0
-    assert "7 of 7 images are done in wanted: nothing left to do" in capsys.readouterr().out
+    assert "7 of 7 images are done in wanted: nothing left to do" in capsys.readouterr().err
     with pytest.raises(RunFolderError, match="`resume` never"):
         main(["predict", *words(logger, "--run_dir=wanted", "--resume=never")])
     assert main(["verify", "wanted"]) == 0
@@ -447,7 +447,7 @@ def test_a_check_that_breaks_off_is_that_methods_own_failure(
 ) -> None:
     monkeypatch.setattr(GradCAM, "check", _bursts)
     assert main(["compare", *words()[:3], "--explainers", "GradCAM", "FakeCAM", "XGradCAM"]) == 1
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert "optcam compare: GradCAM broke off: RuntimeError: burst" in err
-    assert "\nfailed:\n  GradCAM: RuntimeError: burst\n" in out
+    assert "\nfailed:\n  GradCAM: RuntimeError: burst\n" in err
     assert sorted(path.parent.parent.name for path in Path("logs").rglob(MANIFEST)) == ["FakeCAM", "XGradCAM"]
