@@ -193,9 +193,10 @@ def _board(logger: Logger) -> Board:
 
 
 def _tag(text: str) -> str:
-    """A tag that is also a path and a name that MLflow takes.
+    """A tag that is also a path, which leads out of no folder, and a name that MLflow takes.
 
-    >>> _tag("test_panels/best of all: é")
-    'test_panels/best of all- -'
+    >>> _tag("test_panels/best of all: é"), _tag("fit_evolution/../a..b.png")
+    ('test_panels/best of all- -', 'fit_evolution/-/a..b.png')
     """
-    return re.sub(r"[^a-zA-Z0-9_/. -]", "-", text)
+    parts = re.sub(r"[^a-zA-Z0-9_/. -]", "-", text).split("/")
+    return "/".join("-" if part == ".." else part for part in parts)

@@ -9,12 +9,31 @@ import torch
 from torch import Tensor
 
 from optcam_pl.callbacks.boards import Board
+from optcam_pl.evaluate.block import repeated
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.figures import Picture, card, overlay, picture
 from optcam_pl.tasks import BlockResult, SaliencyTask
 
 _PICTURES = 10  # of an image: TensorBoard keeps no more unless it is told to
 _LARGEST = 5  # weights of an image that are named
+
+
+class _Part:
+    """What is noted of the images of one inner fit loop: a block's, or one image of it."""
+
+    def __init__(self) -> None:
+        self.entropy: list[Tensor] = []  # (b,) each
+        self.largest: list[Tensor] = []
+        self.weights: dict[int, Tensor] = {}  # (b,K) of the iterations to show
+
+    @property
+    def images(self) -> int:
+        return len(self.largest[0])
+
+    def curves(self, last: int) -> Tensor:
+        """(2,T+1,b) entropy and largest weight; images that have all stopped early keep their last values."""
+        known = torch.stack([torch.stack(self.entropy), torch.stack(self.largest)]).double().cpu()
+        return torch.cat([known, known[:, -1:].expand(-1, last + 1 - known.shape[1], -1)], dim=1)
 
 
 class Evolution:
@@ -29,9 +48,7 @@ class Evolution:
         assert isinstance(task.explainer, OptiCAM)  # as `fit` demands
         self._task, self._explainer, self._left = task, task.explainer, images
         self._at = {*iterations(task.explainer.max_iter)}
-        self._weights: dict[int, Tensor] = {}
-        self._entropy: list[Tensor] = []
-        self._largest: list[Tensor] = []
+        self._parts: list[_Part] = []
         self._sums: Tensor | None = None  # (2,T+1)
         self._count = 0
         self._rows: list[str] = []
@@ -45,47 +62,48 @@ class Evolution:
         """Note what is needed of the weights (B,K) of an iteration, without waiting for the device."""
         if self._before is not None:
             self._before(iteration, objective, weights)
-        self._entropy.append(-(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log2()).sum(1))
-        self._largest.append(weights.max(1).values)
+        if iteration == 0:  # images with inputs of their own are fitted one by one
+            self._parts.append(_Part())
+        part = self._parts[-1]
+        part.entropy.append(-(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log2()).sum(1))
+        part.largest.append(weights.max(1).values)
         if self._left and iteration in self._at:
-            self._weights[iteration] = weights
+            part.weights[iteration] = weights
 
     def pictures(self, result: BlockResult) -> Iterator[tuple[str, Picture, int]]:
         """End a block: the id, the picture and the iteration of each picture to show."""
-        self._add(self._explainer.max_iter)
-        weights, self._weights = self._weights, {}
-        for i in range(min(self._left, len(result.batch["id"]))):
+        parts, self._parts = self._parts, []
+        self._add(parts)
+        own = [{t: of_part[i] for t, of_part in part.weights.items()} for part in parts for i in range(part.images)]
+        for i in range(min(self._left, len(own))):
             self._left -= 1
             self._name_largest(result, i)
-            yield from self._of_image(result, i, weights)
+            yield from self._of_image(result, i, own[i])
 
-    def _add(self, last: int) -> None:
-        """Add a block's curves; images that have all stopped early keep their last values."""
-        if not self._entropy:
-            return
-        curves = torch.stack([torch.stack(self._entropy), torch.stack(self._largest)]).double().cpu()  # (2,t,B)
-        self._entropy, self._largest = [], []
-        rest = curves[:, -1:].expand(-1, last + 1 - curves.shape[1], -1)
-        total = torch.cat([curves, rest], dim=1).sum(2)
-        self._sums = total if self._sums is None else self._sums + total
-        self._count += curves.shape[2]
+    def _add(self, parts: Sequence[_Part]) -> None:
+        """Add a block's curves."""
+        for part in parts:
+            total = part.curves(self._explainer.max_iter).sum(2)
+            self._sums = total if self._sums is None else self._sums + total
+            self._count += part.images
 
     def _of_image(self, result: BlockResult, i: int, weights: dict[int, Tensor]) -> Iterator[tuple[str, Picture, int]]:
-        """One pass of the network, for the maps of all chosen iterations."""
-        image, target = result.batch["image"][i], result.explanation.target[i]
-        n, classifier = len(weights), self._task.classifier
-        found = self._explainer.from_weights(
-            classifier,
-            image.expand(n, -1, -1, -1),
-            target.expand(n),
-            torch.stack([of_block[i] for of_block in weights.values()]),
-        )
-        objective, image_id = result.explanation.objective, result.batch["id"][i]
+        """One pass of the network, for the maps of all chosen iterations; `weights` has the image's (K,) of each."""
+        image, n, classifier = result.batch["image"][i], len(weights), self._task.classifier
+        batch = repeated(result.batch, i, n)
+        inputs = batch["inputs"][0] if batch.get("inputs") else {}
+        with torch.no_grad(), classifier.inputs.bound_to(inputs), classifier.references(batch) as references:
+            # Scores of references have a column for each image.
+            target = result.explanation.target[i].expand(n) if references is None else torch.arange(n)
+            found = self._explainer.from_weights(
+                classifier, batch["image"], target.to(image.device), torch.stack([*weights.values()])
+            )
+        objective, image_id, shown = result.explanation.objective, result.batch["id"][i], classifier.shown(image)
         assert objective is not None  # OptiCAM gives it
         for saliency, iteration in zip(found.saliency, weights, strict=True):
             head = [image_id, f"map of {result.target_name(i)}"]
             head.append(f"iteration {iteration}, objective {float(objective[iteration, i]):.3f}")
-            yield image_id, card([picture(image), overlay(image, saliency)], ["image", "overlay"], head), iteration
+            yield image_id, card([picture(shown), overlay(shown, saliency)], ["image", "overlay"], head), iteration
 
     def _name_largest(self, result: BlockResult, i: int) -> None:
         weights = result.explanation.weights

@@ -123,6 +123,11 @@ class ExplainCallback(Callback):
             )
         self._found, self._worked = [], False
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin anew with fewer images than asked for: the sanity check, or a short loader, has shown only some."""
+        if len(self._found) < self.images:
+            self._found = []
+
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,

@@ -72,6 +72,11 @@ class TensorBoardPanels(BlockCallback):
         """Start anew for a new run."""
         self._begin()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the explainer as it was before the run."""
+        if self._evolution is not None:
+            self._evolution.close()
+
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SaliencyTask) or not boards_of(trainer):
             return
@@ -189,10 +194,11 @@ class TensorBoardPanels(BlockCallback):
 def panel(result: BlockResult, i: int) -> Picture:
     """Image, overlay and masked image of the block's i-th image, with its classes and probabilities."""
     probes, explanation = result.probes, result.explanation
-    image, predicted, target = result.batch["image"][i], result.predicted_name(i), result.target_name(i)
+    shown, predicted, target = probes.classifier.shown, result.predicted_name(i), result.target_name(i)
+    image = shown(result.batch["image"][i])
     head = f"map of {target}" + (f", predicted: {predicted}" if predicted not in ("", target) else "")
     p, o = float(probes.original[i]), float(probes.masked[i])
-    tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(probes.masked_image[i])]
+    tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(shown(probes.masked_image[i]))]
     return card(tiles, [f"{probes.classifier.quantity} = {p:.3f}", "", f"masked: {o:.3f}"], [head])
 
 

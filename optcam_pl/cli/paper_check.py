@@ -66,8 +66,12 @@ def paper_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if not outcome.leader:
         return outcome.exit_code
     runs = {job.folder.name: load_run(job.folder) for job in todo if job.name not in outcome.failed}
+    if not runs:
+        print_failed(outcome)
+        return outcome.exit_code
     findings = _findings(runs, published_accuracy(task.classifier), pooled=_pools(task.classifier))
-    title = f"Checks of {task.classifier.name} on {runs['FakeCAM'].manifest['images']} images of {data.name}:"
+    images = next(iter(runs.values())).manifest["images"]
+    title = f"Checks of {task.classifier.name} on {images} images of {data.name}:"
     write_file(folder / REPORT / "check.md", render(findings_grid(findings, title), "markdown"))
     show(findings_text(findings, title) + "\n")
     if "boxes" not in data.annotations:

@@ -375,6 +375,11 @@ def _part(batch: Batch, chosen: list[int], copy: bool = False) -> Batch:
     return cast(Batch, {key: _at(value, chosen) for key, value in batch.items()})
 
 
+def repeated(batch: Batch, i: int, n: int) -> Batch:
+    """The i-th image of a batch with all that belongs to it, n times."""
+    return _part(batch, [i] * n, copy=True)
+
+
 def _at(value: Any, chosen: list[int]) -> Any:
     return value[chosen] if isinstance(value, Tensor) else [value[i] for i in chosen]
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from scipy.stats import binomtest
+
 from optcam_pl.reports.statistics import Interval, bootstrap_interval, paired_difference
 from optcam_pl.reports.summary import Run
 from optcam_pl.reports.tables import Grid
@@ -61,6 +64,14 @@ def _within(value: float, found: Interval) -> Verdict:
     return "right" if found.low <= value <= found.high else "off"
 
 
+def _share(hits: Sequence[bool]) -> Interval:
+    """The share of hits in percent, with its exact interval, which also holds where all or none of a few are hits."""
+    if not hits:
+        return Interval(math.nan, math.nan, math.nan)
+    ends = binomtest(sum(hits), len(hits)).proportion_ci(method="exact")
+    return Interval(100.0 * sum(hits) / len(hits), 100.0 * float(ends.low), 100.0 * float(ends.high))
+
+
 def accuracy(run: Run, published: float | None) -> Finding:
     """Top-1 accuracy against the weights' source.
 
@@ -68,7 +79,7 @@ def accuracy(run: Run, published: float | None) -> Finding:
         run: any method's run for the label, on images with the source's own resize and crop.
         published: the source's accuracy in percent; None if it is not known.
     """
-    found = bootstrap_interval([100.0 * (row.predicted == row.target) for row in run.usable])
+    found = _share([row.predicted == row.target for row in run.usable])
     name = "top-1 accuracy with the source's resize and crop, %"
     if published is None:
         return Finding(name, _interval(found), "not known", "cannot tell", "the source's accuracy is not known")
@@ -121,9 +132,11 @@ def same_maps(grad: Run, other: Run, *, pooled: bool) -> Finding:
         pooled: whether the network's head is such a one.
     """
     moved = {key: _paired(other, grad, key) for key in _FAITHFUL[:2]}
-    largest = max(abs(difference) for difference, _ in moved.values())
+    largest = float(np.max([abs(difference) for difference, _ in moved.values()]))  # NaN where one of them is
     words = ", ".join(f"{grad.metrics[key].label} {difference:+.3f}" for key, (difference, _) in moved.items())
     name = f"{other.manifest['explainer']} - GradCAM, points"
+    if math.isnan(largest):
+        return Finding(name, words, "0", "cannot tell", "no image has both methods' scores")
     if not pooled:
         return Finding(name, words, "any", "cannot tell", "the head is not average pooling and one linear layer")
     off = largest > _SAME_MAPS

@@ -16,11 +16,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
+from vision_cases import ColorDetector, squares
 
 from optcam_pl import Classifier, FakeCAM, GradCAM, OptiCAM
 from optcam_pl.callbacks import TensorBoardPanels, write_comparison
+from optcam_pl.callbacks.inspection import panel
 from optcam_pl.callbacks.running import Chosen, most_points
-from optcam_pl.data import Shapes
+from optcam_pl.data import EachBox, Shapes, TorchData
+from optcam_pl.evaluate.block import evaluate_block
+from optcam_pl.network.detection import Detection
 from optcam_pl.reports.report import load_run, summarize
 from optcam_pl.tasks import SaliencyTask
 
@@ -111,6 +115,83 @@ def test_a_fit_shows_how_maps_and_weights_change(tmp_path: Path) -> None:
     assert largest[-1].value > largest[0].value
     objective = [point.value for point in found.Scalars("fit_objective/mean")]
     assert objective[-1] > objective[0]
+
+
+def fitted(classifier: Classifier, data: Any, folder: Path, explainer: Any) -> EventAccumulator:
+    task = SaliencyTask(classifier, explainer, target="predicted")
+    task.run_dir = folder
+    L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=tensorboard(folder), callbacks=[TensorBoardPanels()],
+        inference_mode=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        use_distributed_sampler=False,
+    ).fit(task, datamodule=data)  # fmt: skip
+    return board(folder)
+
+
+class Bright(nn.Module):
+    """Logits that grow with a number that comes with the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(K, 3))
+
+    def forward(self, image: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.features(image)) * (1 + light)
+        return logits
+
+
+def test_a_fit_of_images_with_inputs_of_their_own_is_shown(tmp_path: Path) -> None:
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    items = [{"image": x, "inputs": {"light": torch.tensor([float(i)])}} for i, x in enumerate(images)]
+    classifier = Classifier(Bright(), input_size=8, inputs={"light": [0.0]}, mean=0, std=1)
+    explainer = OptiCAM("features", max_iter=3, lr=1.0)
+    found = fitted(classifier, TorchData(items, batch_size=3, size=8), tmp_path, explainer)
+    assert [[event.step for event in found.Images(f"fit_evolution/{i}")] for i in range(4)] == [[0, 1, 2, 3]] * 4
+    curves = []
+    for i, item in enumerate(items):
+        seen: list[float] = []
+        explainer.watch = lambda t, F, weights, seen=seen: seen.append(float(weights.max()))
+        with classifier.inputs.bound_to(item["inputs"]):  # type: ignore[arg-type]
+            explainer(classifier, images[i : i + 1])
+        curves.append(seen)
+    largest = [event.value for event in found.Scalars("fit/largest_weight")]
+    assert largest == pytest.approx(torch.tensor(curves).mean(0).tolist(), rel=1e-4)
+
+
+def test_a_fit_of_boxes_is_shown(tmp_path: Path) -> None:
+    image = squares(("red", 0, 0), ("blue", 2, 3))
+    scores = Detection("boxes")
+    classifier = Classifier(ColorDetector(), mean=0, std=1, input_size=32, scores=scores, class_names=["red", "blue"])
+    data = EachBox(TorchData([image], size=32), "network")
+    found = fitted(classifier, data, tmp_path, OptiCAM("features", max_iter=2))
+    maps = [tag for tag in found.Tags()["images"] if tag.startswith("fit_evolution/")]
+    assert sorted(maps) == ["fit_evolution/0#box1", "fit_evolution/0#box2"]
+
+
+def test_a_fit_that_breaks_off_leaves_the_explainer_unwatched(tmp_path: Path) -> None:
+    class Broken(Shapes):
+        def reader(self) -> Any:
+            def read(_: Any) -> Any:
+                raise ArithmeticError("out of order")
+
+            return read
+
+    explainer = OptiCAM(max_iter=2)
+    network = nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(K, 6))
+    with pytest.raises(ArithmeticError, match="out of order"):
+        fitted(Classifier(network, input_size=16, target_layer="1"), Broken(images=2), tmp_path, explainer)
+    assert explainer.watch is None
+
+
+def test_panels_show_the_chosen_channels(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(5, K, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(K, 6))
+    image = torch.zeros(1, 5, 16, 16)
+    image[:, 4] = 1
+    classifier = Classifier(network, input_size=16, channels=5, rgb_channels=(4, 0, 0))
+    result = evaluate_block(classifier, FakeCAM(), {"image": image}, 0, [])
+    assert panel(result, 0).reshape(-1, 3).tolist().count([255, 0, 0]) > 100
 
 
 def test_what_is_shown_is_bounded_whatever_the_number_of_images(tmp_path: Path) -> None:

@@ -277,6 +277,25 @@ def test_the_check_says_what_is_off_and_what_it_moves(words: list[str], capsys: 
     )
 
 
+def test_the_check_tells_what_it_can_where_a_run_breaks_off(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = points.OptcamCLI
+
+    def broken(given, name=None, **kwargs):
+        if name in only:
+            raise ValueError(f"{name} is out of order")
+        return real(given, name, **kwargs)
+
+    monkeypatch.setattr(points, "OptcamCLI", broken)
+    only = ["FakeCAM", "FakeCAM_crop", "XGradCAM"]
+    assert main(["paper", "check", *words]) == 1
+    out = capsys.readouterr().out
+    assert "Checks of timm/test_resnet on 2 images of imagenet:" in out
+    assert "right        HiResCAM - GradCAM, points: AD " in out
+    assert "  FakeCAM_crop: ValueError: FakeCAM_crop is out of order\n" in out
+
+
 def test_the_sources_accuracy_is_that_of_the_weights() -> None:
     class Named:
         def __init__(self, name: str, weights: str = "default") -> None:

@@ -34,6 +34,13 @@ def test_accuracy_is_right_within_its_interval() -> None:
     assert found.verdict == "off"
     assert "are others (-24.0 points): for 24.0 % of the images" in found.effect
     assert accuracy(a_run({}), None).verdict == "cannot tell"
+    # All of 8 are right, as 20 % of all samples of 8 are with an accuracy of 82 %: no reason for an alarm.
+    few = a_run({}, right=8)
+    few = Run(few.path, few.manifest, Rows(few.rows[:8]))
+    found = accuracy(few, 82.0)
+    assert (found.verdict, found.ours) == ("right", f"100.00 [{100 * 0.025 ** (1 / 8):.2f}, 100.00]")
+    none = accuracy(Run(few.path, few.manifest, Rows(())), 82.0)
+    assert (none.verdict, none.ours) == ("cannot tell", "nan")
 
 
 def test_fake_cams_error_says_what_the_boxes_cover() -> None:
@@ -74,6 +81,8 @@ def test_methods_that_are_one_on_a_pooling_head(gain: float, pooled: bool, verdi
     assert (found.verdict, found.effect) == (verdict, effect)
     other = a_run({"average_drop": [7.0], "average_gain": [9.0], "average_increase": [0.0]})
     assert resizing(grad, other).ours.startswith("AD +2.00 [+2.00, +2.00], AG +0.00 [+0.00, +0.00], AI -50.00")
+    nothing = Run(hires.path, hires.manifest, Rows(()))
+    assert same_maps(grad, nothing, pooled=True).verdict == "cannot tell"
     text = findings_text([found], "Checks:")
     assert text.startswith(f"Checks:\n{verdict:<11}  HiResCAM - GradCAM, points: ")
     assert (f"\n             {effect}\n" in text) is (effect != "none")
