@@ -27,7 +27,7 @@ FLOORS = (
     ("explainers", "runs"),
     ("network", "metrics", "data"),
     ("maps", "figures", "imagenet", "threads", "photos"),
-    ("checks", "private", "metric_info", "fonts"),
+    ("checks", "private", "metric_info"),
 )
 ROOMS = [room for floor in FLOORS for room in floor]
 

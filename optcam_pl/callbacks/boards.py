@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from optcam_pl.figures import Picture
-from optcam_pl.fonts import legible
+from optcam_pl.figures.fonts import legible
 
 _QUALITY = 90  # of JPEG: a panel has a tenth of the bytes that it has as PNG
 

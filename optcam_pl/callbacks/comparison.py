@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.callbacks.boards import TensorBoardBoard
 from optcam_pl.callbacks.running import most_points
 from optcam_pl.figures import literal, small_figure
-from optcam_pl.fonts import legible
+from optcam_pl.figures.fonts import legible
 from optcam_pl.reports.summary import finite
 from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.folders import new_folder

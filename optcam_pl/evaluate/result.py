@@ -33,7 +33,7 @@ from optcam_pl.evaluate.subject import (
 from optcam_pl.explainers import Explainer
 from optcam_pl.explainers.base import check_classifier
 from optcam_pl.explainers.chunk_size import ChunkSize, automatic, check_chunk_size, decided
-from optcam_pl.fonts import legible
+from optcam_pl.figures.fonts import legible
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region

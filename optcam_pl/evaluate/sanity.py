@@ -26,7 +26,7 @@ from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
-from optcam_pl.fonts import legible
+from optcam_pl.figures.fonts import legible
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned

@@ -80,7 +80,7 @@ class Agreement:
         from matplotlib.figure import Figure
 
         from optcam_pl.figures import literal
-        from optcam_pl.fonts import legible
+        from optcam_pl.figures.fonts import legible
 
         size = 1.5 + 1.05 * len(self.metrics)
         figure = Figure(figsize=(size + 1, size), layout="constrained")

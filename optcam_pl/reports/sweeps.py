@@ -63,7 +63,7 @@ def _legend(figure: Any, panel: Any) -> None:
 
 
 def _legible(figure: Any) -> Any:
-    from optcam_pl.fonts import legible  # loads matplotlib
+    from optcam_pl.figures.fonts import legible  # loads matplotlib
 
     return legible(figure)
 

@@ -14,9 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from optcam_pl import fonts
-from optcam_pl.figures import Tile, card, confusion_figure, contact_sheet, row, titled, undrawn
-from optcam_pl.fonts import drawable, in_one_font, legible
+from optcam_pl.figures import Tile, card, confusion_figure, contact_sheet, fonts, row, titled, undrawn
+from optcam_pl.figures.fonts import drawable, in_one_font, legible
 
 CAT = "猫"
 

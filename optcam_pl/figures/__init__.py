@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 from torch import Tensor
 
-from optcam_pl.fonts import drawable, in_one_font, legible
+from optcam_pl.figures.fonts import drawable, in_one_font, legible
 
 Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
 COLORS = "viridis"
