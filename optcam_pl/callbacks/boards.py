@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from optcam_pl.figures import Picture
+from optcam_pl.figures.fonts import legible
 
 _QUALITY = 90  # of JPEG: a panel has a tenth of the bytes that it has as PNG
 
@@ -50,7 +51,7 @@ class Board:
 
     def figure(self, tag: str, figure: Figure, step: int = 0) -> None:
         """Show a figure as a picture."""
-        canvas = FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(legible(figure))
         canvas.draw()  # type: ignore[no-untyped-call]
         pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
         self.picture(tag, np.ascontiguousarray(pixels[..., :3]), step)

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from optcam_pl.callbacks.boards import TensorBoardBoard
 from optcam_pl.callbacks.running import most_points
 from optcam_pl.figures import literal, small_figure
+from optcam_pl.figures.fonts import legible
 from optcam_pl.reports.summary import finite
 from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.folders import new_folder
@@ -95,4 +96,4 @@ def _figure(key: str, summaries: Mapping[str, Summary]) -> Figure:
     axes.set_yticks(range(len(names)), list(map(literal, names)))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
-    return figure
+    return legible(figure)

@@ -461,10 +461,10 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
         if self.trainer.is_global_zero and isinstance(self.model, SaliencyTask):
             self.summary = summarize(self.model.run, intervals="bca")
             keep_summary(self.model.run, self.summary, "bca")
-            if self._place:
-                tell(self._brief(self.summary))
-            else:
+            if not self._place:
                 show("\n" + table([self.summary]))
+            elif not self.setting("quiet"):
+                tell(self._brief(self.summary))
         if self.trainer.is_global_zero and isinstance(self.model, ClassificationTask):
             show(f"\n{self.model.summary()}\n")
         self._after()

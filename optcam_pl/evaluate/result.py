@@ -33,6 +33,7 @@ from optcam_pl.evaluate.subject import (
 from optcam_pl.explainers import Explainer
 from optcam_pl.explainers.base import check_classifier
 from optcam_pl.explainers.chunk_size import ChunkSize, automatic, check_chunk_size, decided
+from optcam_pl.figures.fonts import legible
 from optcam_pl.maps import Baseline, check_baseline
 from optcam_pl.metrics import ImageMetric
 from optcam_pl.metrics.functional.localization import Region
@@ -111,7 +112,7 @@ class Result:
             arrow = {True: " ↑", False: " ↓", None: ""}[described.higher_is_better]
             panel.set(title=described.label + (f" ({described.unit})" if described.unit else "") + arrow)
             panel.set(yticks=range(len(summaries)), yticklabels=list(summaries), ylim=(len(summaries) - 0.5, -0.5))
-        return figure
+        return legible(figure)
 
 
 def evaluate(

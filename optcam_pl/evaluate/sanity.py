@@ -26,6 +26,7 @@ from optcam_pl.checks import nearest
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
+from optcam_pl.figures.fonts import legible
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import original_of
 from optcam_pl.reports.tables import aligned
@@ -216,7 +217,7 @@ class SanityResult:
         axes.set(xlabel="randomized from the head down to", ylabel="similarity to the trained network's map")
         axes.tick_params(axis="x", rotation=45)
         axes.legend()
-        return figure
+        return legible(figure)
 
     def save(self, folder: Path) -> None:
         """Write ``sanity.json`` and ``sanity.png``."""
@@ -249,7 +250,7 @@ def figure_of_several(results: Mapping[str, SanityResult]) -> Figure:
         panel.tick_params(axis="x", rotation=45)
     panels[0].set_ylabel("similarity to the trained network's map")
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center")
-    return figure
+    return legible(figure)
 
 
 def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:

@@ -80,6 +80,7 @@ class Agreement:
         from matplotlib.figure import Figure
 
         from optcam_pl.figures import literal
+        from optcam_pl.figures.fonts import legible
 
         size = 1.5 + 1.05 * len(self.metrics)
         figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -96,7 +97,7 @@ class Agreement:
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
         axes.set_title(f"{len(self.methods)} methods, {self.images} images", fontsize="medium")
         figure.colorbar(image, label="Kendall's tau")
-        return figure
+        return legible(figure)
 
 
 def agreement(runs: Sequence[Run], *, resamples: int = 2000, seed: int = 0) -> Agreement:

@@ -47,7 +47,7 @@ def sweep_figure(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]]) ->
         raise ValueError(
             f"Expected runs, axes and metrics to draw, but got {len(runs)}, {len(axes)} and {len(keys)} of them."
         )
-    return _curves(runs, axes, keys) if len(axes) == 1 else _heat_maps(runs, axes, keys)
+    return _legible(_curves(runs, axes, keys) if len(axes) == 1 else _heat_maps(runs, axes, keys))
 
 
 def _panels(rows: int, columns: int) -> tuple[Any, Any]:
@@ -60,6 +60,12 @@ def _panels(rows: int, columns: int) -> tuple[Any, Any]:
 def _legend(figure: Any, panel: Any) -> None:
     """Name the curves beside the panels, where none lies below the names."""
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+
+
+def _legible(figure: Any) -> Any:
+    from optcam_pl.figures.fonts import legible  # loads matplotlib
+
+    return legible(figure)
 
 
 def _words(text: str) -> str:
@@ -139,7 +145,7 @@ def selectivity_figure(runs: Sequence[tuple[str, Path]]) -> Any:
         info = next(run.metrics[key] for run, _ in of.values() if key in run.metrics)
         panel.set(title=_words(heading(key, info)), xlabel="alpha", xscale="log")
     _legend(figure, panels[0][-1])
-    return figure
+    return _legible(figure)
 
 
 def _heat_maps(runs: Sequence[Measured], axes: Mapping[str, Sequence[str]], keys: Sequence[str]) -> Any:

@@ -31,7 +31,7 @@ from optcam_pl.checks import check_count, check_number, check_positive
 from optcam_pl.data import Batch
 from optcam_pl.data.base import run_seed
 from optcam_pl.data.labels import check_labels
-from optcam_pl.figures import confusion_figure
+from optcam_pl.figures import confusion_figure, undrawn
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import heads
@@ -404,6 +404,9 @@ class ClassificationTask(RunTask):
             if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
                 figure = confusion_figure(self.confusion.tolist(), self.classifier.class_names)
                 logger.experiment.add_figure(f"{stage}/confusion", figure, self.global_step)
+                if numbered := undrawn(self.classifier.class_names or ()):
+                    words = "\n".join(f"- class {number}: {name}" for number, name in numbered.items())
+                    logger.experiment.add_text(f"{stage}/confusion", words, self.global_step)
 
 
 def _described(thing: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,6 @@ def test_compare_says_which_method_of_how_many_and_its_settings_once(capsys: pyt
     out, err = capsys.readouterr()
     assert "[1/2] FakeCAM, shapes: 7 of 7 images" in err
     assert "[2/2] GradCAM, shapes: 7 of 7 images" in err
-    assert "[2/2] GradCAM: AD " in out
+    assert "[2/2] GradCAM: AD " in err
     assert out.count("baseline: black") == 1
     assert list(Path("all/comparison_0").glob("events*"))

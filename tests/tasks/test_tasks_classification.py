@@ -14,6 +14,7 @@ import torch
 from data_cases import Listed, make_tree
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from optcam_pl import Classifier
@@ -156,6 +157,20 @@ def test_scores_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert scores["test/loss"] == pytest.approx(-np.log(p[np.arange(11), truth]).mean(), rel=1e-5)
     assert task.summary().startswith(f"accuracy {scores['test/accuracy']:.2f} %   macro F1 ")
     assert task.summary().endswith("images 11")
+
+
+def test_classes_that_no_font_can_draw_have_numbers_in_the_figure_and_names_in_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    monkeypatch.setattr("optcam_pl.figures.drawable", lambda name: name.replace("猫", "?"))
+    task = ClassificationTask(Classifier(Colors(), input_size=8, class_names=["dog", "猫", "bird"]))
+    loop = trainer(task, tmp_path / "run", callbacks=[])
+    loop.test(task, datamodule=Listed([Entry("0.png", str(tmp_path / "0.png"), 1)], batch_size=1), verbose=False)
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert board.Tags()["images"] == ["test/confusion"]
+    (text,) = board.Tensors("test/confusion/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "- class 1: 猫"
 
 
 def interrupted(task: ClassificationTask, step: int) -> ClassificationTask:

@@ -26,9 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 from torch import Tensor
 
+from optcam_pl.figures.fonts import drawable, in_one_font, legible
+
 Picture: TypeAlias = NDArray[np.uint8]  # (H,W,3)
 COLORS = "viridis"
 _FONT = 13
+_NAMED = 20  # classes whose names stand beside a confusion matrix
 _WIDEST = 34  # characters of a line above or below a picture
 _LINE = _FONT + 4
 _CARD_FONT = 28
@@ -136,11 +139,11 @@ def row(pictures: Sequence[Picture], titles: Sequence[str] = (), gap: int = 4) -
     head = _LINE * max((title.count("\n") + 1 for title in titles), default=0)
     width = sum(p.shape[1] for p in pictures) + gap * (len(pictures) - 1)
     sheet = Image.new("RGB", (width, height + head), "white")
-    draw, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT), 0
+    draw, left = ImageDraw.Draw(sheet), 0
     for i, tile in enumerate(pictures):
         sheet.paste(Image.fromarray(tile), (left, head))
         for line, text in enumerate(titles[i].split("\n") if titles else ()):
-            draw.text((left + 2, 1 + line * _LINE), _fitting(text, tile.shape[1] - 2, font), "black", font)
+            _write(draw, (left + 2, 1 + line * _LINE), text, tile.shape[1] - 2, _FONT)
         left += tile.shape[1] + gap
     return np.asarray(sheet)
 
@@ -165,26 +168,25 @@ def card(pictures: Sequence[Picture], captions: Sequence[str], head: Sequence[st
         head: lines above all.
         side: the width of a picture in pixels. TensorBoard shows three of them at about half of this size.
     """
-    font, line, gap = ImageFont.load_default(_CARD_FONT), _CARD_LINE, 6
+    line, gap = _CARD_LINE, 6
     tiles = [Image.fromarray(p).resize((side, max(1, round(side * p.shape[0] / p.shape[1])))) for p in pictures]
     top = line * (len(head) + 1)
     size = (side * len(tiles) + gap * (len(tiles) - 1), top + max(tile.height for tile in tiles))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for number, text in enumerate(head):
-        draw.text((2, number * line), _fitting(text, sheet.width - 2, font), "black", font)
+        _write(draw, (2, number * line), text, sheet.width - 2, _CARD_FONT)
     for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
-        draw.text((i * (side + gap) + 2, top - line), _fitting(caption, side - 2, font), "black", font)
+        _write(draw, (i * (side + gap) + 2, top - line), caption, side - 2, _CARD_FONT)
         sheet.paste(tile, (i * (side + gap), top))
     return np.asarray(sheet)
 
 
 def titled(picture: Picture, title: str) -> Picture:
     """A card with one more line above it."""
-    font, line = ImageFont.load_default(_CARD_FONT), _CARD_LINE
-    sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + line), "white")
-    sheet.paste(Image.fromarray(picture), (0, line))
-    ImageDraw.Draw(sheet).text((2, 0), _fitting(title, sheet.width - 2, font), "black", font)
+    sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + _CARD_LINE), "white")
+    sheet.paste(Image.fromarray(picture), (0, _CARD_LINE))
+    _write(ImageDraw.Draw(sheet), (2, 0), title, sheet.width - 2, _CARD_FONT)
     return np.asarray(sheet)
 
 
@@ -193,9 +195,19 @@ def small_figure(width: float = 3.6, height: float = 2.7) -> Figure:
     return Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int) -> None:
+    """Write a line of text, shortened if it is wider than `width` pixels, with its upper left corner at `place`."""
+    plain = ImageFont.load_default(size)
+    text, file = in_one_font("".join(c if c.isprintable() else "?" for c in text))
+    if file is None or not isinstance(plain, ImageFont.FreeTypeFont):
+        draw.text(place, _fitting(text, width, plain), "black", plain)
+        return
+    font, (x, y) = ImageFont.truetype(file, size), place  # on the same line as the other: some have much room above
+    draw.text((x, y + plain.getmetrics()[0]), _fitting(text, width, font), "black", font, anchor="ls")
+
+
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, shortened with an ellipsis if it is wider than `width` pixels."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -258,6 +270,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], colors: str | None = None, sid
         scale = ScalarMappable(Normalize(0, 1), _colormap(colors))
         bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], aspect=30, fraction=0.03, pad=0.01)
         bar.ax.set_yticklabels(["not\nimportant", "important"], fontsize=8)
+    legible(figure)
     return figure
 
 
@@ -290,23 +303,30 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str] | Non
 
     Args:
         matrix: (C,C) counts, which are written into the cells for up to 20 classes.
-        names: names of the classes.
+        names: names of the classes; one that no font of this machine can draw has its number instead (see `undrawn`).
     """
     counts = np.asarray(matrix, dtype=float)
-    few = len(counts) <= 20
+    few = len(counts) <= _NAMED
     figure = Figure(figsize=(3 + 0.5 * len(counts),) * 2 if few else (8, 8), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
     if few:
-        labels = [literal(name) for name in names or map(str, range(len(counts)))]
+        given = list(names or map(str, range(len(counts))))
+        numbered = undrawn(given)
+        labels = [f"class {i}" if i in numbered else literal(name) for i, name in enumerate(given)]
         axes.set_xticks(range(len(counts)), labels, rotation=45, ha="right")
         axes.set_yticks(range(len(counts)), labels)
         for (row, column), count in np.ndenumerate(counts):
             dark = count > 0.5 * counts[row].sum()
             axes.text(column, row, f"{count:.0f}", ha="center", va="center", color="white" if dark else "black")
-    return figure
+    return legible(figure)
+
+
+def undrawn(names: Sequence[str]) -> dict[int, str]:
+    """The names of a `confusion_figure` that no font of this machine can draw, by number; none of many classes."""
+    return {i: name for i, name in enumerate(names) if drawable(name) != name} if len(names) <= _NAMED else {}
 
 
 def objective_curves(mean: Sequence[float], curves: Sequence[Sequence[float]] = ()) -> Figure:
