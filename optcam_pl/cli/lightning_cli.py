@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 # These imports let a config name the classes without their module.
 from optcam_pl import data as _data  # noqa: F401
@@ -89,6 +90,8 @@ class _SaveConfig(SaveConfigCallback):
         """Do nothing yet."""
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.training:  # the validation after each epoch
+            return
         folder = pl_module.run_dir if isinstance(pl_module, RunTask) else choose_run_dir(trainer, None)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
