@@ -217,18 +217,20 @@ def _required(fault: Fault) -> str | None:
 
 
 def _module(fault: Fault) -> str | None:
-    """A class with its module, which Python does not find."""
-    text = fault.texts[-1]
-    if missing := re.match(r"No module named '(.+)'", text):
+    """A class, or a function, with its module, which Python does not find."""
+    functions = "Callable" in fault.types
+    kind = "a class or a function" if functions else "a class"
+    texts = fault.texts if functions else fault.texts[-1:]  # what else the key takes may stand in the last one
+    if missing := _last(r"(?:Type .+ expects .+: )?No module named '(.+)'", texts):
         return (
-            f"Expected `{fault.where}` to be a class that Python finds, but got {fault.classes[-1]!r}, and there is no "
+            f"Expected `{fault.where}` to be {kind} that Python finds, but got {fault.classes[-1]!r}, and there is no "
             f"module {missing[1]!r}. Run the command in the module's folder, or name that folder in PYTHONPATH."
         )
-    if lacking := re.match(r"module '(.+)' has no attribute '(.+)'", text):
+    if lacking := _last(r"(?:Type .+ expects .+: )?module '(.+)' has no attribute '(.+)'", texts):
         members = vars(importlib.import_module(lacking[1]))
-        known = [name for name, value in members.items() if isinstance(value, type)]
+        known = [name for name, value in members.items() if isinstance(value, type) or (functions and callable(value))]
         return (
-            f"Expected `{fault.where}` to be a class, but the module {lacking[1]!r} has no {lacking[2]!r}. The nearest "
+            f"Expected `{fault.where}` to be {kind}, but the module {lacking[1]!r} has no {lacking[2]!r}. The nearest "
             f"are: {nearest(lacking[2], known)}."
         )
     return None
@@ -292,7 +294,7 @@ def _advice(fault: Fault, choices: Sequence[str]) -> str:
         if key in names:
             return f" A class is given by its number here: {key!r} is number {names.index(key)} of ImageNet's classes."
         return " A class is given by its number here."
-    if "list" in fault.types and given and not given.startswith("["):
+    if any(kind in fault.types for kind in _LISTS) and given and not given.startswith("["):
         return f" A list is written in brackets: [{given}]."
     return f" The nearest are: {nearest(given, choices)}." if choices else ""
 

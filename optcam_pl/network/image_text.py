@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from optcam_pl.network.classifier import Classifier
 
     Tokenizer: TypeAlias = str | Callable[[list[str]], Tensor | Mapping[str, Tensor]] | None
-    Vectors: TypeAlias = Tensor | Sequence[str]
 else:
     # What a configuration may give. (See `Network` in weights.py for why this is asked from another file.)
     Tokenizer = str | Callable | None
-    Vectors = list[str] | str
+
+Vectors: TypeAlias = Tensor | Sequence[str] | Literal["own"]
 
 
 class ImageText(NamedTuple):

@@ -144,3 +144,15 @@ def test_compare_takes_several_methods_with_one_set_of_references(capsys: pytest
 
 def test_every_block_has_a_case() -> None:
     assert {path.stem for path in (CONFIGS / "scores").glob("*.yaml")} >= set(CASES)
+
+
+def test_what_the_comment_on_similarity_says_may_stand_in_the_place_of_the_list(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = "--model.classifier.scores.references"
+    assert main(["test", *words("similarity", f"{own}=own"), "--data.root=data", "--run_dir=run"]) == 0
+    assert "references=own" in capsys.readouterr().out
+    for given, told in (("self", "to be 'own' or a list, but got 'self'"), ("a.jpg", "in brackets: [a.jpg]")):
+        with pytest.raises(SystemExit):
+            main(["test", *words("similarity", f"{own}={given}"), "--data.root=data"])
+        assert told in capsys.readouterr().err
