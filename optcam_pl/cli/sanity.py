@@ -13,8 +13,11 @@ from optcam_pl.cli.output import tell
 from optcam_pl.cli.parsers import asked
 from optcam_pl.cli.words import CONFIGS
 from optcam_pl.evaluate.sanity import SanityResult, check, figure_of_several, summary
+from optcam_pl.evaluate.subject import Subject
+from optcam_pl.network.speed import original_of
 from optcam_pl.runs.files import RunFolderError, probe_folder, write_file
 from optcam_pl.runs.folders import missing_folders, remove_empty
+from optcam_pl.runs.manifest import flatten
 from optcam_pl.tasks import SaliencyTask
 
 _RESULT = "sanity.json"
@@ -57,7 +60,11 @@ def _checked(words: Sequence[str], stages: Sequence[str] | None = None, seed: in
     device = cli.trainer.strategy.root_device
     network, explainer = task.classifier.to(device).requires_grad_(False), task.explainer.to(device)
     found = check(network, explainer, data, task.target, names=names, seed=seed)
-    result = summary(f"{method} on {task.classifier.name}, {data.name}", found)
+    whole = original_of(network)  # what `check` explains, in its precision
+    subject = Subject(whole, explainer, data, (), task.target, "map", precision="32-true", device=device.type)
+    settings = dict(flatten(subject.settings() | {"random_seed": seed}))
+    options = {key: value for key, value in flatten(explainer.settings()) if key not in settings}
+    result = summary(f"{method} on {task.classifier.name}, {data.name}", found, method, settings, options)
     return result, Path("logs", data.name, method)
 
 

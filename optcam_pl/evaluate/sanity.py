@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.figures.fonts import legible
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import original_of
-from optcam_pl.reports.tables import aligned
+from optcam_pl.reports.tables import aligned, words_of, wrapped
 from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
 
+_SMALLEST = 6  # pixels of a side: SSIM mirrors 5 of them beyond the border
 SIMILARITIES = ("rank_correlation", "rank_correlation_absolute", "ssim", "hog")
 """How similar two maps are; 1 means equal."""
 
@@ -69,6 +70,9 @@ def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Te
 def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
     """Pearson correlation of the maps' histograms of oriented gradients (scikit-image, 16 x 16 pixels per cell).
 
+    A map that is less than 16 pixels high or wide has cells of half as many pixels there: a single cell would say
+    little, as the histogram's large values are cut off.
+
     Returns:
         (B,) float64; NaN where a map has no gradient.
 
@@ -79,18 +83,21 @@ def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
         from skimage.feature import hog
     except ImportError as error:
         raise ImportError("HOG similarity needs scikit-image: pip install 'optcam_pl[demo]'.") from error
-    found = []
+    found, cell = [], [16 if side >= 16 else max(1, side // 2) for side in ours.shape[2:]]
     for pair in zip(ours, theirs, strict=True):
-        a, b = (
-            hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=(16, 16), cells_per_block=(1, 1)) for m in pair
-        )
+        a, b = (hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=cell, cells_per_block=(1, 1)) for m in pair)
         flat = not (a.std() and b.std())
         found.append(float("nan") if flat else float(np.corrcoef(a, b)[0, 1]))
     return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def similarities(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
-    """Compute all `SIMILARITIES` between two sets of maps (B,1,H,W) in [0, 1]; each is (B,) float64 on the CPU."""
+    """Compute all `SIMILARITIES` between two sets of maps (B,1,H,W) in [0, 1]; each is (B,) float64 on the CPU.
+
+    Raises:
+        ValueError: the maps are less than 6 pixels high or wide.
+    """
+    _check_size(ours)
     pair = (ours.detach().float().cpu(), theirs.detach().float().cpu())
     ssim = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)
@@ -100,6 +107,16 @@ def similarities(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
         "ssim": ssim.double(),
         "hog": hog_similarity(*pair),
     }
+
+
+def _check_size(image: Tensor) -> None:
+    """Raise a ValueError for images (B,C,H,W) whose maps are too small for SSIM."""
+    height, width = image.shape[2:]
+    if min(height, width) < _SMALLEST:
+        raise ValueError(
+            f"Expected images of at least {_SMALLEST} x {_SMALLEST} pixels for the sanity check, as the windows of SSIM"
+            f" reach {_SMALLEST - 1} pixels to each side, but got {height} x {width}. Give the data a larger `size`."
+        )
 
 
 def stages(network: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, nn.Module]]:
@@ -188,6 +205,9 @@ class SanityResult:
         similarity: name -> one mean for each stage; None where no image has this similarity.
         undefined: name -> number of images without this similarity (a constant map), by stage.
         images: the number of images that were explained.
+        explainer: the method.
+        settings: what the maps depend on beside the method, by name.
+        options: the method's own settings, by name.
     """
 
     run: str
@@ -195,9 +215,12 @@ class SanityResult:
     similarity: dict[str, tuple[float | None, ...]]
     undefined: dict[str, tuple[int, ...]]
     images: int
+    explainer: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """A table with one row per stage."""
+        """A table with one row per stage, and below it the settings."""
         heads = [name.replace("rank_correlation_absolute", "|rank corr.|").replace("rank_correlation", "rank corr.")
                  for name in self.similarity]  # fmt: skip
         body = [
@@ -205,6 +228,9 @@ class SanityResult:
             for n, stage in enumerate(self.stages)
         ]
         lines = [f"{self.run}: {self.images} images", *aligned(["up to stage", *heads], body, 1)]
+        method = ", ".join(f"{key}={words_of(value)}" for key, value in self.options.items())
+        words = [f"{key}: {words_of(value)}" for key, value in self.settings.items()]
+        lines += wrapped([*words, *([f"{self.explainer}({method})"] if method else [])])
         left_out = sum(map(sum, self.undefined.values()))
         return "\n".join([*lines, *([f"left out of a mean, as a map was constant: {left_out}"] if left_out else [])])
 
@@ -253,12 +279,21 @@ def figure_of_several(results: Mapping[str, SanityResult]) -> Figure:
     return legible(figure)
 
 
-def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult:
+def summary(
+    run: str,
+    found: dict[str, list[dict[str, Tensor]]],
+    explainer: str = "",
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> SanityResult:
     """Combine the similarities of all blocks.
 
     Args:
         run: what was checked.
         found: stage -> for each block, similarity -> (n,).
+        explainer: the method.
+        settings: what the maps depend on beside the method, as JSON values by name.
+        options: the method's own settings, as JSON values by name.
     """
     similarity: dict[str, list[Any]] = {name: [] for name in SIMILARITIES}
     undefined: dict[str, list[int]] = {name: [] for name in SIMILARITIES}
@@ -276,6 +311,9 @@ def summary(run: str, found: dict[str, list[dict[str, Tensor]]]) -> SanityResult
         {name: tuple(values) for name, values in similarity.items()},
         {name: tuple(counts) for name, counts in undefined.items()},
         images,
+        explainer,
+        dict(settings or {}),
+        dict(options or {}),
     )
 
 
@@ -298,6 +336,9 @@ def check(
             `explained_classes`. The same class is explained after the network's weights have been randomized.
         names: the names of the stages; see `stages`.
         seed: the seed of the random weights.
+
+    Raises:
+        ValueError: a stage is unknown or without weights, the images are too small, or none can be read.
     """
     classifier = original_of(classifier)  # weights that are folded into others cannot be drawn anew
     data.match_network(classifier.input_size, classifier.interpolation, classifier.crop_fraction, classifier.channels)
@@ -306,10 +347,13 @@ def check(
     for block in data.test_dataloader():
         batch = readable(block)
         if batch["id"]:
+            _check_size(batch["image"])
             image = batch["image"] = batch["image"].to(classifier.mean.device)
             with torch.no_grad(), classifier.references(batch) as own:
                 classes = explained_classes(target, batch, classifier(image), own=own is not None).to(image.device)
                 blocks.append((batch, classes, explainer(classifier, image, classes).saliency))
+    if not blocks:
+        raise ValueError(f"Expected images to check, but none of the {len(data.table)} of {data.name} can be read.")
     found: dict[str, list[dict[str, Tensor]]] = {}
     for name, forgetting in cascade(classifier, names, seed):
         found[name] = [similarities(maps, _map(forgetting, explainer, batch, c)) for batch, c, maps in blocks]

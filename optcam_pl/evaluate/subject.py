@@ -196,6 +196,10 @@ class Subject:
             **({"class_names": list(names)} if (names := self.classifier.class_names) else {}),
         }
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that are printed with its numbers, as JSON values by name."""
+        return self._settings(self.classifier.describe())
+
     def _settings(self, network: dict[str, Any]) -> dict[str, Any]:
         preprocessing = self.data.preprocessing
         settings = {

@@ -86,6 +86,8 @@ class AverageIncrease(_Probability):
 class AverageDropDeletion(_Probability):
     """Average Drop in Deletion (ADD) in percent, higher is better; see `functional.average_drop_deletion`.
 
+    p = 0 counts as 0, and so does a p that is too small to divide by it.
+
     Args:
         signed: whether a rise counts as a negative drop, as in the source, or as 0.
         kwargs: of `torchmetrics.Metric`.

@@ -388,6 +388,12 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+def wrapped(settings: Sequence[str]) -> list[str]:
+    """Settings as lines of plain text, each in one line as far as it fits."""
+    whole = [printable(setting).replace(" ", "\0") for setting in settings]  # no line break within a setting
+    return [part.replace("\0", " ") for part in _wrap("; ".join(whole))]
+
+
 def aligned(header: Sequence[str], body: Sequence[Sequence[str]], left: int) -> list[str]:
     r"""Lines of a table in plain text, with columns as wide as their widest cell and a rule under the header.
 
@@ -418,8 +424,7 @@ def aligned(header: Sequence[str], body: Sequence[Sequence[str]], left: int) -> 
 def _text(grid: Grid) -> str:
     lines = [printable(grid.title)] if grid.title else []
     lines += aligned(grid.header, grid.body, grid.left)
-    whole = [printable(setting).replace(" ", "\0") for setting in grid.common]  # no line break within a setting
-    lines += [part.replace("\0", " ") for part in _wrap("; ".join(whole))]
+    lines += wrapped(grid.common)
     lines += [part for note in grid.notes for part in _wrap(printable(note))]
     return "\n".join(lines) + "\n"
 

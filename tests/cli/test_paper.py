@@ -290,10 +290,10 @@ def test_the_check_tells_what_it_can_where_a_run_breaks_off(
     monkeypatch.setattr(points, "OptcamCLI", broken)
     only = ["FakeCAM", "FakeCAM_crop", "XGradCAM"]
     assert main(["paper", "check", *words]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "Checks of timm/test_resnet on 2 images of imagenet:" in out
     assert "right        HiResCAM - GradCAM, points: AD " in out
-    assert "  FakeCAM_crop: ValueError: FakeCAM_crop is out of order\n" in out
+    assert "  FakeCAM_crop: ValueError: FakeCAM_crop is out of order\n" in err
 
 
 def test_the_sources_accuracy_is_that_of_the_weights() -> None:

@@ -14,7 +14,17 @@ from torch import nn
 
 from optcam_pl import Classifier, GradCAM
 from optcam_pl.cli import main
-from optcam_pl.evaluate.sanity import SIMILARITIES, cascade, rank_correlation, similarities, stages
+from optcam_pl.data import ImagePaths
+from optcam_pl.evaluate.sanity import (
+    SIMILARITIES,
+    SanityResult,
+    cascade,
+    check,
+    hog_similarity,
+    rank_correlation,
+    similarities,
+    stages,
+)
 from optcam_pl.runs.files import RunFolderError
 
 TINY = str(Path(__file__).resolve().parents[1] / "conf" / "tiny.yaml")
@@ -46,6 +56,33 @@ def test_a_map_is_wholly_like_itself_and_unlike_another() -> None:
     for name, value in similarities(maps, torch.rand(2, 1, 64, 64)).items():
         assert value.max() < 0.6, name
     assert tuple(similarities(maps, maps)) == SIMILARITIES
+
+
+@pytest.mark.parametrize("size", [(6, 6), (8, 15), (15, 40)])
+def test_small_maps_have_smaller_cells(size: tuple[int, int]) -> None:
+    hog = pytest.importorskip("skimage.feature").hog
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = (torch.rand(2, 1, *size, generator=generator) for _ in range(2))
+    torch.testing.assert_close(hog_similarity(ours, ours), torch.ones(2, dtype=torch.float64))
+    cell = [16 if side >= 16 else side // 2 for side in size]
+    of = [[hog(m[0].double().numpy(), pixels_per_cell=cell, cells_per_block=(1, 1)) for m in maps]
+          for maps in (ours, theirs)]  # fmt: skip
+    want = [np.corrcoef(a, b)[0, 1] for a, b in zip(*of, strict=True)]
+    np.testing.assert_allclose(similarities(ours, theirs)["hog"], want, rtol=1e-12)
+    assert np.isfinite(want).all()
+
+
+def test_images_that_are_too_small_or_cannot_be_read_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 6 x 6 pixels for the sanity check, .* but got 5 x 9"):
+        similarities(torch.rand(1, 1, 5, 9), torch.rand(1, 1, 5, 9))
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_text("this is no image")
+    classifier = Classifier(network(), input_size=5)
+    with pytest.raises(ValueError, match="but got 5 x 5. Give the data a larger `size`"):
+        check(classifier, GradCAM(), ImagePaths(str(tmp_path / "small.png")), "predicted")
+    broken = ImagePaths(str(tmp_path / "broken.png"), on_error="record", num_workers=0)
+    with pytest.raises(ValueError, match="Expected images to check, but none of the 1 of images can be read"):
+        check(classifier, GradCAM(), broken, "predicted")
 
 
 def test_stages_go_from_the_head_down() -> None:
@@ -107,7 +144,18 @@ def test_the_command_writes_and_prints_what_it_found(
     assert json.loads((folder / "sanity.json").read_text())["similarity"]["ssim"][1] < 1
     with Image.open(folder / "sanity.png") as figure:
         assert figure.size[0] > 300
-    assert "up to stage" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "up to stage" in out
+    told = " ".join(out[out.rindex("up to stage") :].split())
+    assert "; target: predicted; precision: 32-true; random_seed: 0; OptiCAM(objective=mask, " in told
+    assert "max_iter=3, " in told
+    assert "input: 64x64 stretch, bilinear; baseline: black" in told
+    stored = SanityResult.load(folder)
+    assert (stored.options["max_iter"], stored.settings["baseline"]) == (3, "black")
+    assert stored.text() in out
+    del fake["settings"], fake["options"]  # as an early version wrote it
+    Path("fake/sanity.json").write_text(json.dumps(fake))
+    assert SanityResult.load(Path("fake")).text().splitlines()[-1].startswith("layer4")
     with pytest.raises(ValueError, match="Unknown stage 'layer5'"):
         main([*words[:-1], "layer5", "--model.explainer=FakeCAM", "--run_dir=new"])
     assert not Path("new").exists()

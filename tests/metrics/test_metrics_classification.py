@@ -79,6 +79,21 @@ def test_drop_in_deletion_is_the_stored_signed_share_of_p(golden):
             torch.testing.assert_close(got, 100 * torch.tensor(row["add"], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_p_too_small_to_divide_by_counts_as_zero(dtype):
+    tiny = torch.finfo(dtype).tiny
+    p = torch.tensor([0.0, tiny / 4, tiny, 10 * tiny, 1e-30, 0.5], dtype=dtype)
+    one, half = torch.ones_like(p), p / 2
+    got = average_drop_deletion(p, one, reduction="none")
+    assert got[:4].tolist() == [0, 0, 0, 0]  # 100 / p is larger than any number
+    torch.testing.assert_close(got[4:], (100 * (p - one) / p)[4:])
+    assert average_drop_deletion(p, half, reduction="none").tolist() == [0, 0, 50, 50, 50, 50]
+    metric = AverageDropDeletion()
+    metric.update(original=p[1:2], deleted=one[:1])
+    metric.update(original=p[-1:], deleted=half[-1:])
+    assert metric.compute().item() == 25
+
+
 @pytest.mark.parametrize("column", range(3), ids=lambda column: FUNCTIONS[column].__name__)
 def test_function_equals_the_stored_scores(column, golden):
     with np.load(golden("adcc.npz")) as arrays:

@@ -72,7 +72,8 @@ def average_drop_deletion(
     r"""Average Drop in Deletion, :math:`ADD = \frac{100}{N} \sum_i \frac{p_i - d_i}{p_i}`; higher is better.
 
     The share of its confidence that the network loses without the salient part (Jung and Oh, "Towards better
-    explanations of class activation mapping", ICCV 2021). An image with p = 0 counts as 0.
+    explanations of class activation mapping", ICCV 2021). An image with p = 0 counts as 0. So does one whose p is
+    subnormal, which many devices take for 0, and one whose p is so small that its share is larger than any number.
 
     Args:
         original: p.
@@ -87,7 +88,9 @@ def average_drop_deletion(
     """
     p, d = _probabilities(original=original, deleted=deleted)
     drop = p - d if signed else (p - d).clamp(min=0)
-    return _reduce(100 * drop.where(p > 0, 0) / p.where(p > 0, 1), reduction)
+    known = p >= torch.finfo(p.dtype).tiny
+    share = 100 * drop.where(known, 0) / p.where(known, 1)
+    return _reduce(share.where(share.isfinite(), 0), reduction)
 
 
 def _probabilities(**named: Tensor) -> list[Tensor]:
