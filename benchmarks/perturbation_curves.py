@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,8 @@ from common import (
     classifier_of,
     finish,
     folded,
+    graphed,
+    on_gpu,
     passes,
     photographs,
     race,
@@ -37,6 +40,8 @@ from optcam_pl import Classifier, GradCAM
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
+
+GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 
 
 def quantus_flips(options: Any, image: Tensor, target: Tensor, maps: Tensor, network: Classifier) -> None:
@@ -91,13 +96,21 @@ def main() -> None:
         Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work),
     ]
     title = f"{classifier.name}, {n} photographs, {steps} steps, {len(many)} images a pass"
-    with apart(alone, options) as ask:
-        contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
+    with apart(alone, options) if not on_gpu(options) else nullcontext() as ask:
+        if ask is not None:
+            contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
+        else:
+            limit, name = graphed(classifier, many, count, backward=False), "insertion and deletion, auto, bfloat16"
+            contestants.insert(2, Contestant(GRAPHED, limit, "limit", work))
+            contestants.append(Contestant(name, lambda: curves(half, *both), "ours", 2 * work))
         table = race(title, "an image and step", contestants, options.rounds)
-    table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
-    table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
-    peer = "quantus PixelFlipping, C library's own habits"
-    table.shows.append(Claim(peer, "deletion, auto, bfloat16", 5.0, at_most=False))
+    if on_gpu(options):
+        table.shows.append(Claim("insertion and deletion, auto, bfloat16", GRAPHED, 1.08))
+    else:
+        table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
+        table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
+        peer = "quantus PixelFlipping, C library's own habits"
+        table.shows.append(Claim(peer, "deletion, auto, bfloat16", 5.0, at_most=False))
     finish("perturbation_curves", [table], options)
 
 
