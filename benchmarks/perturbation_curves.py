@@ -72,6 +72,8 @@ def main() -> None:
     batch = Batch(image=image, id=[str(i) for i in range(n)], index=torch.arange(n), error=[""] * n)
     with torch.no_grad():
         logits, explanation = classifier(image), GradCAM()(classifier, image)
+    gpu = on_gpu(options)
+    seldom = 2 if gpu else 0
     fast, half = at_speed(classifier, "folded"), at_speed(classifier, "auto", weights_dtype="bfloat16")
 
     def curves(network: Classifier, *metrics: Any) -> None:
@@ -92,11 +94,11 @@ def main() -> None:
         Contestant("insertion and deletion", lambda: curves(fast, *both), "ours", 2 * work),
         Contestant("deletion", lambda: curves(fast, Deletion(steps)), "ours", work),
         Contestant("deletion, auto, bfloat16", lambda: curves(half, Deletion(steps)), "ours", work),
-        Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work),
-        Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work),
+        Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work, rounds=seldom),
+        Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work, rounds=seldom),
     ]
     title = f"{classifier.name}, {n} photographs, {steps} steps, {len(many)} images a pass"
-    with apart(alone, options) if not on_gpu(options) else nullcontext() as ask:
+    with apart(alone, options) if not gpu else nullcontext() as ask:
         if ask is not None:
             contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
         else:
@@ -104,7 +106,7 @@ def main() -> None:
             contestants.insert(2, Contestant(GRAPHED, limit, "limit", work))
             contestants.append(Contestant(name, lambda: curves(half, *both), "ours", 2 * work))
         table = race(title, "an image and step", contestants, options.rounds)
-    if on_gpu(options):
+    if gpu:
         table.shows.append(Claim("insertion and deletion, auto, bfloat16", GRAPHED, 1.08))
     else:
         table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
