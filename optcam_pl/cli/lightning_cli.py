@@ -34,9 +34,10 @@ from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.places import command, folder_of, has_events, lines
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.stored import keep_summary
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
-from optcam_pl.reports.tables import Summary, printable, table
+from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
 from optcam_pl.runs.folders import (
     check_no_others,
