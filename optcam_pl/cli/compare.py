@@ -22,8 +22,9 @@ from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.cli.words import config_file, config_names, read_yaml
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.report import find_runs
-from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
+from optcam_pl.reports.tables import Estimate, Format, Summary, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
 
