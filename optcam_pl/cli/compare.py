@@ -179,7 +179,8 @@ def _run_all(
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever
-            _tell_broken(method, error)
+            if outcome.planned > 1:  # of the only one, it is the error of the command
+                _tell_broken(method, error)
             outcome.failed[dataset, method] = error
             if _all_fail_alike(dataset, error, outcome):
                 return  # it is the data, or the settings
