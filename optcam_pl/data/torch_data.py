@@ -49,7 +49,8 @@ class TorchReader:
         try:
             return self.item(entry, parts)
         except (TypeError, ValueError) as fault:
-            raise type(fault)(f"Item {entry.path} of {type(self.dataset).__name__} is wrong: {fault}") from fault
+            name = "`images`" if isinstance(self.dataset, _Samples) else type(self.dataset).__name__
+            raise type(fault)(f"Item {entry.path} of {name} is wrong: {fault}") from fault
 
     def item(self, entry: Entry, parts: Mapping[str, Any]) -> Item:
         """The checked item of its parts (`parts_of`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -258,16 +259,30 @@ def by_name(explainers: Explainer | Sequence[Explainer] | Mapping[str, Explainer
         raise ValueError("Expected `explainers` to have an explainer at least, but got none.")
     for given in cast("Mapping[str, object]", named).values():
         if not isinstance(given, Explainer):
-            name = given.__name__ if isinstance(given, type) else given if isinstance(given, str) else None
-            hint = f" Make one of the class: {name}()." if name else ""
-            raise TypeError(f"Expected `explainers` to be objects of Explainer, but got {given!r}.{hint}")
+            raise TypeError(f"Expected `explainers` to be objects of Explainer, but got {given!r}.{_to_make(given)}")
     return named
+
+
+def _to_make(given: object) -> str:
+    """What to do about a class, or the name of one, in the place of an object, with a space before it."""
+    name = given.__name__ if isinstance(given, type) else given if isinstance(given, str) else None
+    return f" Make one of the class: {name}()." if name else ""
 
 
 def _data_of(images: Any, labels: Tensor | Sequence[int] | None, batch_size: int | None) -> ImageDataModule:
     if labels is not None and not isinstance(images, Tensor):
         kind = type(images).__name__
         raise ValueError(f"Expected `labels` only where `images` is a tensor, but it is a {kind}, which has its own.")
+    if labels is not None and images.ndim == 4 and len(labels) != len(images):
+        raise ValueError(
+            f"Expected `labels` to have one entry for each of {len(images)} images, but got {len(labels)}."
+        )
+    if isinstance(images, (str, os.PathLike)):
+        raise TypeError(
+            f"Expected `images` to be images or a data module, but got the path {str(images)!r}. The classes "
+            "ImagePaths and ImageFolder (of class folders) of optcam_pl.data read files: "
+            f"ImagePaths({str(images)!r})."
+        )
     if isinstance(images, ImageDataModule):
         if batch_size not in (None, images.batch_size):
             raise ValueError(
@@ -351,7 +366,8 @@ def _metrics_of(metrics: Any, classifier: Classifier, data: ImageDataModule, reg
     measured = default_metrics(classifier) if metrics is None else list(metrics)
     for metric in measured:
         if not isinstance(metric, ImageMetric):
-            raise TypeError(f"Expected `metrics` to be objects of ImageMetric, but got {metric!r}.")
+            given = _to_make(metric)
+            raise TypeError(f"Expected `metrics` to be objects of ImageMetric, but got {metric!r}.{given}")
     check_metric_keys([metric.key for metric in measured])
     check_needs(measured)
     check_annotations(data, measured, region)

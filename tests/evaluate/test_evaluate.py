@@ -234,7 +234,11 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"images": torch.rand(2, 3, 16, 16) * 4 - 2}, ValueError, r"Item 0 .* in \[0, 1\].*normalized already"),
+        (
+            {"images": torch.rand(2, 3, 16, 16) * 4 - 2},
+            ValueError,
+            r"Item 0 of `images` .* in \[0, 1\].*normalized already",
+        ),
         ({"images": torch.rand(3, 16, 16)}, ValueError, r"shape \(B,3,H,W\), but got \(3, 16, 16\)"),
         ({"images": 3}, TypeError, "Expected `images` as a tensor .* but got int"),
         (
@@ -249,13 +253,16 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch: pytest.Mon
         ),
         ({"classifier": torch.nn.Flatten()}, TypeError, "optcam_pl.Classifier, but got Flatten: wrap the network"),
         ({"images": []}, ValueError, "Expected `images` to have an image at least"),
-        ({"labels": [1]}, ValueError, "Expected `target` to have one entry for each of 2 images, but got 1"),
+        ({"labels": [1]}, ValueError, "Expected `labels` to have one entry for each of 2 images, but got 1"),
         ({"images": Shapes(2, side=16), "labels": [1, 1]}, ValueError, "Expected `labels` only where"),
         ({"images": Shapes(2, side=16), "batch_size": 4}, ValueError, "as the data module has its own, 8, but got 4"),
         ({"explainers": []}, ValueError, "Expected `explainers` to have an explainer at least"),
         ({"explainers": GradCAM}, TypeError, r"is not iterable|Expected `explainers` to be objects"),
         ({"explainers": [GradCAM]}, TypeError, r"Make one of the class: GradCAM\(\)"),
-        ({"metrics": [AverageDrop]}, TypeError, "Expected `metrics` to be objects of ImageMetric"),
+        ({"metrics": [AverageDrop]}, TypeError, r"objects of ImageMetric, .* Make one of the class: AverageDrop\(\)"),
+        ({"metrics": ["AverageGain"]}, TypeError, r"objects of ImageMetric, .* Make one of the class: AverageGain\(\)"),
+        ({"images": "photos"}, TypeError, r"but got the path 'photos'. .* read files: ImagePaths\('photos'\)"),
+        ({"images": Path("photos")}, TypeError, r"but got the path 'photos'"),
         ({"metrics": "some"}, ValueError, "Expected `metrics`"),
         ({"target": "first"}, ValueError, "Expected `target` to be one of label, predicted"),
         ({"target": [1, 2, 3]}, ValueError, r"or one for each of the 2 images, but got shape \(3,\)"),
