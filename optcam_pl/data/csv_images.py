@@ -111,8 +111,12 @@ class CSVImages(ImageDataModule):
         return None if classes is None else tuple(classes)
 
     def looked_for(self) -> str:
-        """The file and the split."""
-        return f"rows{f' of the split {self.split!r}' if self.split else ''} in `file`, {str(self.file)!r}"
+        """The file and the split, with the splits that there are."""
+        if not self.split:
+            return f"rows in `file`, {str(self.file)!r}"
+        found = ", ".join(map(repr, sorted({row["split"] for row in self._read().values()})[:8])) or "no row"
+        column = self.columns["split"]
+        return f"rows of the split {self.split!r} in `file`, {str(self.file)!r}, whose column {column!r} has {found}"
 
     def entries(self) -> list[Entry]:
         """The images in the order in which they first occur."""
@@ -134,7 +138,20 @@ class CSVImages(ImageDataModule):
                 self._rows = {number: self._row(row, columns, number) for number, row in rows}
             except csv.Error as fault:
                 raise ValueError(f"Row {reader.line_num} of {str(self.file)!r} is wrong: {fault}.") from fault
+            self._check_quotes(text)
         return self._rows
+
+    def _check_quotes(self, text: str) -> None:
+        """Raises ValueError if a quotation mark is not closed: all rows behind it would be one."""
+        reader, first = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True), 1
+        try:
+            for _ in reader:
+                first = reader.line_num + 1
+        except csv.Error as fault:
+            if "unexpected end of data" in str(fault):
+                raise ValueError(
+                    f"Row {first} of {str(self.file)!r} is wrong: its quotation mark is not closed."
+                ) from fault
 
     def _columns(self, header: list[str]) -> dict[str, int]:
         """The position of each column in use, by its meaning; the number of columns as ""."""
@@ -184,7 +201,17 @@ class CSVImages(ImageDataModule):
                 )
             if old is not entry and entry.boxes:
                 entries[entry.id] = old._replace(boxes=(*(old.boxes or ()), *entry.boxes))
+        self._check_pixels([box for entry in entries.values() for box in entry.boxes or ()])
         return list(entries.values())
+
+    def _check_pixels(self, boxes: Sequence[Box]) -> None:
+        """Raises ValueError if the boxes are shares of the images' sides."""
+        sides = {side for box in boxes for side in box}
+        if sides and min(sides) >= 0 and max(sides) <= 1 and not sides <= {0, 1}:
+            raise ValueError(
+                f"Expected boxes in pixels, but all {len(boxes)} of {str(self.file)!r} lie in [0, 1], as shares of the "
+                "images' sides. Multiply them by width and height."
+            )
 
     def _entry(self, row: dict[str, str], read: LabelReader, inside: Any) -> Entry:
         if not row["path"]:

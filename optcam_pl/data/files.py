@@ -179,5 +179,8 @@ def store_json(root: Path, name: str, value: Any) -> None:
 def _stores(root: Path) -> Iterator[Path]:
     real = os.path.realpath(root)
     yield Path(real, _FOLDER)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return
     yield Path(cache, "optcam_pl", hashlib.sha256(os.fsencode(real)).hexdigest()[:16])

@@ -172,7 +172,13 @@ class ImageFolder(ImageDataModule):
             if holds_image(folder, directly=True)
             else ""
         )
-        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {root}{advice}"
+        drawn = (
+            "; as it holds no folders of a split, 'val' and 'test' are an eighth of each class, which needs 8 images"
+            if self.split and folder == self.root and not advice
+            else ""
+        )
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        return f"files that end in {endings} in the class folders of {root}{advice}{drawn}"
 
     def entries(self) -> list[Entry]:
         """The images sorted by path, with their folder's class; ids begin at `root`."""
@@ -193,6 +199,7 @@ class ImageFolder(ImageDataModule):
         return self.root / split if split and (self.root / split).is_dir() else self.root
 
     def _of(self, split: Split | None) -> list[Entry]:
+        self._check_part(split)
         folder = self._folder(split)
         below = "" if folder == self.root else f"{split}/"
         names = self.class_names
@@ -204,6 +211,20 @@ class ImageFolder(ImageDataModule):
             return entries
         drawn = self._draw(entries)
         return [entry for entry in entries if drawn[entry.id] == split]
+
+    def _check_part(self, split: Split | None) -> None:
+        """Raises ValueError if the training images have a folder, but this part has none."""
+        if not split or not (self.root / "train").is_dir() or (self.root / split).is_dir() or self._is_class("train"):
+            return
+        others = [name for name in subfolders(self.root) if name.casefold() in _SPLIT_NAMES]
+        raise ValueError(
+            f"Expected a folder {split!r} beside 'train' in {str(self.root)!r}, but it holds {', '.join(others)}. "
+            f"Rename the folder of these images, or move a part of the images of each class into {split!r}."
+        )
+
+    def _is_class(self, name: str) -> bool:
+        """Whether a class has been given this name."""
+        return self._classes is not None and self._classes != "imagenet" and name in self._classes
 
     def _targets(self, folder: Path, filled: Sequence[str], names: tuple[str, ...]) -> Mapping[str, int]:
         """Class index of each folder with images; warns of class folders without images."""
@@ -293,7 +314,8 @@ def in_folders(root: Path, files: Sequence[str]) -> list[str]:
 
 def _check_level(root: Path, folders: Sequence[str]) -> None:
     """Raises ValueError if the folders with images are parts of a split, or if the only one contains the classes."""
-    if ("train" in folders and {"val", "test"} & set(folders)) or (len(folders) > 1 and set(folders) <= _SPLIT_NAMES):
+    parts = {name.casefold() for name in folders}
+    if ("train" in folders and {"val", "test"} & parts) or (len(folders) > 1 and parts <= _SPLIT_NAMES):
         raise ValueError(
             f"{str(root)!r} holds a split, {folders}: choose a part of it with `split`. (Its folders are to be named "
             "train, val and test; otherwise give one of them as `root`.)"

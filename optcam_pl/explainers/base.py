@@ -312,7 +312,7 @@ class Explainer(Remembers, nn.Module, ABC):
         if classifier.fast is None or bound:
             scores, *features = look(image)
         else:
-            scores, *features = classifier.fast.replayed((id(classifier), *self.layers(classifier)), look, image)
+            scores, *features = classifier.fast.replayed((classifier, *self.layers(classifier)), look, image)
         return features, scores
 
     def reference(self, classifier: Classifier, image: Tensor) -> Tensor | None:

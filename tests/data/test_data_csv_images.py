@@ -236,3 +236,21 @@ def test_tilde_and_variables_in_the_paths_of_settings(tmp_path: Path, monkeypatc
     data = CSVImages("~/list.csv", "$PHOTOS", classes="${HOME}/names.txt", size=4)
     assert targets(data) == {"b.png": 1}
     assert next(iter(data.test_dataloader()))["error"][0] == ""
+
+
+def test_boxes_as_shares_of_the_sides_are_told(tmp_path: Path) -> None:
+    text = "path,label,x1,y1,x2,y2\na.png,x,0.1,0.1,0.5,0.6\nsub/b.png,x,,,,\na.png,x,0,0,1,1\n"
+    with pytest.raises(ValueError, match=r"in pixels, but all 2 of '.*list.csv' lie in \[0, 1\], as shares"):
+        make(tmp_path, text, boxes=BOXES).setup()
+    make(tmp_path, text.replace("0.5", "1.5"), boxes=BOXES).setup()
+
+
+def test_an_open_quotation_mark_does_not_swallow_the_rows_behind_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Row 3 of '.*list.csv' is wrong: its quotation mark is not closed"):
+        make(tmp_path, 'path,label\na.png,x\n"sub/b.png,x\nsub/c d.png,y\n').setup()
+    assert len(targets(make(tmp_path, 'path,label\n"a.png" ,x\nsub/b.png,5" wide\n"sub/c d.png","a ""b"" c"\n'))) == 3
+
+
+def test_a_split_that_is_called_otherwise_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of the split 'val' in .*, whose column 'split' has 'Val', 'validation'"):
+        make(tmp_path, "path,label,split\na.png,x,Val\nsub/b.png,x,validation\n", split="val").setup()

@@ -58,3 +58,14 @@ def test_a_write_that_fails_leaves_the_old_store_and_no_rubbish(
     files.store_json(tmp_path, "a.json", 2)
     assert files.load_json(tmp_path, "a.json") == 1
     assert [path.name for path in (tmp_path / ".optcam_pl").iterdir()] == ["a.json"]
+
+
+def test_a_user_without_a_home_folder_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(files.Path, "expanduser", homeless)
+    (tmp_path / ".optcam_pl").write_text("no folder")
+    files.store_json(tmp_path, "a.json", 1)
+    assert files.load_json(tmp_path, "a.json") is None

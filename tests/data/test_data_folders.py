@@ -359,3 +359,25 @@ def test_links_out_of_a_folder_of_any_images_can_be_allowed(tmp_path: Path) -> N
     for path in ("links", "l*"):
         data = ImagePaths(str(tmp_path / path), allow_outside=True)
         assert [entry.id for entry in data.entries()] == ["2.png", "own.png"]
+
+
+@pytest.mark.parametrize("other", ["test", "validation"])
+def test_a_part_without_a_folder_is_told_where_the_training_images_have_one(tmp_path: Path, other: str) -> None:
+    put(tmp_path, *(f"{part}/{name}/1.png" for part in ("train", other) for name in "ab"))
+    with pytest.raises(ValueError, match=f"Expected a folder 'val' beside 'train' in .*, but it holds .*{other}"):
+        ImageFolder(str(tmp_path), split="val").setup()
+    with pytest.raises(ValueError, match="Rename the folder of these images, or move a part"):
+        ImageFolder(str(tmp_path), split="train").training_entries("val")
+
+
+def test_folders_of_a_split_in_capitals_are_no_classes(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{part}/{name}/1.png" for part in ("Train", "Test") for name in "ab"))
+    with pytest.raises(ValueError, match="holds a split.*Its folders are to be named train, val and test"):
+        ImageFolder(str(tmp_path)).setup()
+
+
+def test_classes_too_small_for_a_drawn_split_are_told(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(5)))
+    with pytest.raises(ValueError, match="'val' and 'test' are an eighth of each class, which needs 8 images"):
+        ImageFolder(str(tmp_path), split="val").setup()
+    assert len(targets(ImageFolder(str(tmp_path), split="train"))) == 10
