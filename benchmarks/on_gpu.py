@@ -1,11 +1,12 @@
 """Everything that wants a GPU, in one go and within 12 minutes: the tests marked `cuda`, then the benchmarks.
 
-    python benchmarks/on_gpu.py [--minutes 12] [--dry] [--out FOLDER]
+    python benchmarks/on_gpu.py [--images-from IMAGENET_SAMPLE] [--minutes 12] [--only STEP ...] [--dry] [--out FOLDER]
 
 Each step is a process of its own with a share of the time; one that fails or takes too long does not stop the others.
-The tests' output goes to FOLDER/tests_cuda.txt, that of each benchmark to results/<machine>/, and a table of the steps
-to FOLDER/on_gpu.md. `--dry` does all of this on a CPU with the smallest settings, to see that the script itself works:
-there, tests that need a GPU are skipped, and its numbers mean nothing.
+The tests' output goes to FOLDER/tests.txt, that of each benchmark to results/<machine>/, and a table of the steps to
+FOLDER/on_gpu.md. Without photographs to read, the steps that need some are left out. `--dry` does all of this on a CPU
+with the smallest settings, to see that the script itself works: there, tests that need a GPU are skipped, and its
+numbers mean nothing.
 
 Exit code: 0 if every step came to its end (a benchmark whose claims do not hold has come to its end), else 1.
 """
@@ -42,32 +43,33 @@ class Step:
     fine: tuple[int, ...] = (0,)
 
 
-def steps(dry: bool) -> list[Step]:
+def steps(dry: bool, photographs: str | None) -> list[Step]:
     """What is done, the most wanted first."""
     device = ["--device", "cpu", "--threads", "1", "--machine", "dry"] if dry else ["--device", "cuda"]
-    tiny = "timm/test_resnet"
 
     def script(name: str, *words: str, share: float = 0.15) -> Step:
         return Step(name, (str(HERE / f"{name}.py"), *device, *words), share, fine=(0, 1))
 
-    tests = ("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests")
-    small, large = ("--batch", "2", "--rounds", "1"), ("--rounds", "3")
-    if dry:
-        return [
-            Step("tests", tests, 0.3, fine=(0, 5)),
-            script("network_speed", "--networks", tiny, *small, "--iterations", "2"),
-        ]
-    half = ("--dtypes", "float32", "bfloat16")
-    eight, many = ("--batch", "8", "--iterations", "50"), ("--batch", "64", "--iterations", "50")
-    resnet = ("--networks", "torchvision/resnet50")
-    return [
-        Step("tests", tests, 0.3),
-        script("network_speed", *resnet, *many, *half, *large, "--machine", "gpu-batch-64", share=0.2),
-        script("network_speed", *resnet, *eight, *half, *large, "--machine", "gpu-batch-8", share=0.15),
-        script("opticam", *resnet, "--batch", "8", "--iterations", "50", *large, share=0.15),
-        script("score_cam", share=0.1),
-        script("perturbation_curves", share=0.1),
-    ]
+    network = "timm/test_resnet" if dry else "torchvision/resnet50"
+    layer = "layer4" if not dry else "layer2"
+    few = ("--rounds", "1") if dry else ("--rounds", "5")
+    many = "4" if dry else "64"
+    found = [
+        Step("tests", ("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests"), 0.3, fine=(0, 5)),
+        script("opticam", "--networks", network, "--batch", *(["2"] if dry else ["8", "64"]),
+               "--batches", "1", "8", many, "--iterations", "2" if dry else "50", *few, share=0.3),
+        script("score_cam", "--networks", network, "--layers", layer, "--chunk", many, *few),
+        script("masks", "--network", network, "--chunk", many, "--num-masks", "32" if dry else "2048", *few),
+        script("perturbation_curves", "--network", network, "--images", "2" if dry else "8", "--chunk", many,
+               "--steps", "8" if dry else "112", *few),
+    ]  # fmt: skip
+    if photographs is not None:
+        read = ("--images-from", photographs, "--batch", many, "--workers", "0" if dry else "8")
+        whole = ("--images", "8" if dry else "500", "--iterations", "2" if dry else "100", "--parts", "metrics")
+        small = ("--network", network) if dry else ()
+        found.append(script("whole_run", *small, *whole, *read, "--rounds", "1" if dry else "3"))
+        found.append(script("precision", *read, "--images", "4" if dry else "200", "--presets", "fast"))
+    return found
 
 
 def run(step: Step, seconds: float, out: Path) -> tuple[str, float]:
@@ -96,6 +98,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "on_gpu")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="the steps to do; default: all")
+    parser.add_argument("--images-from", help="a folder of ImageNet photographs, one folder for each wnid")
     options = parser.parse_args()
     if not options.dry and not torch.cuda.is_available():
         parser.error("there is no GPU here; --dry shows that the script itself works.")
@@ -104,7 +108,9 @@ def main() -> int:
     machine = "a CPU, a dry run" if options.dry else torch.cuda.get_device_name()
     lines = [f"# {machine}, torch {torch.__version__}", "", "| step | | seconds |", "|---|---|---:|"]
     failed = False
-    for step in steps(options.dry):
+    for step in steps(options.dry, options.images_from):
+        if options.only and step.name not in options.only:
+            continue
         word, seconds = run(step, min(60 * options.minutes * step.share, end - time.perf_counter()), options.out)
         failed = failed or word != "done"
         lines.append(f"| {step.name} | {word} | {seconds:.0f} |")

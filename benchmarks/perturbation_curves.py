@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,8 @@ from common import (
     classifier_of,
     finish,
     folded,
+    graphed,
+    on_gpu,
     passes,
     photographs,
     race,
@@ -37,6 +40,8 @@ from optcam_pl import Classifier, GradCAM
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
+
+GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 
 
 def quantus_flips(options: Any, image: Tensor, target: Tensor, maps: Tensor, network: Classifier) -> None:
@@ -67,6 +72,8 @@ def main() -> None:
     batch = Batch(image=image, id=[str(i) for i in range(n)], index=torch.arange(n), error=[""] * n)
     with torch.no_grad():
         logits, explanation = classifier(image), GradCAM()(classifier, image)
+    gpu = on_gpu(options)
+    seldom = 2 if gpu else 0
     fast, half = at_speed(classifier, "folded"), at_speed(classifier, "auto", weights_dtype="bfloat16")
 
     def curves(network: Classifier, *metrics: Any) -> None:
@@ -87,17 +94,25 @@ def main() -> None:
         Contestant("insertion and deletion", lambda: curves(fast, *both), "ours", 2 * work),
         Contestant("deletion", lambda: curves(fast, Deletion(steps)), "ours", work),
         Contestant("deletion, auto, bfloat16", lambda: curves(half, Deletion(steps)), "ours", work),
-        Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work),
-        Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work),
+        Contestant("quantus PixelFlipping", lambda: flips(classifier), "peer", work, rounds=seldom),
+        Contestant("quantus PixelFlipping, our folded network", lambda: flips(fast), "peer", work, rounds=seldom),
     ]
     title = f"{classifier.name}, {n} photographs, {steps} steps, {len(many)} images a pass"
-    with apart(alone, options) as ask:
-        contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
+    with apart(alone, options) if not gpu else nullcontext() as ask:
+        if ask is not None:
+            contestants.append(Contestant("quantus PixelFlipping, C library's own habits", ask, "peer", work))
+        else:
+            limit, name = graphed(classifier, many, count, backward=False), "insertion and deletion, auto, bfloat16"
+            contestants.insert(2, Contestant(GRAPHED, limit, "limit", work))
+            contestants.append(Contestant(name, lambda: curves(half, *both), "ours", 2 * work))
         table = race(title, "an image and step", contestants, options.rounds)
-    table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
-    table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
-    peer = "quantus PixelFlipping, C library's own habits"
-    table.shows.append(Claim(peer, "deletion, auto, bfloat16", 5.0, at_most=False))
+    if gpu:
+        table.shows.append(Claim("insertion and deletion, auto, bfloat16", GRAPHED, 1.08))
+    else:
+        table.shows.append(Claim("insertion and deletion, plain", "bare passes", 1.08))
+        table.shows.append(Claim("insertion and deletion", "bare passes, folded, channels last", 1.08))
+        peer = "quantus PixelFlipping, C library's own habits"
+        table.shows.append(Claim(peer, "deletion, auto, bfloat16", 5.0, at_most=False))
     finish("perturbation_curves", [table], options)
 
 

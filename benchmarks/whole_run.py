@@ -1,10 +1,12 @@
 """Whole runs of Opti-CAM beside the bare passes that they make: maps alone, and maps with metrics.
 
-    python benchmarks/whole_run.py [--images 8] [--iterations 8] [--steps 8]
+    python benchmarks/whole_run.py [--images 8] [--iterations 8] [--steps 8] [--batch 4] [--workers 0]
 
 A run is what `optcam predict` and `optcam test` do: blocks, maps, probes, metrics, rows on the disk, TensorBoard. Its
 time counts from the first block to the last, without the start-up that startup.py measures. The limit makes the same
-passes again, of as many images each, with a backward pass where the run made one.
+passes again, of as many images each, with a backward pass where the run made one. With --images-from, its photographs
+are read from that folder. On a GPU the run has the speed "auto" in bfloat16, and the limit is the folded network's
+passes in bfloat16, replayed as CUDA graphs; captures belong to the start-up, as they are made once for a run.
 """
 
 from __future__ import annotations
@@ -13,19 +15,33 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from common import Claim, Contestant, Table, arguments, classifier_of, finish, passes, photographs, race
+from common import (
+    Claim,
+    Contestant,
+    Table,
+    arguments,
+    at_speed,
+    classifier_of,
+    finish,
+    graphed,
+    on_gpu,
+    passes,
+    photographs,
+    race,
+)
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from optcam_pl import Classifier, OptiCAM
 from optcam_pl.callbacks import MapWriter, TensorBoardPanels
-from optcam_pl.data import Entry, ImageDataModule
+from optcam_pl.data import Entry, ImageDataModule, ImagePaths
 from optcam_pl.data.batch import Item
 from optcam_pl.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, ImageMetric, Insertion
 from optcam_pl.tasks import SaliencyTask
@@ -34,8 +50,8 @@ from optcam_pl.tasks import SaliencyTask
 class Pictures(ImageDataModule):
     """The photographs that scikit-image ships, over and over."""
 
-    def __init__(self, n: int, size: tuple[int, int]) -> None:
-        super().__init__(batch_size=4, size=size)
+    def __init__(self, n: int, **settings: Any) -> None:
+        super().__init__(**settings)
         self.n = n
 
     def entries(self) -> list[Entry]:
@@ -76,19 +92,21 @@ class Clock(Callback):
 def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Classifier, options: Any) -> Table:
     """The race of one kind of run."""
     made: list[tuple[int, bool]] = []
-    image = photographs(options, classifier, 64)
+    image = photographs(options, classifier, max(64, options.batch))
+    half = at_speed(classifier, "auto", weights_dtype="bfloat16") if on_gpu(options) else classifier
 
-    def run() -> float:
+    def run(network: Classifier = half) -> float:
         clock = Clock()
+        callbacks: list[Callback] = [TensorBoardPanels(), *([MapWriter()] if stage == "predict" else [])]
         with tempfile.TemporaryDirectory() as folder:
             trainer = L.Trainer(
                 accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, inference_mode=False,
                 logger=TensorBoardLogger(folder, name="run", version=""), enable_progress_bar=False,
-                callbacks=[clock, TensorBoardPanels(), MapWriter()], enable_checkpointing=False,
+                callbacks=[clock, *callbacks], enable_checkpointing=False,
                 enable_model_summary=False, use_distributed_sampler=False,
             )  # fmt: skip
-            task = SaliencyTask(classifier, OptiCAM(max_iter=options.iterations, tol=0), "predicted", metrics=metrics)
-            data = Pictures(options.images, classifier.input_size)
+            task = SaliencyTask(network, OptiCAM(max_iter=options.iterations, tol=0), "predicted", metrics=metrics)
+            data = pictures(options, classifier)
             if stage == "test":
                 trainer.test(task, datamodule=data, verbose=False)
             else:
@@ -102,13 +120,10 @@ def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Clas
     original = Classifier._pass
     Classifier._pass = counting
     try:
-        run()
+        run(classifier)  # without replays, which the counter would not see
     finally:
         Classifier._pass = original
-
-    def again() -> None:
-        for count, backward in made:
-            passes(classifier, image[:count], 1, backward)()
+    again = bare(classifier, image, Counter(made), options)
 
     contestants = [
         Contestant("the same passes, bare", again, "limit", options.images),
@@ -119,19 +134,46 @@ def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Clas
     return table
 
 
+def pictures(options: Any, classifier: Classifier) -> ImageDataModule:
+    """The photographs of a run."""
+    settings = {"batch_size": options.batch, "size": classifier.input_size, "num_workers": options.workers}
+    if options.images_from is None:
+        return Pictures(options.images, **settings)
+    return ImagePaths(options.images_from, limit=options.images, **settings)
+
+
+def bare(
+    classifier: Classifier, image: Tensor, made: Mapping[tuple[int, bool], int], options: Any
+) -> Callable[[], None]:
+    """Passes of so many images, with a backward pass or without, so many times each."""
+    calls = [
+        (graphed if on_gpu(options) else passes)(classifier, image[:count], times, backward)
+        for (count, backward), times in made.items()
+    ]
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
 def main() -> None:
-    options = arguments(__doc__, network="demo/efficientnet_lite0", images=8, iterations=8, steps=8, rounds=3)
+    options = arguments(
+        __doc__, network="demo/efficientnet_lite0", images=8, iterations=8, steps=8, rounds=3, batch=4, workers=0,
+        parts=["maps", "metrics", "curves"],
+    )  # fmt: skip
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     classifier = classifier_of(options.network, options)
     usual: list[ImageMetric] = [AverageDrop(), AverageGain(), AverageIncrease()]
     curves: list[ImageMetric] = [Insertion(options.steps), Deletion(options.steps)]
-    tables = [
-        measure("Maps alone", "predict", [], classifier, options),
-        measure("Maps, AD, AG and AI", "test", usual, classifier, options),
-        measure(f"Maps and curves of {options.steps} steps", "test", [*usual, *curves], classifier, options),
-    ]
-    finish("whole_run", tables, options)
+    known = {
+        "maps": ("Maps alone", "predict", []),
+        "metrics": ("Maps, AD, AG and AI", "test", usual),
+        "curves": (f"Maps and curves of {options.steps} steps", "test", [*usual, *curves]),
+    }
+    finish("whole_run", [measure(*known[part], classifier, options) for part in options.parts], options)
 
 
 if __name__ == "__main__":

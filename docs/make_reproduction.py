@@ -28,9 +28,10 @@ sys.path.insert(0, str(PAGE.resolve().parent.parent))  # this checkout, not anot
 from optcam_pl.evaluate.sanity import SanityResult  # noqa: E402
 from optcam_pl.reports.agreement import agreement  # noqa: E402
 from optcam_pl.reports.beside import paper_grids  # noqa: E402
+from optcam_pl.reports.grids import Grid, render  # noqa: E402
 from optcam_pl.reports.report import Run, compare_runs, find_runs, load_run, summarize  # noqa: E402
 from optcam_pl.reports.sweeps import Measured  # noqa: E402
-from optcam_pl.reports.tables import Grid, Summary, against_grid, heading, render, run_grid  # noqa: E402
+from optcam_pl.reports.tables import Summary, against_grid, heading, run_grid  # noqa: E402
 from optcam_pl.runs.tensors import mean_curves  # noqa: E402
 
 KEPT = ("manifest.json", "summary.json", "config.yaml", "command.json", "sanity.json")

@@ -22,8 +22,9 @@ from optcam_pl.cli.places import command, has_events, lines
 from optcam_pl.cli.plan import Cost, cost, plan_text
 from optcam_pl.cli.words import config_file, config_names, read_yaml
 from optcam_pl.network.errors import NetworkError
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.report import find_runs
-from optcam_pl.reports.tables import Estimate, Format, Summary, printable, table
+from optcam_pl.reports.tables import Estimate, Format, Summary, table
 from optcam_pl.runs.folders import check_no_others
 from optcam_pl.tasks import SaliencyTask
 
@@ -178,7 +179,8 @@ def _run_all(
         except Exception as error:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 raise  # the other processes wait, and would for ever
-            _tell_broken(method, error)
+            if outcome.planned > 1:  # of the only one, it is the error of the command
+                _tell_broken(method, error)
             outcome.failed[dataset, method] = error
             if _all_fail_alike(dataset, error, outcome):
                 return  # it is the data, or the settings

@@ -13,8 +13,8 @@ import yaml
 from optcam_pl.checks import nearest
 from optcam_pl.cli import words
 from optcam_pl.cli.grid import points, read_axes
+from optcam_pl.reports.grids import aligned
 from optcam_pl.reports.published import networks_of, published_seconds
-from optcam_pl.reports.tables import aligned
 
 CONFIGS = words.CONFIGS / "paper"
 Kind = Literal["table", "grid", "selectivity", "sanity"]

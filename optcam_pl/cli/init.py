@@ -11,7 +11,7 @@ from importlib.resources import files
 import yaml
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.reports.tables import printable
+from optcam_pl.reports.grids import printable
 from optcam_pl.runs.files import write_file
 
 _FILES = ("config.yaml", "my_net.py")

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 # These imports let a config name the classes without their module.
 from optcam_pl import data as _data  # noqa: F401
@@ -33,9 +34,10 @@ from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.places import command, folder_of, has_events, lines
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.stored import keep_summary
 from optcam_pl.reports.summary import Run, mostly_degenerate, summarize
-from optcam_pl.reports.tables import Summary, printable, table
+from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
 from optcam_pl.runs.folders import (
     check_no_others,
@@ -89,6 +91,8 @@ class _SaveConfig(SaveConfigCallback):
         """Do nothing yet."""
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.training:  # the validation after each epoch
+            return
         folder = pl_module.run_dir if isinstance(pl_module, RunTask) else choose_run_dir(trainer, None)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)

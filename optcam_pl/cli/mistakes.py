@@ -222,6 +222,10 @@ def _module(fault: Fault) -> str | None:
     kind = "a class or a function" if functions else "a class"
     texts = fault.texts if functions else fault.texts[-1:]  # what else the key takes may stand in the last one
     if missing := _last(r"(?:Type .+ expects .+: )?No module named '(.+)'", texts):
+        if fault.classes[-1].endswith((".yaml", ".yml")):
+            return (
+                f"Expected `{fault.where}` to be {kind} or a file of one, but there is no file {fault.classes[-1]!r}."
+            )
         return (
             f"Expected `{fault.where}` to be {kind} that Python finds, but got {fault.classes[-1]!r}, and there is no "
             f"module {missing[1]!r}. Run the command in the module's folder, or name that folder in PYTHONPATH."

@@ -28,10 +28,11 @@ from optcam_pl.cli.points import (
 from optcam_pl.cli.sanity import sanity_of_several
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
+from optcam_pl.reports.grids import PagesFormat, printable, render
 from optcam_pl.reports.published import MISCLASSIFIED
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, selectivity_figure
-from optcam_pl.reports.tables import PagesFormat, Summary, printable, render, table
+from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
 from optcam_pl.runs.manifest import MANIFEST

@@ -30,8 +30,8 @@ from optcam_pl.reports.calibration import (
     saliency_metric,
     same_maps,
 )
+from optcam_pl.reports.grids import render
 from optcam_pl.reports.summary import Run, load_run
-from optcam_pl.reports.tables import render
 from optcam_pl.runs.files import write_file
 from optcam_pl.runs.folders import REPORT, check_no_others
 from optcam_pl.tasks import SaliencyTask

@@ -18,7 +18,7 @@ from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.data import Batch, ImageDataModule
 from optcam_pl.evaluate.block import BlockResult, evaluate_block
 from optcam_pl.evaluate.subject import match
-from optcam_pl.reports.tables import aligned
+from optcam_pl.reports.grids import aligned
 from optcam_pl.runs.run_folder import FileWriter
 from optcam_pl.runs.tensors import save_curves
 from optcam_pl.tasks import SaliencyTask

@@ -18,9 +18,10 @@ from optcam_pl.cli.grid import Axes, Point, short_names
 from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import Method
 from optcam_pl.cli.output import tell
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.summary import load_run, summarize
 from optcam_pl.reports.sweeps import Measured, sweep_figure
-from optcam_pl.reports.tables import Summary, printable
+from optcam_pl.reports.tables import Summary
 from optcam_pl.runs.manifest import MANIFEST
 from optcam_pl.runs.run_folder import Shard
 

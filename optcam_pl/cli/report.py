@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 from optcam_pl.checks import expanded_path
 from optcam_pl.cli.output import show, tell
+from optcam_pl.reports.grids import printable, render
 from optcam_pl.reports.report import find_runs, load_run, report
 from optcam_pl.reports.statistics import Method
-from optcam_pl.reports.tables import Format, printable, render
+from optcam_pl.reports.tables import Format
 from optcam_pl.runs.files import RunFolderError, write_file
 
 _OF_TABLE = ("format", "output", "published", "agreement")

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.report import find_runs
-from optcam_pl.reports.tables import printable
 from optcam_pl.runs.files import RunFolderError
 
 

@@ -112,7 +112,7 @@ class CSVImages(ImageDataModule):
 
     def looked_for(self) -> str:
         """The file and the split."""
-        return f"rows{f' of the split {self.split!r}' if self.split else ''} in {str(self.file)!r}"
+        return f"rows{f' of the split {self.split!r}' if self.split else ''} in `file`, {str(self.file)!r}"
 
     def entries(self) -> list[Entry]:
         """The images in the order in which they first occur."""
@@ -143,8 +143,11 @@ class CSVImages(ImageDataModule):
         missing = sorted(set(wanted.values()) - set(header))
         if missing:
             others = [mark for mark in ",;\t|" if mark != self.delimiter and any(mark in name for name in header)]
-            advice = f" Is its `delimiter` {others[0]!r}?" if others else ""
-            raise ValueError(f"{str(self.file)!r} lacks the columns {missing}; it has {header}.{advice}")
+            named = {"split": "split_column"} | {f"box{i}": "boxes" for i in range(4)}
+            options = dict.fromkeys(f"`{named.get(kind, kind)}`" for kind, name in wanted.items() if name in missing)
+            advice = f"Columns of other names are given by {', '.join(options)}."
+            advice = f"Is its `delimiter` {others[0]!r}?" if others else advice if header else "The file is empty."
+            raise ValueError(f"{str(self.file)!r} lacks the columns {missing}; it has {header}. {advice}")
         twice = sorted(name for name in set(wanted.values()) if header.count(name) > 1)
         if twice:
             raise ValueError(f"Expected each column of {str(self.file)!r} to have its own name, but got {twice} twice.")

@@ -15,6 +15,7 @@ from optcam_pl.checks import check_choice
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Box, Entry, ImageTable, Reader, Sample
 from optcam_pl.data.blocks import PADDING
+from optcam_pl.photos.decode import ImageReadError
 from optcam_pl.photos.preprocessing import Interpolation, Preprocessing
 
 BoxSource: TypeAlias = Literal["dataset", "network"]
@@ -176,26 +177,43 @@ class EachBox(ImageDataModule):
         return rows or [_Row(image, own)]
 
     def _search(self, images: ImageTable, find: FindBoxes) -> list[list[Found]]:
-        """Each image's boxes and classes; the processes of a run share the work."""
+        """Each image's boxes and classes; the processes of a run share the work.
+
+        Raises:
+            ImageReadError: on all processes, where one of them cannot read an image.
+        """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        own: dict[int, list[Found]] = {}
         starts = range(0, len(images.entries), _CHUNK)  # the same chunks for any number of processes
-        for start in starts[rank::world]:
-            samples = [images.sample(i) for i in range(start, min(start + _CHUNK, len(images.entries)))]
-            found = find(torch.stack([sample["image"] for sample in samples]))
-            for sample, (boxes, labels) in zip(samples, found, strict=True):
-                named: list[Found] = list(zip(_numbers(boxes), labels.tolist(), strict=True))
-                own[sample["index"]] = [] if sample["error"] else named
+        own: dict[int, list[Found]] | ImageReadError
+        try:
+            own = _found_in(images, find, starts[rank::world])
+        except ImageReadError as fault:
+            own = fault
         parts: list[Any] = [own]
         if world > 1:
             parts = [None] * world
             dist.all_gather_object(parts, own)
+        for part in parts:
+            if isinstance(part, ImageReadError):
+                raise part
         return [whole for _, whole in sorted({i: part[i] for part in parts for i in part}.items())]
 
     def _table(
         self, part: Literal["all", "train", "val"], preprocessing: Preprocessing, transform: v2.Transform | None
     ) -> ImageTable:
         return _BoxTable(self.data.table, self._list(part), self._listed(), self.boxes == "dataset")
+
+
+def _found_in(images: ImageTable, find: FindBoxes, starts: Sequence[int]) -> dict[int, list[Found]]:
+    """The boxes and classes of the images of some chunks, by the images' numbers."""
+    own: dict[int, list[Found]] = {}
+    for start in starts:
+        samples = [images.sample(i) for i in range(start, min(start + _CHUNK, len(images.entries)))]
+        found = find(torch.stack([sample["image"] for sample in samples]))
+        for sample, (boxes, labels) in zip(samples, found, strict=True):
+            named: list[Found] = list(zip(_numbers(boxes), labels.tolist(), strict=True))
+            own[sample["index"]] = [] if sample["error"] else named
+    return own
 
 
 class _BoxTable(ImageTable):

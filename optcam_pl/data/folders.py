@@ -60,7 +60,7 @@ class ImagePaths(ImageDataModule):
 
     def looked_for(self) -> str:
         """The endings and the paths."""
-        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in {', '.join(self.paths)}"
+        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in `paths`: {', '.join(self.paths)}"
 
     def entries(self) -> list[Entry]:
         """The files in the order of `paths`, sorted within each; the id is the path relative to the common root."""
@@ -165,13 +165,14 @@ class ImageFolder(ImageDataModule):
     def looked_for(self) -> str:
         """Class folders and the endings of images."""
         folder = self._folder(self.split)
+        root = ("`root`, " if folder == self.root else "") + repr(str(folder))
         advice = (
             f", which holds images itself: for one class, give its parent folder, {str(folder.absolute().parent)!r}"
             "; if its images have no labels, use ImagePaths"
             if holds_image(folder, directly=True)
             else ""
         )
-        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {str(folder)!r}{advice}"
+        return f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))} in the class folders of {root}{advice}"
 
     def entries(self) -> list[Entry]:
         """The images sorted by path, with their folder's class; ids begin at `root`."""

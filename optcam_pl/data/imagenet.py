@@ -75,7 +75,8 @@ class ImageNet(ImageFolder):
 
     def looked_for(self) -> str:
         """Folders by wnid, or flat images."""
-        return f"images in {str(self._folder(self.split))!r}, in folders named by wnid or as ILSVRC2012_val_*.JPEG"
+        folder = str(self._folder(self.split))
+        return f"images in {folder!r} (`root`), in folders named by wnid or as ILSVRC2012_val_*.JPEG"
 
     def training_entries(self, split: Literal["train", "val"]) -> list[Entry]:
         """The images of ``root/train`` or ``root/val``."""

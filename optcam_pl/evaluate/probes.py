@@ -22,6 +22,7 @@ from optcam_pl.metrics.functional import (
     patch_rank,
     perturbed_images,
     pixel_rank,
+    replaced,
     road_counts,
     step_counts,
 )
@@ -262,14 +263,19 @@ class Probes:
         self, images: Callable[[slice], Tensor], steps: int, output: str, target: Tensor | None = None
     ) -> Tensor:
         """(B,S) class scores of S variants of each image; `images` makes those for a slice of steps, (B,s,3,H,W)."""
+        return self._scores_of(lambda part: self.classifier(images(part).flatten(0, 1)), steps, output, target)
+
+    def _scores_of(
+        self, logits: Callable[[slice], Tensor], steps: int, output: str, target: Tensor | None = None
+    ) -> Tensor:
+        """As `_scores`, of the logits (B s,C) that the variants for a slice of steps have."""
         B = len(self.image)
         classes = self.explanation.target if target is None else target
 
         def step(part: slice) -> Tensor:
-            variants = images(part)
-            count = variants.shape[1]
-            logits = self.classifier(variants.flatten(0, 1))
-            return self.score(logits, output, classes.repeat_interleave(count)).view(B, count)
+            found = logits(part)
+            count = len(found) // B
+            return self.score(found, output, classes.repeat_interleave(count)).view(B, count)
 
         return Chunks(images_in_pass(self.chunk_size, self.classifier, self.image), B).cat(step, steps)
 
@@ -278,7 +284,17 @@ class Probes:
         known = [self.score(self.logits, output, of).unsqueeze(1)]
         first, last = before is self.image, after is self.image
         todo = counts.to(self.image.device)[int(first) : len(counts) - int(last)]
-        measured = self._scores(lambda part: perturbed_images(before, after, rank, todo[part]), len(todo), output, of)
+        fused = self.classifier.fuses(self.image)
+
+        def logits(part: slice) -> Tensor:
+            if not fused:
+                return self.classifier(perturbed_images(before, after, rank, todo[part]).flatten(0, 1))  # type: ignore[no-any-return]
+            changed = replaced(rank, todo[part]).squeeze(2)
+            if first:
+                return self.classifier.masked(self.image, (~changed).float(), after)
+            return self.classifier.masked(after, changed.float(), before)
+
+        measured = self._scores_of(logits, len(todo), output, of)
         return torch.cat([*known * first, measured, *known * last], dim=1)
 
     def _area_curve(self, kind: Literal["in", "out"], steps: int, patch: int, output: str, target: str) -> Tensor:

@@ -29,7 +29,8 @@ from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.figures.fonts import legible
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import original_of
-from optcam_pl.reports.tables import aligned, words_of, wrapped
+from optcam_pl.reports.grids import aligned, wrapped
+from optcam_pl.reports.tables import words_of
 from optcam_pl.runs.files import write_file
 from optcam_pl.threads import process_wide
 

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from optcam_pl import kernels
 from optcam_pl.explainers.presets import Schedule, factor
 from optcam_pl.explainers.steps import tell
 from optcam_pl.maps import wide
@@ -102,6 +103,7 @@ class Ascent:
         dtype: the precision of the passes.
         errors: what surrounds a backward pass, to explain its errors.
         schedule: the part of each step that is taken; see `Climb`.
+        fused: let one kernel do step 2, see `optcam_pl.kernels`.
     """
 
     def __init__(
@@ -114,11 +116,13 @@ class Ascent:
         dtype: torch.dtype = torch.float32,
         errors: Callable[[], AbstractContextManager[None]] = nullcontext,
         schedule: Schedule = "constant",
+        fused: bool = False,
     ) -> None:
         self.objective, self.u, self.optimizer, self.rule = objective, list(u), optimizer, rule
         self._together = self.u[0].ndim == 2
         self._errors, self._scale = errors, _GRADIENT_SCALE.get(dtype, 1.0)
-        self.size = size
+        self.size, self._fused = size, fused and size.dtype == torch.float32
+        self._up = torch.full_like(size, -self._scale)  # the optimizer descends
         self.active = torch.ones_like(size, dtype=torch.bool)
         self.eps = torch.finfo(dtype).eps
         self._fresh = torch.ones((), dtype=torch.bool, device=size.device)  # nothing to compare with yet
@@ -144,9 +148,10 @@ class Ascent:
         """Everything that an iteration changes, besides the optimizer's state."""
         return [*self.u, self.active, self._fresh, self._kept, self._still]
 
-    def take(self, part: float) -> None:
-        """Take this part of the steps from now on; see `schedule`."""
-        self._part.fill_(part)
+    def take(self, t: int, max_iter: int) -> None:
+        """Take the part of step t that `schedule` says."""
+        if self.schedule != "constant":
+            self._part.fill_(factor(self.schedule, t, max_iter))
 
     def weights(self) -> Tensor:
         """``softmax(u)`` (B,K), in float32 or float64."""
@@ -155,6 +160,10 @@ class Ascent:
 
     def judge(self, F: Tensor) -> None:
         """Step 2, for an objective (B,) without a graph; the first one has nothing to be compared with."""
+        if self._fused:
+            state = F, self._kept, self._still, self.active, self._fresh
+            kernels.judge(state, self.size, self.rule.tol, self.rule.eps, self.rule.patience)
+            return
         movement = (F - self._kept).abs()
         moved = movement >= self.rule.threshold(torch.maximum(self.size, F.abs()))
         moved |= self._fresh
@@ -167,10 +176,9 @@ class Ascent:
     def step(self, F: Tensor) -> None:
         """Step 3."""
         with self._errors():
-            gradients = torch.autograd.grad(-F.sum() * self._scale, self.u)
+            gradients = torch.autograd.grad(F, self.u, self._up)
         for parameter, gradient, before in zip(self.u, gradients, self._before, strict=True):
-            exact = gradient if self._scale == 1 else gradient / self._scale
-            parameter.grad = exact if parameter.grad is None else parameter.grad.copy_(exact)
+            parameter.grad = gradient if self._scale == 1 else gradient / self._scale
             before.copy_(parameter.detach())
         self.optimizer.step()
         rows = [self.active.unsqueeze(1)] if self._together else self.active.unbind()
@@ -181,7 +189,7 @@ class Ascent:
 
     def stopped(self, iteration: int) -> bool:
         """Whether all images have stopped; a GPU is asked only in every tenth iteration."""
-        due = self.active.device.type == "cpu" or iteration % _ASK_EVERY == 0
+        due = self.active.device.type == "cpu" or (self.rule.tol > 0 and iteration % _ASK_EVERY == 0)
         return due and not bool(self.active.any())
 
     def run(self, max_iter: int, watch: Watch | None = None) -> Tensor:
@@ -207,7 +215,7 @@ class Ascent:
             if self.stopped(t):
                 trace[t + 1 :] = trace[t]
                 break
-            self.take(factor(self.schedule, t, max_iter))
+            self.take(t, max_iter)
             self.step(F)
         else:
             with torch.no_grad():

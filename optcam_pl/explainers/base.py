@@ -303,6 +303,26 @@ class Explainer(Remembers, nn.Module, ABC):
         with capture(self.layers(classifier), cut=cut) as record:
             yield record
 
+    @torch.no_grad()
+    def look(self, classifier: Classifier, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """One pass without a gradient: the layers' feature maps [(B,K,h,w)] and the scores (B,C).
+
+        Where the network's passes are replayed, so is this one.
+        """
+
+        def look(image: Tensor) -> tuple[Tensor, ...]:
+            with self.recording(classifier) as record:
+                scores = classifier(image)
+                return (scores, *self.grids(record, classifier, image))
+
+        # What is bound for a while, a method's own scores or each image's references, would stay in the capture.
+        bound = classifier.transform.value is not None or classifier.scores.per_image
+        if classifier.fast is None or bound:
+            scores, *features = look(image)
+        else:
+            scores, *features = classifier.fast.replayed((id(classifier), *self.layers(classifier)), look, image)
+        return features, scores
+
     def reference(self, classifier: Classifier, image: Tensor) -> Tensor | None:
         """The image that masking fades into; None means black."""
         return None if self.baseline == "black" else baseline_image(image, self.baseline, classifier.mean)

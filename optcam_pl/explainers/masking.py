@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from optcam_pl import kernels
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.batching import Chunks
@@ -20,7 +21,6 @@ from optcam_pl.maps import (
     combine,
     degenerate,
     level,
-    mask_image,
     normal,
     normalize,
     of_class,
@@ -123,26 +123,32 @@ class ScoreCAM(ChannelScoring):
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """One forward pass per channel (and sample), many channels at once."""
         self.layer_name(classifier)
-        with self.recording(classifier) as record:
-            classifier(image)
-            A = self.grids(record, classifier, image)[0]
+        A = self.look(classifier, image)[0][0]
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
         # Check before upsampling, which turns a constant into noise: the mask of a constant channel is 0.
         silent = degenerate(A.flatten(0, 1)).view(*A.shape[:2], 1, 1)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, fused = torch.Generator().manual_seed(self.seed), classifier.fuses(image)
         chunks = Chunks(images_in_pass(self.chunk_size, classifier, image), len(image))
         scores = torch.zeros_like(A[:, :, 0, 0])
         for sample in range(1, self.num_samples + 1):
             noise = self.std * normal(size, generator).to(image) if self.smooth == "noise" else None
 
             def score(part: slice, sample: int = sample, noise: Tensor | None = noise) -> Tensor:
-                masks = normalize(upsample(A[:, part], size), silent=silent[:, part])
+                masks = self._masks(A[:, part], silent[:, part], size, fused)
                 if self.smooth == "integral":
                     masks = self.step(sample) * masks
                 return _masked_logits(classifier, image, masks if noise is None else masks + noise, reference, target)
 
             scores += chunks.cat(score, A.shape[1]).to(A.dtype)
         return self.weighted(torch.softmax(scores / self.num_samples, dim=1), A, image, target)
+
+    @staticmethod
+    def _masks(A: Tensor, silent: Tensor, size: tuple[int, int], fused: bool) -> Tensor:
+        """``n(up(A_k))``, (B,k,H,W); 0 where a channel is `silent` (B,k,1,1)."""
+        if not fused:
+            return normalize(upsample(A, size), silent=silent)
+        maps = A.reshape(-1, 1, *A.shape[2:])
+        return kernels.stretched(maps, size, silent.reshape(-1))[0].view(*A.shape[:2], *size)
 
     def step(self, sample: int) -> float:
         """IS-CAM's factor of the mask in sample 1 ... N."""
@@ -154,10 +160,7 @@ def _masked_logits(
 ) -> Tensor:
     """(B,k): the logit of the class (B,) for each image (B,3,H,W) under each of its masks (B,k,H,W)."""
     B, k = masks.shape[:2]
-    under = None if reference is None else reference.unsqueeze(1)
-    masked = mask_image(image.unsqueeze(1), masks.unsqueeze(2), under).flatten(0, 1)
-    logits: Tensor = classifier(masked)
-    return of_class(logits, target.repeat_interleave(k)).view(B, k)
+    return of_class(classifier.masked(image, masks, reference), target.repeat_interleave(k)).view(B, k)
 
 
 class AblationCAM(ChannelScoring):

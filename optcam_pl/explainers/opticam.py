@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from optcam_pl import kernels
 from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.ascent import Ascent, Stepper, StopRule, Watch
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
@@ -23,7 +24,6 @@ from optcam_pl.maps import (
     combine,
     constant,
     degenerate,
-    mask_image,
     normalize,
     of_class,
     upsample,
@@ -37,6 +37,7 @@ from optcam_pl.network.precision import pass_dtype
 
 Objective: TypeAlias = Literal["mask", "diff", "io_mask", "io_diff", "contrast"]
 OptimizerCallable: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+Made: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,9 @@ class OptiCAM(Explainer):
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Steps 1 to 5; see the class."""
+        if (replayed := climb(self, classifier, image, target)) is not None:
+            return replayed
         problem = self.problem(classifier, image, target)
-        if (replayed := climb(self, classifier, problem)) is not None:
-            trace, weights = replayed
-            return replace(self._explanation(weights, problem), objective=trace)
         u = self.parameters_of(problem)
         return self._optimize(classifier, problem, u, self.make_optimizer(u))
 
@@ -318,7 +318,7 @@ class OptiCAM(Explainer):
                     f"Expected `weights` to have shape {(image.shape[0], channels)}, one for each channel of the "
                     f"layer, but got {tuple(weights.shape)}."
                 )
-            found = self._explanation(weights.to(problem.features[0]), problem)
+            found = self.explanation(weights.to(problem.features[0]), problem)
             return self.select(replace(found, weights=weights))
 
     def channels(self, classifier: Classifier, size: tuple[int, int]) -> int:
@@ -335,9 +335,7 @@ class OptiCAM(Explainer):
         return features, wide(of_class(scores, target))
 
     def _first_pass(self, classifier: Classifier, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        with torch.no_grad(), self.recording(classifier) as record:
-            scores = classifier(image)
-            features = self.grids(record, classifier, image)
+        features, scores = self.look(classifier, image)
         features = [A.contiguous() for A in features]  # read in every iteration; some networks lay channels last
         return [A.relu() for A in features] if self.relu else features, scores
 
@@ -363,7 +361,7 @@ class OptiCAM(Explainer):
         ascent = self.ascent(classifier, problem, u, optimizer)
         trace = ascent.run(self.max_iter, self.watch)
         with torch.no_grad():
-            return replace(self._explanation(ascent.weights(), problem), objective=trace)
+            return replace(self.explanation(ascent.weights(), problem), objective=trace)
 
     def ascent(self, classifier: Classifier, problem: Problem, u: Sequence[nn.Parameter], optimizer: Stepper) -> Ascent:
         """The inner fit loop of `problem`, with all of its settings."""
@@ -377,16 +375,22 @@ class OptiCAM(Explainer):
             dtype,
             partial(backward_errors, classifier),
             self.schedule,
+            classifier.fuses(problem.image),
         )
 
     def value(self, classifier: Classifier, problem: Problem, weights: Tensor) -> Tensor:
         """F_c (B,) of weights (B,K): one iteration without its step."""
-        s = self._map(weights, problem)[0]
+        image, single = problem.image, len(problem.features) == 1
+        if single and self.normalizer == "range" and classifier.fuses(image):
+            raw = self.layer_maps(weights, problem.features)[0]
+            s = kernels.stretched(raw, (image.shape[2], image.shape[3]), problem.silent)[0]
+        else:
+            s = self.map_of(weights, problem)[0]
         return self._objective(classifier, problem, s)
 
-    def _explanation(self, weights: Tensor, problem: Problem) -> Explanation:
-        """Step 5: the map of weights (B,K), and the reason where it says nothing."""
-        saliency, silent_layers, full = self._map(weights, problem)
+    def explanation(self, weights: Tensor, problem: Problem, made: Made | None = None) -> Explanation:
+        """Step 5: the map of weights (B,K), and the reason where it says nothing; `made` is what `map_of` returns."""
+        saliency, silent_layers, full = self.map_of(weights, problem) if made is None else made
         says_nothing = silent_layers | degenerate(full, self.normalizer)
         causes = [
             *seen(full, problem.image, problem.features),
@@ -395,7 +399,7 @@ class OptiCAM(Explainer):
         ]
         return Explanation(saliency, problem.target, says_nothing, weights, reasons=why(says_nothing, causes))
 
-    def _map(self, weights: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def map_of(self, weights: Tensor, problem: Problem) -> Made:
         """The normalized map (B,1,H,W), which is 0 where the layers say nothing (B,), and the unnormalized map."""
         layers = self.layer_maps(weights, problem.features)
         # Check before upsampling, which turns a constant into noise. Sums of `silent` features may be noise already.
@@ -420,12 +424,12 @@ class OptiCAM(Explainer):
 
     def _objective(self, classifier: Classifier, problem: Problem, s: Tensor) -> Tensor:
         image, reference = problem.image, problem.reference
-        scores = classifier(mask_image(image, s, reference))
+        scores = classifier.masked(image, s, reference)
         inside, outside = wide(of_class(scores, problem.target)), None
         if problem.rivals is not None:
             return inside - self.gamma * wide(scores.gather(1, problem.rivals)).mean(1)
         if self.objective in ("io_mask", "io_diff"):
-            outside = wide(of_class(classifier(mask_image(image, 1 - s, reference)), problem.target))
+            outside = wide(of_class(classifier.masked(image, 1 - s, reference), problem.target))
         return objective_value(self.objective, problem.logit, inside, outside)
 
 

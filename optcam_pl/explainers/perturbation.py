@@ -21,6 +21,7 @@ from optcam_pl.explainers.steps import tell
 from optcam_pl.maps import Baseline, check_baseline, mask_image, of_class, separable_blur, uniform, upsample
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.errors import backward_errors, check_differentiable
+from optcam_pl.network.link import probabilities_of
 
 Game: TypeAlias = Literal["preserve", "delete", "dual"]
 Reward: TypeAlias = Literal["logit", "contrastive"]
@@ -92,14 +93,17 @@ class RISE(Explainer):
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """One forward pass per mask, many masks at once."""
         size, reference = (image.shape[2], image.shape[3]), self.reference(classifier, image)
-        grids, shifts = self.draw(size)
+        classifier.check_outputs(size)
+        grids, shifts = (drawn.to(image.device) for drawn in self.draw(size))
         total = torch.zeros_like(image[:, 0])
+        weights = [_interpolation(_every_shift(side, self.cells, image.device), self.cells, side) for side in size]
 
         def add(part: slice) -> None:
-            masks = rise_masks(grids[part], shifts[part], size).to(image)
-            under = None if reference is None else reference.unsqueeze(1)
-            masked = mask_image(image.unsqueeze(1), masks.unsqueeze(0), under).flatten(0, 1)
-            p = of_class(classifier.probabilities(masked), target.repeat_interleave(len(masks)))
+            rows, columns = (weights[axis][shifts[part, axis]] for axis in (0, 1))
+            masks = _interpolated(grids[part], rows, columns).to(image)
+            each = masks.squeeze(1).expand(len(image), len(masks), *size)
+            scores = classifier.masked(image, each, reference)
+            p = of_class(probabilities_of(scores, classifier.link), target.repeat_interleave(len(masks)))
             total.add_((p.view(len(image), -1).to(image) @ masks.flatten(1)).view_as(total))
 
         Chunks(images_in_pass(self.chunk_size, classifier, image), len(image)).each(add, len(grids))
@@ -122,7 +126,17 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
               [1.0000, 0.6667, 0.3333, 0.0000]]]])
     """
     rows, columns = (_interpolation(shifts[:, axis], grids.shape[1], size[axis]) for axis in (0, 1))
+    return _interpolated(grids, rows, columns)
+
+
+def _interpolated(grids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(n,1,H,W) float32 from grids (n,s,s) and the weights of their cells for each row and column of the image."""
     return torch.bmm(torch.bmm(rows, grids.double()), columns.mT).float().unsqueeze(1)
+
+
+def _every_shift(side: int, cells: int, device: torch.device) -> Tensor:
+    """All shifts that are drawn, from 0 to the size of a cell in pixels."""
+    return torch.arange(math.ceil(side / cells) + 1, device=device)
 
 
 def _interpolation(shift: Tensor, cells: int, side: int) -> Tensor:

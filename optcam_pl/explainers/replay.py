@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from optcam_pl.explainers.ascent import Watch
-from optcam_pl.explainers.presets import factor
+from optcam_pl.explainers.explanation import Explanation
 from optcam_pl.explainers.steps import tell
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.speed import FasterNetwork, first_line, uncached_autocast
@@ -31,28 +31,50 @@ class Replay(Protocol):
         """Repeat it, in the same memory."""
 
 
-def climb(explainer: OptiCAM, classifier: Classifier, problem: Problem) -> tuple[Tensor, Tensor] | None:
+class Plain:
+    """Work that is repeated by doing it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.replay = work
+
+
+def climb(explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation | None:
     """The inner fit loop by replays.
 
+    A batch that is smaller than the captured one, such as a run's last, is filled up with copies of its first image,
+    because a capture takes longer than a climb. It is captured anew where it is less than a quarter.
+
     Returns:
-        The objective (T+1,B) and the final weights (B,K). None where passes are not replayed, or this problem's cannot
-        be; then one line of the log says why.
+        None where passes are not replayed, or cannot be; then one line of the log says why.
     """
     fast = classifier.fast
-    if fast is None or not fast.replays(problem.image):
+    # What is bound for a while, a method's own scores or each image's references, would stay in the capture.
+    if classifier.transform.value is not None or classifier.scores.per_image:
         return None
-    key = _key(explainer, problem)
-    with fast.borrowed(key) as kept:
-        if not kept:
-            kept.append(_captured(explainer, classifier, problem, fast))
+    if fast is None or not fast.replays(image):
+        return None
+    with fast.borrowed(_key(explainer, classifier, image)) as kept:
+        if not kept or not _holds(kept[0], len(image)):
+            kept[:] = [_captured(explainer, classifier, image, target, fast)]
         captured = kept[0]
-        return captured.run(problem, explainer.max_iter, explainer.watch) if isinstance(captured, Captured) else None
+        if not isinstance(captured, Captured):
+            return None
+        return captured.run(image, target, explainer.max_iter, explainer.watch)
 
 
-def _captured(explainer: OptiCAM, classifier: Classifier, problem: Problem, fast: FasterNetwork) -> Captured | None:
+def _holds(kept: Captured | int, count: int) -> bool:
+    """Whether a batch of so many images goes into what is kept: a capture, or the size of a batch that has none."""
+    if isinstance(kept, Captured):
+        return count <= len(kept.image) <= 4 * count
+    return count == kept
+
+
+def _captured(
+    explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor, fast: FasterNetwork
+) -> Captured | int:
     fast.forget()  # there is memory for one
     try:
-        return Captured(explainer, classifier, problem)
+        return Captured(explainer, classifier, image, target)
     except torch.OutOfMemoryError:
         reason = "there is not enough memory for a CUDA graph."
     except Exception as error:  # a capture may fail in any way
@@ -60,38 +82,56 @@ def _captured(explainer: OptiCAM, classifier: Classifier, problem: Problem, fast
     _logger.warning("Opti-CAM's iterations on %s are not replayed: %s", classifier.name, reason)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return None
+    return len(image)
 
 
 class Captured:
-    """One iteration on tensors that stay where they are; each batch of this shape is copied into them.
+    """A whole climb on tensors that stay where they are; each batch of this shape is copied into them.
 
     1. A few plain iterations create the optimizer's state and the gradients.
     2. One iteration is captured: F_c, stop rule, gradient, and step.
     3. It is proved: the replay and a plain iteration from the same state have to give the same F_c and nearly the same
        step (atomic additions on a GPU change the last digits of gradients).
+    4. What comes before the first iteration (the pass that records the features) and after the last one (F_c once more,
+       and the map) is captured and proved, too. Where it cannot be, it is plain.
 
     Args:
         explainer: its settings are those of the capture.
         classifier: the network.
-        problem: the first batch.
+        image: (B,3,H,W) the first batch.
+        target: (B,) its classes.
 
     Raises:
         ValueError: the optimizer cannot be captured, or a replay differs from a plain iteration.
         Exception: the capture fails.
     """
 
-    def __init__(self, explainer: OptiCAM, classifier: Classifier, problem: Problem) -> None:
-        self.problem = _copied(problem)
+    def __init__(self, explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> None:
+        self.image, self.target = image.clone(), target.clone()
+        self.problem = _copied(explainer.problem(classifier, self.image, self.target), self.image, self.target)
         u = explainer.parameters_of(self.problem)
         self.optimizer = explainer.make_optimizer(u)
         _make_capturable(self.optimizer)
         self.ascent = explainer.ascent(classifier, self.problem, u, self.optimizer)
         self._explainer, self._classifier = explainer, classifier
-        self.F, self.weights = torch.zeros_like(problem.logit), torch.zeros_like(self.ascent.weights())
-        with uncached_autocast(problem.image.device):
-            self._graph: Replay = capture(self._iterate, problem.image.device)
+        self.F, self.weights = torch.zeros_like(self.problem.logit), torch.zeros_like(self.ascent.weights())
+        with torch.no_grad():
+            saliency, silent, full = explainer.map_of(self.ascent.weights(), self.problem)
+        self.made = saliency.clone(), silent.clone(), full.clone()
+        with uncached_autocast(image.device):
+            self._step = capture(self._iterate, image.device)
             self._prove()
+            self._begin = self._end_part(self._load, [*_tensors(self.problem)[2:], *self.ascent.u])
+            self._end = self._end_part(self._finish, [self.F, self.weights, *self.made])
+
+    def _load(self) -> None:
+        """Everything before the first iteration."""
+        new = self._explainer.problem(self._classifier, self.image, self.target)
+        for own, given in zip(_tensors(self.problem), _tensors(new), strict=True):
+            own.copy_(given)
+        self.ascent.size.copy_(self.problem.logit.abs())
+        self.ascent.restart(self._explainer.begin(self.problem))
+        _reset(self.optimizer)
 
     def _iterate(self) -> None:
         weights = self.ascent.weights()
@@ -101,33 +141,70 @@ class Captured:
         self.ascent.judge(self.F)
         self.ascent.step(F)
 
-    def run(self, problem: Problem, max_iter: int, watch: Watch | None) -> tuple[Tensor, Tensor]:
-        """As `Ascent.run`, for a problem of the same shape; also returns the final weights."""
-        self._load(problem)
-        trace = self.F.new_empty(max_iter + 1, len(self.F))
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Everything after the last iteration."""
+        weights = self.ascent.weights()
+        self.F.copy_(self.ascent.objective(weights))
+        self.weights.copy_(weights)
+        for own, given in zip(self.made, self._explainer.map_of(weights, self.problem), strict=True):
+            own.copy_(given)
+
+    def run(self, image: Tensor, target: Tensor, max_iter: int, watch: Watch | None) -> Explanation:
+        """The explanation of a batch of at most as many images as were captured, and of the same size."""
+        n = len(image)
+        for own, given in ((self.image, image), (self.target, target)):
+            own[:n].copy_(given)
+            own[n:] = given[:1]
+        self._begin.replay()
+        trace = self.F.new_empty(max_iter + 1, n)
         for t in range(max_iter):
-            self.ascent.take(factor(self.ascent.schedule, t, max_iter))
-            self._graph.replay()
-            trace[t] = self.F
-            tell("iteration", t, max_iter, trace[t])
-            if watch is not None:
-                watch(t, trace[t].clone(), self.weights.clone())
+            self.ascent.take(t, max_iter)
+            self._step.replay()
+            self._note(trace, t, max_iter, watch)
             if self.ascent.stopped(t):
                 trace[t + 1 :] = trace[t]
+                self._end.replay()
                 break
         else:
-            with torch.no_grad():
-                trace[max_iter] = self.ascent.objective(self.ascent.weights())
-            if watch is not None:
-                watch(max_iter, trace[max_iter].clone(), self.ascent.weights().detach())
-        return trace, self.ascent.weights().detach().clone()
+            self._end.replay()
+            self._note(trace, max_iter, max_iter, watch)
+        return self._explanation(trace)
 
-    def _load(self, problem: Problem) -> None:
-        for own, given in zip(_tensors(self.problem), _tensors(problem), strict=True):
-            own.copy_(given)
-        self.ascent.size.copy_(problem.logit.abs())
-        self.ascent.restart(self._explainer.begin(self.problem))
-        _reset(self.optimizer)
+    def _note(self, trace: Tensor, t: int, max_iter: int, watch: Watch | None) -> None:
+        n = trace.shape[1]
+        trace[t] = self.F[:n]
+        if t < max_iter:
+            tell("iteration", t, max_iter, trace[t])
+        if watch is not None:
+            watch(t, trace[t].clone(), self.weights[:n].clone())
+
+    def _explanation(self, trace: Tensor) -> Explanation:
+        n = trace.shape[1]
+        saliency, silent, full = (tensor[:n] for tensor in self.made)
+        problem = _map_tensors(self.problem, lambda tensor: tensor[:n] if len(tensor) == len(self.image) else tensor)
+        found = self._explainer.explanation(self.weights[:n].clone(), problem, (saliency.clone(), silent, full))
+        return replace(found, target=found.target.clone(), objective=trace)
+
+    def _end_part(self, work: Callable[[], None], results: Sequence[Tensor]) -> Replay:
+        """Step 4 of the class, for one of the two parts and the tensors that it fills."""
+        work()
+        right = [tensor.detach().clone() for tensor in results]
+        try:
+            replay = capture(work, self.image.device)
+            for tensor in results:
+                tensor.detach().zero_()
+            replay.replay()
+            if all(_near(tensor, value, self.ascent.eps) for tensor, value in zip(results, right, strict=True)):
+                return replay
+            reason = "its result differs from a plain one by more than rounding."
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a capture may fail in any way
+            reason = first_line(error)
+        torch.cuda.synchronize()
+        _logger.info("What surrounds Opti-CAM's iterations on %s is not replayed: %s", self._classifier.name, reason)
+        return Plain(work)
 
     def _prove(self) -> None:
         """Step 3 of the class."""
@@ -136,7 +213,7 @@ class Captured:
         F, u = self.F.clone(), [parameter.detach().clone() for parameter in self.ascent.u]
         self._restore(before)
         start = [parameter.detach().clone() for parameter in self.ascent.u]
-        self._graph.replay()
+        self._step.replay()
         bound = 8 * self.ascent.eps * float(F.abs().max())
         if not float((F - self.F).abs().max()) <= bound:
             raise ValueError(f"its objective differs from a plain iteration's by more than rounding ({bound:.2g}).")
@@ -172,6 +249,8 @@ def _make_capturable(optimizer: Optimizer) -> None:
         if "capturable" not in group:
             raise ValueError(f"{type(optimizer).__name__} has no `capturable`.")
         group["capturable"] = True
+        if type(optimizer) is Adam:
+            group.update(fused=True, foreach=False)  # two kernels instead of twelve
 
 
 def _reset(optimizer: Optimizer) -> None:
@@ -182,23 +261,30 @@ def _reset(optimizer: Optimizer) -> None:
                 value.zero_()
 
 
-def _key(explainer: OptiCAM, problem: Problem) -> object:
-    image = problem.image
+def _key(explainer: OptiCAM, classifier: Classifier, image: Tensor) -> object:
     autocast = torch.is_autocast_enabled(image.device.type) and torch.get_autocast_dtype(image.device.type)
-    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(problem))
-    return type(explainer), repr(explainer.settings()), shapes, image.device, autocast
+    shape = (tuple(image.shape[1:]), image.dtype, image.device)
+    return type(explainer), repr(explainer.settings()), id(classifier), shape, autocast
 
 
-def _copied(problem: Problem) -> Problem:
+def _near(ours: Tensor, right: Tensor, eps: float) -> bool:
+    """Whether tensors are equal up to the rounding of passes."""
+    ours, right = ours.detach().double(), right.double()
+    return bool(((ours - right).abs() <= 8 * eps * right.abs().max()).all())
+
+
+def _copied(problem: Problem, image: Tensor, target: Tensor) -> Problem:
+    """The problem in memory of its own, but for its images and classes."""
+    return replace(_map_tensors(problem, Tensor.clone), image=image, target=target)
+
+
+def _map_tensors(problem: Problem, function: Callable[[Tensor], Tensor]) -> Problem:
     values: dict[str, Any] = {}
     for field in fields(problem):
         value = getattr(problem, field.name)
-        values[field.name] = [A.clone() for A in value] if isinstance(value, list) else _clone(value)
+        several = isinstance(value, list)
+        values[field.name] = [function(A) for A in value] if several else None if value is None else function(value)
     return type(problem)(**values)
-
-
-def _clone(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.clone()
 
 
 def _tensors(problem: Problem) -> list[Tensor]:

@@ -33,6 +33,7 @@ from optcam_pl.network.frozen import Frozen, flags_of
 from optcam_pl.network.inputs import InputsAs, SideInputs
 from optcam_pl.network.layers import Layers, Layout
 from optcam_pl.network.link import Link, check_link, probabilities_of
+from optcam_pl.network.masking import TakesMasks
 from optcam_pl.network.outputs import index_of, misshapen, stated_classes
 from optcam_pl.network.photographs import TakesPhotos
 from optcam_pl.network.plain import state_digest
@@ -52,7 +53,7 @@ from optcam_pl.threads import passing
 ScoresLike: TypeAlias = Scores | Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None
 
 
-class Classifier(TakesPhotos, Frozen):
+class Classifier(TakesPhotos, TakesMasks, Frozen):
     """Any image classifier with its normalization inside: `classifier(image)` turns pixels in [0,1] into logits.
 
     The network is frozen (eval mode, no parameter requires a gradient) and stays frozen, except while a
@@ -365,7 +366,11 @@ class Classifier(TakesPhotos, Frozen):
             ValueError: the image or the network's output has the wrong shape, or it is unclear which output is meant.
             NetworkError: the network itself raises an exception.
         """
-        scores = self.scores(self.output(image))
+        return self._scored(self.output(image), image)
+
+    def _scored(self, output: Any, image: Tensor) -> Tensor:
+        """The scores in an output of the network for such images, after the transform and checks of `forward`."""
+        scores = self.scores(output)
         if self.transform.value is not None:
             scores = self.transform.value(scores)
         if scores.ndim != 2:
@@ -389,7 +394,10 @@ class Classifier(TakesPhotos, Frozen):
         if self._normalizes:
             mean, std = (value.to(image.dtype).view(-1, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
-        image = image.to(self.network_dtype or image.dtype)
+        return self._from_network(image.to(self.network_dtype or image.dtype))
+
+    def _from_network(self, image: Tensor) -> Any:
+        """What the network returns for normalized images of its dtype."""
         try:
             return self._pass(image)
         except torch.OutOfMemoryError:  # handled by the code that splits passes into chunks
@@ -398,11 +406,6 @@ class Classifier(TakesPhotos, Frozen):
             if is_own(error):
                 raise
             raise forward_error(error, self.name, self.network, image) from error
-
-    @property
-    def network_dtype(self) -> torch.dtype | None:
-        """The floating-point type of the network's first weights; None if it has none."""
-        return next((value.dtype for value in self.network.parameters() if value.is_floating_point()), None)
 
     def _pass(self, image: Tensor) -> Any:
         """The network's output; waits while another thread has exclusive use of the network."""

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from optcam_pl.network.errors import input_channels
 from optcam_pl.network.layers import fixed_noise, zeros_for
+from optcam_pl.network.precision import exact_products
 from optcam_pl.private import forward_hooks, forward_pre_hooks
 from optcam_pl.threads import hook_output
 
@@ -66,7 +67,7 @@ class Folded:
         like = zeros_for(network, (1, 1))
         noise = fixed_noise(2, input_channels(network) or 3, *size).to(like)
         kept = set(keep)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), exact_products():
             found = [pair for pair in _pairs(self.network, noise[:1], run) if pair.convolution not in kept]
             self._try(found, noise, _tensors(run(network, noise)))
 

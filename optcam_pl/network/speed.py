@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 Speed: TypeAlias = Literal["plain", "folded", "onednn", "graph", "compile", "auto"]
 WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Function: TypeAlias = Callable[[Tensor], tuple[Any, ...]]
+"""Of images, without a gradient; what it returns has to be tensors if it is to be replayed."""
 
 _logger = logging.getLogger(__name__)
 _GRAPHS = 4  # shapes of which a graph is kept; each keeps the memory of a pass
 _WARM = 3  # passes before a capture, as torch.cuda.graph asks for
 _PROBES = 3  # timed passes of each candidate
+_CAPTURED_AT = 2  # how often a kind of pass is seen before it is captured: a run's last chunk is seen once
 
 
 _ALL: WeakSet[FasterNetwork] = WeakSet()
@@ -42,7 +45,8 @@ class FasterNetwork:
     ===========  ====================================================================================================
     folded       batch norms folded into convolutions (see `Folded`), channels-last memory layout
     onednn       the same; on a CPU, layers whose gradient to their input alone is faster (see `use_onednn`)
-    graph        as folded; on a GPU, passes without a gradient are captured once for each shape and replayed
+    graph        as folded; on a GPU, passes without a gradient are captured at the second of a shape and replayed, and
+                 images are masked by one kernel (see `optcam_pl.kernels`)
     compile      as folded, by torch.compile, which takes its time at the first pass of each shape
     auto         on a GPU, "graph" or "folded", whichever a short probe finds faster; elsewhere "onednn"
     ===========  ====================================================================================================
@@ -83,6 +87,7 @@ class FasterNetwork:
         self._shapes: set[object] = set()
         self._graphs = Graphs(only_if_faster=speed == "auto")
         self._kept: dict[object, list[Any]] = {}
+        self._attributes: tuple[list[Mapping[int, Any]], list[Mapping[str, Any]]] | None = None
         _ALL.add(self)
 
     @property
@@ -98,7 +103,7 @@ class FasterNetwork:
         """See `Folded.unfold`; called for every layer that is recorded."""
         if self._folded.unfold(layer):
             self.forget()
-            self._compiled = None
+            self._compiled = self._attributes = None
 
     def forget(self) -> None:
         """Give back the memory of everything that is captured; it is captured again when it is needed."""
@@ -107,7 +112,17 @@ class FasterNetwork:
 
     def replays(self, image: Tensor) -> bool:
         """Whether work on such images is to be captured and replayed."""
-        return self.speed in ("graph", "auto") and image.device.type == "cuda" and not hooked(self.network)
+        return self.speed in ("graph", "auto") and image.device.type == "cuda" and not self.hooked()
+
+    def hooked(self) -> bool:
+        """Whether any module has a hook or a replaced forward, which compiled code and graphs would leave out."""
+        if self._attributes is None:  # walking through the modules takes longer than a pass of few images
+            modules = list(self.network.modules())
+            found: list[Mapping[int, Any]] = [forward_hooks(module) for module in modules]
+            found += [forward_pre_hooks(module) for module in modules]
+            self._attributes = found, [vars(module) for module in modules]
+        hooks, attributes = self._attributes
+        return any(hooks) or any("forward" in each for each in attributes)
 
     @contextmanager
     def borrowed(self, key: object) -> Iterator[list[Any]]:
@@ -124,13 +139,25 @@ class FasterNetwork:
             image: (B,3,H,W), normalized and in the copy's dtype.
         """
         image = image.contiguous(memory_format=torch.channels_last)
-        if self.speed in ("folded", "onednn") or hooked(self.network) or torch.compiler.is_compiling():
+        if self.speed in ("folded", "onednn") or self.hooked() or torch.compiler.is_compiling():
             return run(self.network, image)
         if self.speed == "compile":
             return self._by_compiler(run, image)
         if image.device.type != "cuda" or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
             return run(self.network, image)
-        return self._graphs.run(partial(run, self.network), image)
+        return self._graphs.run(lambda given: (run(self.network, given),), image)[0]
+
+    def replayed(self, what: object, function: Function, image: Tensor) -> tuple[Tensor, ...]:
+        """A function of images that runs the network without a gradient, replayed where passes are.
+
+        Args:
+            what: names the function; another one has another name.
+            function: returns tensors. It may put hooks on the network for its own pass.
+            image: (B,3,H,W).
+        """
+        if not (image.is_cuda and self.replays(image)) or torch.cuda.is_current_stream_capturing():
+            return function(image)
+        return self._graphs.run(function, image, (what, self.dtype))
 
     def _by_compiler(self, run: Run, image: Tensor) -> Any:
         if self._compiled is None:
@@ -157,7 +184,7 @@ class FasterNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code cannot be copied: a copy makes its own.
-        return {**self.__dict__, "_compiled": None, "_shapes": set(), "_kept": {}}
+        return {**self.__dict__, "_compiled": None, "_shapes": set(), "_kept": {}, "_attributes": None}
 
 
 class Graphs:
@@ -173,6 +200,7 @@ class Graphs:
     def __init__(self, only_if_faster: bool = False) -> None:
         self._only_if_faster = only_if_faster
         self._known: dict[object, _Graph | None] = {}
+        self._seen: Counter[object] = Counter()
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[bool]]:
@@ -184,12 +212,15 @@ class Graphs:
         with self._lock:
             self._known.clear()
 
-    def run(self, function: Callable[[Tensor], Any], image: Tensor) -> Any:
-        """The function of an image (B,3,H,W) on a GPU, without a gradient."""
+    def run(self, function: Function, image: Tensor, what: object = None) -> tuple[Any, ...]:
+        """The function of an image (B,3,H,W) on a GPU, without a gradient; `what` tells functions apart."""
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (tuple(image.shape), image.dtype, image.device, autocast)
+        key = (what, tuple(image.shape), image.dtype, image.device, autocast)
         with self._lock:
+            self._seen[key] += 1
             if key not in self._known:
+                if self._seen[key] < _CAPTURED_AT:
+                    return function(image)
                 self._known[key] = self._capture(function, image)
                 made = [other for other, graph in self._known.items() if graph is not None]
                 for oldest in made[:-_GRAPHS]:
@@ -197,7 +228,7 @@ class Graphs:
             graph = self._known[key]
             return function(image) if graph is None else graph(image)
 
-    def _capture(self, function: Callable[[Tensor], Any], image: Tensor) -> _Graph | None:
+    def _capture(self, function: Function, image: Tensor) -> _Graph | None:
         try:
             with torch.inference_mode(False), torch.no_grad(), uncached_autocast(image.device):
                 graph = _Graph(function, image)
@@ -218,7 +249,7 @@ class Graphs:
 class _Graph:
     """One captured pass."""
 
-    def __init__(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
+    def __init__(self, function: Function, image: Tensor) -> None:
         self._input = torch.empty_like(image.detach(), memory_format=torch.preserve_format).copy_(image)
         stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(image.device))
@@ -229,30 +260,31 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders of data work in threads
             self._output = function(self._input)
-        if not isinstance(self._output, Tensor):
-            raise TypeError(f"the network returns {type(self._output).__name__}, not a tensor.")
+        for each in self._output:
+            if not isinstance(each, Tensor):
+                raise TypeError(f"the network returns {type(each).__name__}, not a tensor.")
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         self._input.copy_(image)
         self._graph.replay()
-        output: Tensor = self._output.clone()
-        return output
+        return tuple(each.clone() for each in self._output)
 
-    def prove(self, function: Callable[[Tensor], Any], image: Tensor) -> None:
+    def prove(self, function: Function, image: Tensor) -> None:
         """Compare replays with plain passes.
 
         Raises:
             ValueError: they differ by more than rounding.
         """
         for images in (image, image.flip(3)):
-            ours, right = self(images).float(), function(images).float()
-            bound = 8 * torch.finfo(self._output.dtype).eps * float(right.abs().max())
-            largest = float((ours - right).abs().max())
-            if not largest <= bound:
-                raise ValueError(f"a replay differs from a plain pass by {largest:.2g}, where {bound:.2g} is rounding.")
+            for ours, right in zip(self(images), function(images), strict=True):
+                bound = 8 * torch.finfo(ours.dtype).eps * float(right.abs().max())
+                largest = float((ours.double() - right.double()).abs().max())
+                if not largest <= bound:
+                    found = f"a replay differs from a plain pass by {largest:.2g}"
+                    raise ValueError(f"{found}, where {bound:.2g} is rounding.")
 
 
-def _seconds(function: Callable[[Tensor], Any], image: Tensor) -> float:
+def _seconds(function: Function, image: Tensor) -> float:
     """The fastest of a few passes on a GPU."""
     found = []
     for _ in range(_PROBES):
@@ -278,13 +310,6 @@ def forget_captured() -> None:
     """Give back the memory of everything that is captured in this process, where memory runs out."""
     for network in list(_ALL):
         network.forget()
-
-
-def hooked(network: nn.Module) -> bool:
-    """Whether any module has a hook or a replaced forward, which compiled code and graphs would leave out."""
-    return any(
-        forward_hooks(module) or forward_pre_hooks(module) or "forward" in vars(module) for module in network.modules()
-    )
 
 
 def check_speed(speed: Speed, dtype: WeightsDtype | None) -> None:

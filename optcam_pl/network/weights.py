@@ -59,9 +59,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = expanded_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"The weight file does not exist: {path} (`default` is the word for the source's own)")
+        raise FileNotFoundError(
+            f"Expected `weights` to be a file, but there is no file {str(path)!r} (`default` is the word for the "
+            "source's own)."
+        )
     if not path.is_file():
-        raise ValueError(f"Expected a weight file, but got a folder: {path}")
+        raise ValueError(f"Expected `weights` to be a file, but {str(path)!r} is a folder.")
     if path.stat().st_size == 0:
         raise ValueError(f"The weight file is empty: {path}")
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)

@@ -17,10 +17,11 @@ import numpy.typing as npt
 from scipy.stats import kendalltau
 
 from optcam_pl.checks import check_positive
+from optcam_pl.reports.grids import Grid, printable
 from optcam_pl.reports.report import comparable
 from optcam_pl.reports.statistics import resampled_counts
 from optcam_pl.reports.summary import OfMeans, Run, in_numpy
-from optcam_pl.reports.tables import Grid, heading, printable
+from optcam_pl.reports.tables import heading
 from optcam_pl.runs.files import RunFolderError
 
 _Array = npt.NDArray[np.float64]

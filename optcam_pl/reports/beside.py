@@ -8,17 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from optcam_pl.reports.grids import Grid, grid_width
 from optcam_pl.reports.published import MISCLASSIFIED, beside_published, network_of, networks_of, published_seconds
 from optcam_pl.reports.summary import Run
 from optcam_pl.reports.sweeps import Measured
 from optcam_pl.reports.tables import (
     Estimate,
-    Grid,
     PaperValue,
     Summary,
     decimals,
     estimate_cell,
-    grid_width,
     heading,
     run_grid,
     spreadsheet_cell,

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.stats import binomtest
 
+from optcam_pl.reports.grids import Grid
 from optcam_pl.reports.statistics import Interval, bootstrap_interval, paired_difference
 from optcam_pl.reports.summary import Run
-from optcam_pl.reports.tables import Grid
 
 Verdict = Literal["right", "off", "cannot tell"]
 

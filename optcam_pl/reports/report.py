@@ -41,8 +41,10 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 found.append(Path(folder))
                 below.clear()
         if not found:
-            none = f"There is no run in {path}: no {MANIFEST} in it or below it."
-            raise RunFolderError(none if path.is_dir() else f"No folder {path}.")
+            if path.is_dir():
+                raise RunFolderError(f"There is no run in {path}: no {MANIFEST} in it or below it.")
+            given = f"{path} is a file" if path.is_file() else f"there is no folder {path}"
+            raise RunFolderError(f"Expected a run folder, or a folder with runs below it, but {given}.")
         for run in sorted(found, key=_natural):
             runs.setdefault(run.resolve(), run)
     return list(runs.values())

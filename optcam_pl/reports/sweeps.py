@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.summary import load_run
-from optcam_pl.reports.tables import Summary, heading, printable
+from optcam_pl.reports.tables import Summary, heading
 from optcam_pl.runs.tensors import mean_curves
 
 _WIDTH, _HEIGHT = 4.2, 3.2  # inches of one panel

@@ -184,6 +184,9 @@ def probe_folder(folder: str | os.PathLike[str]) -> None:
     try:
         write_file(path, b"\0" * 4096)
     except RunFolderError as error:
-        raise RunFolderError(f"Cannot write into the folder {folder}: {error.__cause__ or error}.") from error
+        cause = error.__cause__
+        reason = (isinstance(cause, OSError) and cause.strerror) or cause or error
+        reason = "it is a file" if Path(folder).is_file() else reason
+        raise RunFolderError(f"Cannot write into the folder {folder}: {reason}. Give another `run_dir`.") from error
     with contextlib.suppress(OSError):
         path.unlink()

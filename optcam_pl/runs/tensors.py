@@ -108,13 +108,18 @@ class StoredWeights:
         run_dir: the run folder of a finished `fit`.
 
     Raises:
-        RunFolderError: this is not a run folder.
+        RunFolderError: this is not a run folder; the message names the argument `weights_from`.
         ValueError: the run is not a `fit`.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = expanded_path(run_dir)
-        self.manifest = read_manifest(self.run_dir)
+        try:
+            self.manifest = read_manifest(self.run_dir)
+        except RunFolderError as error:
+            raise RunFolderError(
+                f"Expected `weights_from` to be the run folder of an `optcam fit`, but: {error}"
+            ) from error
         if self.manifest["stage"] != "fit":
             raise ValueError(
                 f"Expected `weights_from` to be the run folder of an `optcam fit`, but {run_dir} is one of an "

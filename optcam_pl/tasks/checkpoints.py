@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from optcam_pl.checks import expanded_path
+from optcam_pl.runs.files import write_file
 from optcam_pl.runs.run_folder import Resume
 from optcam_pl.runs.signals import Stopped, requested
 from optcam_pl.tasks.classification import ClassificationTask
@@ -58,6 +62,32 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
     return file if file.exists() else None
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its old version and renames it, so that a crash or a full disk leaves the old one.
+
+    Lightning writes it into the system's folder for temporary files; where that is another file system, as on many
+    clusters, the old checkpoint is overwritten by copying.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write it. Raises RunFolderError if it cannot be written; the old one is then unchanged."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, os.fspath(path), storage_options)
+            return
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_file(path, data.getvalue())
+
+
+def _write_whole(trainer: L.Trainer) -> None:
+    """Have the trainer write whole checkpoints, unless it has its own way to write them."""
+    strategy = trainer.strategy
+    if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeCheckpoints()
+
+
 class _Checkpoints(ModelCheckpoint):
     """Checkpoints in the run's folder, for any logger, that still work after the folder was moved.
 
@@ -66,6 +96,7 @@ class _Checkpoints(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder."""
+        _write_whole(trainer)
         if self.dirpath is None and isinstance(pl_module, ClassificationTask):
             self.dirpath = str(pl_module.find_folder(trainer) / _FOLDER)
         super().setup(trainer, pl_module, stage)
@@ -104,6 +135,10 @@ class PatienceOfSecondPhase(EarlyStopping):
 
 class ResumableStop(Callback):
     """Stops a fit after the batch in hand, with a checkpoint, when a signal came (see `optcam_pl.runs.signals`)."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """See that a checkpoint replaces the old one as a whole."""
+        _write_whole(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write ``last.ckpt`` and end, if any process was told to: all have to do it together.

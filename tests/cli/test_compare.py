@@ -223,6 +223,13 @@ def test_an_error_of_all_methods_ends_it_after_the_second(photos: Path, monkeypa
     assert not list(Path("logs/photos").glob("FakeCAM/*"))
 
 
+def test_the_error_of_the_only_method_is_told_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "n01440764" / "broken.png").write_text("this is no image")
+    with pytest.raises(ValueError, match="broken.png"):  # which the command tells
+        run(photos, "--explainers", "GradCAM")
+    assert "broke off" not in capsys.readouterr().err
+
+
 def test_several_datasets_give_a_table_each_and_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
     for name, count in (("north", 2), ("south", 4)):
         folder_of_photos(name, count)

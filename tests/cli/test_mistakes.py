@@ -90,6 +90,14 @@ def yaml(text: str) -> list[str]:
         # 3
         (["--model.explainer=GradCam"], "but got 'GradCam'. The nearest are: 'GradCAM'"),
         (["--model.explainer=grad_cam"], "The nearest are: 'GradCAM'"),
+        (
+            ["--model.explainer=none.yaml"],
+            "Expected `model.explainer` to be a class or a file of one, but there is no file 'none",
+        ),
+        (
+            ["--model.weights_from=flat"],
+            "Expected `weights_from` to be the run folder of an `optcam fit`, but: flat is not",
+        ),
         (["--model.explainer=mine.Foo"], "there is no module 'mine'. Run the command in the module's folder"),
         (["--model.classifier.scores=mine.lead"], "`model.classifier.scores` to be a class or a function that Python"),
         (["--model.classifier.scores=mine.lead"], "but got 'mine.lead', and there is no module 'mine'."),
@@ -127,7 +135,7 @@ def yaml(text: str) -> list[str]:
         (["--trainer.devices=two"], "`devices`"),
         # 19
         (["--data.root=phots"], "Expected `root` to be a folder, but there is no folder 'phots'"),
-        (["--data.root=empty"], "found no image"),
+        (["--data.root=empty"], "in the class folders of `root`, 'empty'"),
         (["--data.root=flat"], "if its images have no labels, use ImagePaths"),
         (["--data.root=photos/n01440764"], "for one class, give its parent folder"),
         (["--data.root=flat/0.png"], "Expected `root` to be a folder, but 'flat/0.png' is a file"),

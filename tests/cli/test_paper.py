@@ -23,10 +23,11 @@ from optcam_pl.cli.paper_check import published_accuracy
 from optcam_pl.cli.parsers import asked
 from optcam_pl.imagenet import imagenet_wnids
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
+from optcam_pl.reports.grids import render
 from optcam_pl.reports.published import networks_of, published
 from optcam_pl.reports.report import load_run
 from optcam_pl.reports.sweeps import Measured
-from optcam_pl.reports.tables import Estimate, Summary, render
+from optcam_pl.reports.tables import Estimate, Summary
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.signals import Stopped
 

@@ -90,8 +90,8 @@ def test_an_absolute_path_inside_the_root_is_named_from_the_root(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("path,klass\na.png,0\n", {}, r"lacks the columns \['label'\]; it has \['path', 'klass'\]"),
-        ("", {}, r"lacks the columns \['label', 'path'\]"),
+        ("path,klass\na.png,0\n", {}, r"lacks the columns \['label'\]; it has \['path', 'klass'\]. .* by `label`\."),
+        ("", {}, r"lacks the columns \['label', 'path'\].* The file is empty"),
         ("path,label\na.png,dig\n", {"classes": ["dog", "cat"]}, "Row 2 .*'dig' is none of the 2 classes.*'dog'"),
         ("path,label\na.png,0\na.png,1\n", {}, "Row 3 .* gives 'a.png' another label"),
         ("path,label,x1,y1,x2,y2\na.png,0,1,2,3,\n", {"boxes": BOXES}, "Row 2 .*four numbers of a box"),
@@ -106,7 +106,7 @@ def test_an_absolute_path_inside_the_root_is_named_from_the_root(tmp_path: Path)
             {"boxes": BOXES, "box_format": "xywh"},
             "as left, top, width, height",
         ),
-        ("path,label\n", {}, r"found no image: looked for rows in '.*list\.csv'"),
+        ("path,label\n", {}, r"found no image: looked for rows in `file`, '.*list\.csv'"),
         ("path,label,split\na.png,0,train\n", {"split": "test"}, "rows of the split 'test'"),
         ("path,label\na.png,0\n", {"boxes": ["x"]}, "`boxes` to name four columns"),
         ("path,label\na.png,0\n", {"box_format": "yxyx"}, "`box_format`"),

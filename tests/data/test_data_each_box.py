@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torchvision.transforms import v2
 from vision_cases import ColorDetector, squares
 
 from optcam_pl import Classifier, SaliencyTask, evaluate
-from optcam_pl.data import CSVImages, EachBox, ImageFolder, TorchData
+from optcam_pl.data import CSVImages, EachBox, ImageFolder, ImageReadError, TorchData
 from optcam_pl.explainers import HiResCAM
 from optcam_pl.metrics import AverageDrop, StandardPointingGame
 from optcam_pl.network.detection import Detection
@@ -148,3 +150,37 @@ def test_processes_look_for_boxes_in_the_same_passes_as_one(monkeypatch: pytest.
         data._search(data.data.table, find)
     assert sorted(passes) == alone
     assert len(alone) == 3
+
+
+@pytest.mark.parametrize("broken", [2, 9])  # the first process's image, and the second one's
+def test_an_image_that_one_process_cannot_read_ends_all(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(list[Any]):
+        """Items, of which one cannot be read."""
+
+        def __getitem__(self, i: Any) -> Any:
+            if i == broken:
+                raise OSError("cannot identify")
+            return super().__getitem__(i)
+
+    data = EachBox(TorchData(Broken(torch.rand(11, 3, 4, 4)), size=4), "network")
+    data.setup()
+    find = lambda image: [(torch.zeros(0, 4), torch.zeros(0))] * len(image)  # noqa: E731
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    told: list[Any] = []
+
+    def note(found: list[Any], own: Any) -> None:
+        told.append(own)
+        found[:] = [own, {}]  # nothing comes from the other one yet
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", note)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        with suppress(ImageReadError):
+            data._search(data.data.table, find)
+    sent = pickle.loads(pickle.dumps(told))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda found, _: found.__setitem__(slice(None), sent))
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        with pytest.raises(ImageReadError, match=f"Cannot read item {broken} of Broken: .*cannot identify"):
+            data._search(data.data.table, find)

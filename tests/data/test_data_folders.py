@@ -70,7 +70,7 @@ def test_missing_paths_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"found no image: looked for files that end in \.avif.* in .*"):
+    with pytest.raises(ValueError, match=r"found no image: looked for files that end in \.avif.* in `paths`: .*"):
         ImagePaths(str(tmp_path)).setup()
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from optcam_pl import Classifier, OptiCAM, ScoreCAM
-from optcam_pl.explainers import replay
+from optcam_pl.explainers import FinerCAM, replay
 from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.steps import Step, listening
 from optcam_pl.network.speed import FasterNetwork
+
+PARTS = ["_iterate", "_load", "_finish"]
 
 
 class _Again:
@@ -23,12 +25,12 @@ class _Again:
 
 
 @pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """As on a GPU, with plain calls in place of replays; the sizes of the captured batches."""
-    made: list[int] = []
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As on a GPU, with plain calls in place of replays; the names of what is captured."""
+    made: list[str] = []
 
     def capture(work: Callable[[], None], device: torch.device) -> _Again:
-        made.append(1)
+        made.append(work.__name__)
         for _ in range(3):
             work()
         return _Again(work)
@@ -52,11 +54,11 @@ def fast(**settings: Any) -> Classifier:
     "settings",
     [{}, {"preset": "fast"}, {"objective": "io_diff", "normalizer": "sigmoid"}, {"tol": 1e-2}, {"baseline": "blur"}],
 )
-def test_replays_give_the_digits_of_plain_iterations(captures: list[int], settings: dict[str, Any]) -> None:
+def test_replays_give_the_digits_of_plain_iterations(captures: list[str], settings: dict[str, Any]) -> None:
     classifier, first, second = fast(), torch.rand(3, 3, 16, 16), torch.rand(3, 3, 16, 16)
     explainer = OptiCAM(**{"max_iter": 12, **settings})
     ours = [explainer(classifier, image, 1) for image in (first, second, first)]
-    assert captures == [1]  # one for all batches of this shape
+    assert captures == PARTS  # once for all batches of this shape
     assert ours[0].objective is not None
     assert torch.equal(ours[0].objective, ours[2].objective)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
@@ -68,18 +70,18 @@ def test_replays_give_the_digits_of_plain_iterations(captures: list[int], settin
         assert torch.equal(a.saliency, b.saliency)
 
 
-def test_another_shape_or_setting_is_captured_anew_and_the_watcher_is_called(captures: list[int]) -> None:
+def test_another_shape_or_setting_is_captured_anew_and_the_watcher_is_called(captures: list[str]) -> None:
     classifier, explainer, seen = fast(), OptiCAM(max_iter=4), []
     explainer.watch = lambda t, F, weights: seen.append((t, F))
     found = explainer(classifier, torch.rand(2, 3, 16, 16), 1)
     assert torch.equal(torch.stack([F for _, F in seen]), found.objective)  # type: ignore[arg-type]
     explainer(classifier, torch.rand(3, 3, 16, 16), 1)
     OptiCAM(max_iter=4, lr=0.2)(classifier, torch.rand(3, 3, 16, 16), 1)
-    assert len(captures) == 3
+    assert captures == 3 * PARTS
 
 
 def test_a_replay_that_is_wrong_is_found_and_told(
-    captures: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    captures: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(replay, "capture", lambda work, device: (work(), _Again(lambda: None))[1])
     classifier, image = fast(), torch.rand(2, 3, 16, 16)
@@ -95,7 +97,7 @@ def test_a_replay_that_is_wrong_is_found_and_told(
 
 
 def test_a_network_that_cannot_be_captured_and_an_optimizer_without_it_are_told(
-    captures: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    captures: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(work: Callable[[], None], device: torch.device) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -112,7 +114,7 @@ def test_a_network_that_cannot_be_captured_and_an_optimizer_without_it_are_told(
     assert caplog.records[-1].message.endswith("SGD has no `capturable`.")
 
 
-def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[int]) -> None:
+def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[str]) -> None:
     classifier, image = fast(), torch.rand(2, 3, 16, 16)
     OptiCAM(max_iter=2)(classifier, image, 1)
     failed: list[int] = []
@@ -125,15 +127,73 @@ def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[i
 
     Chunks(2).cat(step, 3)
     OptiCAM(max_iter=2)(classifier, image, 1)
-    assert len(captures) == 2
+    assert captures == 2 * PARTS
     assert failed
     ScoreCAM()(classifier, image, 1)
 
 
-def test_whoever_shows_progress_hears_of_replays_as_of_plain_iterations(captures: list[int]) -> None:
+def test_whoever_shows_progress_hears_of_replays_as_of_plain_iterations(captures: list[str]) -> None:
     classifier, image = fast(), torch.rand(2, 3, 16, 16)
     heard: list[Step] = []
     with listening(heard.append):
         found = OptiCAM(max_iter=3)(classifier, image, 1)
     assert [(step.what, step.done, step.total) for step in heard] == [("iteration", t, 3) for t in range(3)]
     assert torch.equal(torch.stack([step.objective for step in heard]), found.objective[:-1])  # type: ignore[index,misc]
+
+
+def test_a_smaller_last_batch_goes_into_the_capture_of_the_others(captures: list[str]) -> None:
+    classifier, images, target = fast(), torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    explainer, seen = OptiCAM(max_iter=5), []
+    whole = explainer(classifier, images, target)
+    explainer.watch = lambda t, F, weights: seen.append((len(F), len(weights)))
+    last = explainer(classifier, images[1:3], target[1:3])
+    assert captures == PARTS
+    assert seen == [(2, 2)] * 6
+    assert last.target.tolist() == [1, 2]
+    for ours, right in ((last.saliency, whole.saliency[1:3]), (last.weights, whole.weights[1:3])):  # type: ignore[index]
+        torch.testing.assert_close(ours, right)
+    torch.testing.assert_close(last.objective, whole.objective[:, 1:3])  # type: ignore[index]
+    explainer(classifier, images[:1].repeat(5, 1, 1, 1), 1)  # a larger one does not
+    assert captures == 2 * PARTS
+
+
+def test_results_are_not_overwritten_by_the_next_batch(captures: list[str]) -> None:
+    classifier, explainer = fast(), OptiCAM(max_iter=3)
+    first = explainer(classifier, torch.rand(2, 3, 16, 16), 1)
+    kept = [t.clone() for t in (first.saliency, first.weights, first.objective, first.target)]  # type: ignore[union-attr]
+    explainer(classifier, torch.rand(2, 3, 16, 16), 2)
+    for ours, right in zip((first.saliency, first.weights, first.objective, first.target), kept, strict=True):
+        assert torch.equal(ours, right)  # type: ignore[arg-type]
+
+
+def test_scores_that_are_bound_for_a_while_are_not_captured(captures: list[str]) -> None:
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    OptiCAM(max_iter=4)(classifier, image, 1)
+    ours = FinerCAM(OptiCAM(max_iter=4))(classifier, image, 1)
+    assert captures == PARTS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FasterNetwork, "replays", lambda self, image: False)
+        assert torch.equal(ours.saliency, FinerCAM(OptiCAM(max_iter=4))(classifier, image, 1).saliency)
+
+
+def test_what_surrounds_the_iterations_is_plain_where_it_cannot_be_captured(
+    captures: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = replay.capture
+
+    def capture(work: Callable[[], None], device: torch.device) -> Any:
+        if work.__name__ == "_load":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return _Again(lambda: None) if work.__name__ == "_finish" else good(work, device)
+
+    monkeypatch.setattr(replay, "capture", capture)
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    with caplog.at_level(logging.INFO):
+        found = [OptiCAM(max_iter=4)(classifier, image, 1) for _ in range(2)]
+    told = [record.message for record in caplog.records if "surrounds" in record.message]
+    assert len(told) == 2
+    assert told[0].endswith("not replayed: operation not permitted when stream is capturing")
+    assert told[1].endswith("not replayed: its result differs from a plain one by more than rounding.")
+    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: False)
+    right = OptiCAM(max_iter=4)(classifier, image, 1)
+    assert all(torch.equal(one.saliency, right.saliency) for one in found)

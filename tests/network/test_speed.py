@@ -108,6 +108,29 @@ def test_what_cannot_be_folded_is_found_by_numbers() -> None:
     torch.testing.assert_close(folded.network(image), network(image), rtol=1e-5, atol=1e-6)
 
 
+def test_folding_is_proved_without_tf32_and_the_process_gets_its_setting_back() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    seen: list[tuple[bool, bool]] = []
+
+    def run(network: nn.Module, image: Tensor) -> Any:
+        seen.append(_exact())
+        return network(image)
+
+    def _exact() -> tuple[bool, bool]:
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+            return tuple(place.fp32_precision == "ieee" for place in places)  # type: ignore[attr-defined,return-value]
+        return tuple(not flag for flag in flags())  # type: ignore[return-value]
+
+    before = flags()
+    Folded(tiny_cnn().network, (16, 16), run=run)
+    assert seen
+    assert set(seen) == {(True, True)}
+    assert flags() == before
+
+
 def test_layers_with_hooks_and_in_training_mode_are_left_alone() -> None:
     network = small()
     handle = network[1].register_forward_hook(lambda m, a, o: o * 2)  # type: ignore[index]

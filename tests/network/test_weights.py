@@ -194,9 +194,9 @@ def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_empty_folder_and_damaged_files_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"The weight file does not exist: .*none.pth"):
+    with pytest.raises(FileNotFoundError, match=r"Expected `weights` to be a file, but there is no file '.*none.pth'"):
         Classifier(small(), tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="Expected a weight file, but got a folder"):
+    with pytest.raises(ValueError, match="Expected `weights` to be a file, but .* is a folder"):
         Classifier(small(), tmp_path)
     for suffix in (".pth", ".safetensors"):
         path = tmp_path / f"w{suffix}"

@@ -287,7 +287,11 @@ def test_a_folder_without_a_run_is_an_error_in_words(tmp_path, capsys):
     with pytest.raises(RunFolderError, match=r"There is no run in .*: no manifest.json in it or below it"):
         find_runs([tmp_path])
     assert report_command([str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err == f"optcam report: No folder {tmp_path / 'nowhere'}.\n"
+    expected = "optcam report: Expected a run folder, or a folder with runs below it, but "
+    assert capsys.readouterr().err == f"{expected}there is no folder {tmp_path / 'nowhere'}.\n"
+    (tmp_path / "file").touch()
+    assert report_command([str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err == f"{expected}{tmp_path / 'file'} is a file.\n"
 
 
 def test_the_command_prints_or_writes_what_report_returns(two, capsys):

@@ -97,4 +97,4 @@ def test_the_command_names_runs_and_problems_and_fails(run, capsys):
         f"{run}: sound",
     ]
     assert verify_command([str(run.parent / "nowhere")]) == 1
-    assert "No folder" in capsys.readouterr().err
+    assert "but there is no folder" in capsys.readouterr().err

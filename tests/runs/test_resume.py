@@ -198,7 +198,7 @@ def test_what_another_process_holds_and_what_resume_forbids_is_refused() -> None
     with pytest.raises(ValueError, match="Expected `run_dir` with `resume` require"):
         main(["test", "--config", TINY, "--data.root=photos", "--resume=require"])
     Path("file").write_text("")
-    with pytest.raises(RunFolderError, match="Cannot write into the folder file"):
+    with pytest.raises(RunFolderError, match="Cannot write into the folder file: it is a file. Give another `run_dir`"):
         run("test", "file", "--model.classifier.network=never/loaded")
 
 

@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -417,6 +418,21 @@ def test_a_fine_tuning_that_was_cut_short_says_so(limit: str, done: int, capsys:
     ]
     assert main([*given, f"--trainer.{limit}", "--run_dir=fit", "--model.head_epochs=0"]) == (0 if done == 4 else 4)
     assert (f"{done} of 4 training batches are done" in capsys.readouterr().err) == (done < 4)
+
+
+def test_the_config_is_saved_once_however_many_epochs_are_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, save = [], LightningArgumentParser.save
+
+    def count(self: LightningArgumentParser, config: Any, path: Path, **kwargs: Any) -> None:
+        saved.append(path)
+        save(self, config, path, **kwargs)
+
+    monkeypatch.setattr(LightningArgumentParser, "save", count)
+    tiny = ["--data.train_images=6", "--data.images=6", "--data.batch_size=6", "--model.epochs=3"]
+    network = ["--model.classifier.network=timm/test_resnet", "--model.classifier.weights=null"]
+    words = ["fit", "--config", FIT, *tiny, *network, "--trainer.accelerator=cpu", "--quiet"]
+    assert main([*words, "--run_dir=fit"]) == 0
+    assert saved == [Path("fit/config.yaml")]
 
 
 # Errors of others ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -21,6 +22,8 @@ from optcam_pl import Classifier
 from optcam_pl.data import Entry, ImageFolder
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.weights import read_settings
+from optcam_pl.runs import files
+from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.manifest import FingerprintMismatch
 from optcam_pl.runs.signals import Stopped, stop_signals
 from optcam_pl.tasks import ClassificationTask, SaliencyTask, fit_callbacks, last_checkpoint
@@ -313,6 +316,32 @@ def test_a_run_folder_that_was_moved_keeps_its_best_checkpoint(tree: Path, tmp_p
     assert loop.checkpoint_callback.best_model_score == score
     assert loop.checkpoint_callback.best_model_path == str(best)
     assert best.read_bytes() == content
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_fit_goes_on(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task() -> ClassificationTask:
+        return ClassificationTask(classifier(), head_epochs=0, epochs=3, lr=0.1)
+
+    class Fills(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                monkeypatch.setattr(files, "write_all", half)
+
+    def half(fd: int, data: bytes) -> None:
+        os.write(fd, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = fit(task(), tree, tmp_path / "whole")
+    with monkeypatch.context() as monkeypatch, pytest.raises(RunFolderError, match=r"Cannot write .*\.ckpt: No space"):
+        fit(task(), tree, tmp_path / "run", callbacks=[*fit_callbacks(task()), Fills()])
+    last = last_checkpoint(tmp_path / "run")
+    assert torch.load(last, weights_only=True)["epoch"] == 1  # type: ignore[arg-type]
+    assert not [path for path in last.parent.iterdir() if path.suffix == ".tmp"]  # type: ignore[union-attr]
+    loop = fit(task(), tree, tmp_path / "run", last)
+    for one, other in zip(loop.model.parameters(), whole.model.parameters(), strict=True):  # type: ignore[union-attr]
+        assert torch.equal(one, other)
 
 
 def test_a_checkpoint_makes_the_classifier_again(tree: Path, tmp_path: Path) -> None:

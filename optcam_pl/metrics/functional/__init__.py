@@ -26,6 +26,7 @@ from optcam_pl.metrics.functional.perturbation import (
     patch_rank,
     perturbed_images,
     pixel_rank,
+    replaced,
     road_counts,
     step_counts,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "pixel_histograms",
     "pixel_rank",
     "region_map",
+    "replaced",
     "road_counts",
     "saliency_metric",
     "sensitivities",

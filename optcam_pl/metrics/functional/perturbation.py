@@ -127,7 +127,7 @@ def perturbed_images(image: Tensor, reference: Tensor, rank: Tensor, steps: Tens
                 [0., 0., 1.]])
     """
     reference = reference.to(image).expand_as(image)
-    return torch.where(_replaced(rank, steps), reference.unsqueeze(1), image.unsqueeze(1))
+    return torch.where(replaced(rank, steps), reference.unsqueeze(1), image.unsqueeze(1))
 
 
 def imputed_images(
@@ -157,7 +157,7 @@ def imputed_images(
         >>> imputed_images(image, torch.tensor([[[[1, 0, 2]]]]), [1], noise=0.0)[0, 0, 0]
         tensor([[0.0000, 0.2500, 0.5000]])
     """
-    unknown = _replaced(rank, steps)
+    unknown = replaced(rank, steps)
     known = torch.where(unknown, 0, image.unsqueeze(1))
     solved = known + _solve(unknown.to(image.dtype), known)
     if noise:
@@ -224,7 +224,7 @@ def road_counts(total: int, percentiles: Sequence[int]) -> Tensor:
     return torch.tensor([total + (-percentile * (total - 1)) // 100 for percentile in percentiles], device="cpu")
 
 
-def _replaced(rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
+def replaced(rank: Tensor, steps: Tensor | Sequence[int]) -> Tensor:
     """(B,S,1,H,W) bool: the pixels that are replaced at each step."""
     return rank.unsqueeze(1) < torch.as_tensor(steps, device=rank.device).view(1, -1, 1, 1, 1)
 

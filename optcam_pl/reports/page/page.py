@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from optcam_pl.checks import check_positive, expanded_path
+from optcam_pl.reports.grids import printable
 from optcam_pl.reports.page import charts
 from optcam_pl.reports.page.images import Gallery, Put, inside, into
 from optcam_pl.reports.report import Run, compare_runs, find_run, find_runs, load_run
 from optcam_pl.reports.statistics import Method
 from optcam_pl.reports.summary import summarize_all
-from optcam_pl.reports.tables import Summary, heading, metric_columns, p_cell, printable, signed, words_of
+from optcam_pl.reports.tables import Summary, heading, metric_columns, p_cell, signed, words_of
 from optcam_pl.runs.files import RunFolderError, write_file
 
 _VEGA_LITE = "6.4"
