@@ -6,7 +6,8 @@ A run is what `optcam predict` and `optcam test` do: blocks, maps, probes, metri
 time counts from the first block to the last, without the start-up that startup.py measures. The limit makes the same
 passes again, of as many images each, with a backward pass where the run made one. With --images-from, its photographs
 are read from that folder. On a GPU the run has the speed "auto" in bfloat16, and the limit is the folded network's
-passes in bfloat16, replayed as CUDA graphs; captures belong to the start-up, as they are made once for a run.
+passes in bfloat16, replayed as CUDA graphs. There the first block belongs to the start-up, as everything is captured in
+it: time and passes count from its end.
 """
 
 from __future__ import annotations
@@ -73,20 +74,32 @@ def read(entry: Entry) -> Item:
 
 
 class Clock(Callback):
-    """Seconds from the first block to the last."""
+    """Seconds from the first block to the last, or from the first one's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, without_first: bool) -> None:
         self.seconds = self._start = 0.0
+        self.runs, self._without_first = False, without_first
 
     def on_test_start(self, *_: Any) -> None:
         """Begin."""
-        self._start = time.perf_counter()
+        if not self._without_first:
+            self._begin()
+
+    def on_test_batch_end(self, *given: Any) -> None:
+        """Begin, after the first block."""
+        if not self.runs:
+            self._begin()
+
+    def _begin(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.runs, self._start = True, time.perf_counter()
 
     def on_test_end(self, *_: Any) -> None:
         """End."""
         self.seconds = time.perf_counter() - self._start
 
-    on_predict_start, on_predict_end = on_test_start, on_test_end
+    on_predict_start, on_predict_batch_end, on_predict_end = on_test_start, on_test_batch_end, on_test_end
 
 
 def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Classifier, options: Any) -> Table:
@@ -94,9 +107,11 @@ def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Clas
     made: list[tuple[int, bool]] = []
     image = photographs(options, classifier, max(64, options.batch))
     half = at_speed(classifier, "auto", weights_dtype="bfloat16") if on_gpu(options) else classifier
+    clock = Clock(False)
 
-    def run(network: Classifier = half) -> float:
-        clock = Clock()
+    def run(network: Classifier = half, iterations: int = options.iterations) -> float:
+        nonlocal clock
+        clock = Clock(on_gpu(options))
         callbacks: list[Callback] = [TensorBoardPanels(), *([MapWriter()] if stage == "predict" else [])]
         with tempfile.TemporaryDirectory() as folder:
             trainer = L.Trainer(
@@ -105,7 +120,7 @@ def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Clas
                 callbacks=[clock, *callbacks], enable_checkpointing=False,
                 enable_model_summary=False, use_distributed_sampler=False,
             )  # fmt: skip
-            task = SaliencyTask(network, OptiCAM(max_iter=options.iterations, tol=0), "predicted", metrics=metrics)
+            task = SaliencyTask(network, OptiCAM(max_iter=iterations, tol=0), "predicted", metrics=metrics)
             data = pictures(options, classifier)
             if stage == "test":
                 trainer.test(task, datamodule=data, verbose=False)
@@ -114,20 +129,23 @@ def measure(title: str, stage: str, metrics: list[ImageMetric], classifier: Clas
         return clock.seconds
 
     def counting(self: Classifier, given: Tensor) -> Any:
-        made.append((len(given), torch.is_grad_enabled() and given.requires_grad))
+        if clock.runs:
+            made.append((len(given), torch.is_grad_enabled() and given.requires_grad))
         return original(self, given)
 
     original = Classifier._pass
     Classifier._pass = counting
     try:
-        run(classifier)  # without replays, which the counter would not see
+        run(classifier, 1)  # plain, as the counter does not see replays; all iterations make the same passes
     finally:
         Classifier._pass = original
-    again = bare(classifier, image, Counter(made), options)
+    times = {kind: n * (options.iterations if kind[1] else 1) for kind, n in Counter(made).items()}
+    again = bare(classifier.to(options.device), image, times, options)  # a run leaves its network on the CPU
 
+    counted = options.images - (options.batch if on_gpu(options) else 0)
     contestants = [
-        Contestant("the same passes, bare", again, "limit", options.images),
-        Contestant(f"optcam {stage}", run, "ours", options.images),
+        Contestant("the same passes, bare", again, "limit", counted),
+        Contestant(f"optcam {stage}", run, "ours", counted),
     ]
     table = race(f"{title}, {classifier.name}, {options.images} photographs", "an image", contestants, options.rounds)
     table.shows.append(Claim(f"optcam {stage}", "the same passes, bare", 1 / 0.85))

@@ -95,7 +95,7 @@ def upsampled_gradient(gradient: Tensor, cells: tuple[int, int]) -> Tensor:
         return torch.bmm(rows.expand(B * K, h, H), narrow).view(B, K, h, w)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # captured passes go on to read it, so that nothing may be dropped
 def _interpolation(cells: int, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(cells,side): the weight of each cell for each pixel of one axis."""
     with torch.inference_mode(False), torch.no_grad():

@@ -218,7 +218,9 @@ class ExplainCallback(Callback):
         for board in boards_of(trainer):
             board.scalars(values, step)
             for i in range(len(result.rows)):
-                board.picture(f"explain_examples/{i}", titled(panel(result, i), f"epoch {trainer.current_epoch}"), step)
+                board.picture(
+                    f"explain_examples/{i}", titled(panel(result, i)(), f"epoch {trainer.current_epoch}"), step
+                )
 
 
 def unpack_batch(batch: Any) -> tuple[Tensor, Tensor | None]:

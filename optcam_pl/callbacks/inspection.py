@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from optcam_pl.callbacks.base import BlockCallback
 from optcam_pl.callbacks.boards import Board, boards_of
 from optcam_pl.callbacks.evolution import Evolution
-from optcam_pl.callbacks.running import Chosen, RunningMeans, lot
+from optcam_pl.callbacks.running import Chosen, Draw, RunningMeans, lot
 from optcam_pl.checks import check_count
 from optcam_pl.evaluate.subject import Stage
 from optcam_pl.figures import Picture, card, objective_curves, overlay, picture, small_figure, titled
@@ -100,6 +101,9 @@ class TensorBoardPanels(BlockCallback):
         self._add_objective(result, [i for _, i in usable])
         for row, i in usable:
             self._offer(result, row, i)
+        drawings = [draw for chosen in self._chosen.values() for draw in chosen.drawings()]
+        if drawings:
+            task.store(partial(_draw, drawings))
         if self._means is not None:
             for images, values in self._means.add([row for row, _ in usable]):
                 if images < self._means.images:  # the last value is the task's
@@ -123,11 +127,8 @@ class TensorBoardPanels(BlockCallback):
             return
         values = {"best": row.o - row.p, "worst": row.p - row.o, "random": -lot(row.id)}
 
-        def draw() -> Picture:
-            return panel(result, i)
-
         for kind, value in values.items():
-            self._chosen[kind].offer(value, row.index, draw)
+            self._chosen[kind].offer(value, row.index, partial(panel, result, i))
 
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, SaliencyTask):
@@ -191,15 +192,25 @@ class TensorBoardPanels(BlockCallback):
                 board.settings(_settings(run.manifest))
 
 
-def panel(result: BlockResult, i: int) -> Picture:
-    """Image, overlay and masked image of the block's i-th image, with its classes and probabilities."""
+def _draw(drawings: Sequence[Callable[[], None]]) -> None:
+    for draw in drawings:
+        draw()
+
+
+def panel(result: BlockResult, i: int) -> Draw:
+    """Image, overlay and masked image of the block's i-th image, with its classes and probabilities, to be drawn."""
     probes, explanation = result.probes, result.explanation
     shown, predicted, target = probes.classifier.shown, result.predicted_name(i), result.target_name(i)
-    image = shown(result.batch["image"][i])
+    pictures = (result.batch["image"][i], explanation.saliency[i], probes.masked_image[i])
+    image, saliency, masked = (one.detach().cpu() for one in pictures)
     head = f"map of {target}" + (f", predicted: {predicted}" if predicted not in ("", target) else "")
     p, o = float(probes.original[i]), float(probes.masked[i])
-    tiles = [picture(image), overlay(image, explanation.saliency[i]), picture(shown(probes.masked_image[i]))]
-    return card(tiles, [f"{probes.classifier.quantity} = {p:.3f}", "", f"masked: {o:.3f}"], [head])
+    captions = [f"{probes.classifier.quantity} = {p:.3f}", "", f"masked: {o:.3f}"]
+    return partial(_card, shown(image), saliency, shown(masked), captions, head)
+
+
+def _card(image: Tensor, saliency: Tensor, masked: Tensor, captions: Sequence[str], head: str) -> Picture:
+    return card([picture(image), overlay(image, saliency), picture(masked)], captions, [head])
 
 
 def _stage(trainer: L.Trainer) -> str:

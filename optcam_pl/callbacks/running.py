@@ -125,32 +125,61 @@ class Shown:
     panel: Picture
 
 
+Draw: TypeAlias = Callable[[], Picture]
+"""Draws a panel, of copies on the CPU."""
+
+
+@dataclass
+class _Held:
+    """An image among the largest: how its panel's contents are copied, until they are, and the panel once drawn."""
+
+    take: Callable[[], Draw] | None
+    panel: Picture | None = None
+
+    def drawing(self) -> Callable[[], None]:
+        """Copy the contents; what is returned draws them."""
+        assert self.take is not None  # see Chosen.drawings
+        draw, self.take = self.take(), None  # it holds the whole block
+
+        def work() -> None:
+            self.panel = draw()
+
+        return work
+
+
 class Chosen:
     """The images with the largest values, at most `most`; a panel is drawn only where its image is among them.
 
     Example:
         >>> chosen = Chosen(2)
         >>> for index, value in enumerate([0.1, 0.5, 0.3]):
-        ...     chosen.offer(value, index, lambda: None)
-        >>> [shown.rank[1] for shown in chosen.best()]
-        [1, 2]
+        ...     chosen.offer(value, index, lambda index=index: lambda: f"panel {index}")
+        >>> for draw in chosen.drawings():
+        ...     draw()
+        >>> [shown.panel for shown in chosen.best()]
+        ['panel 1', 'panel 2']
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._heap: list[tuple[tuple[float, int], Picture]] = []
+        self._heap: list[tuple[tuple[float, int], _Held]] = []
 
-    def offer(self, value: float, index: int, draw: Callable[[], Picture]) -> None:
-        """Take the image if its value is among the largest."""
-        rank = (value, index)  # no two images have the same, so that panels are never compared
+    def offer(self, value: float, index: int, take: Callable[[], Draw]) -> None:
+        """Take the image if its value is among the largest; `take` is called by `drawings`."""
+        held = (value, index), _Held(take)  # no two images have the same rank, so that no more is compared
         if len(self._heap) < self.most:
-            heapq.heappush(self._heap, (rank, draw()))
-        elif self._heap and rank > self._heap[0][0]:
-            heapq.heapreplace(self._heap, (rank, draw()))
+            heapq.heappush(self._heap, held)
+        elif self._heap and held[0] > self._heap[0][0]:
+            heapq.heapreplace(self._heap, held)
+
+    def drawings(self) -> list[Callable[[], None]]:
+        """What has to be called before `best`, for images that came since the last time; their contents are copied."""
+        return [held.drawing() for _, held in self._heap if held.take is not None]
 
     def best(self, others: Iterable[Sequence[Shown]] = ()) -> list[Shown]:
         """The images with the largest values, the largest first; `others` are those of other processes."""
-        every = [Shown(*held) for held in self._heap] + [shown for some in others for shown in some]
+        own = [Shown(rank, held.panel) for rank, held in self._heap if held.panel is not None]
+        every = own + [shown for some in others for shown in some]
         return sorted(every, key=lambda shown: shown.rank, reverse=True)[: self.most]
 
 

@@ -6,6 +6,7 @@ Also the parser of the commands that make several runs. It imports no network, s
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def with_files(words: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError, IsADirectoryError: as `find_config`.
+        ValueError: it is one class with its settings, and not those of a run.
     """
     found: list[str] = []
     is_config = False
@@ -96,7 +98,19 @@ def with_files(words: Sequence[str]) -> list[str]:
 
 
 def _file(given: str) -> str:
-    return given if _is_content(given) or not given else config_file(given)
+    if _is_content(given) or not given:
+        return given
+    file = config_file(given)
+    content = None
+    with contextlib.suppress(ValueError):  # what is no YAML is told where it is read
+        content = read_yaml(given)
+    if isinstance(content, dict) and "class_path" in content:
+        raise ValueError(
+            f"Expected `--config` to be the settings of a run, but {given!r} is one class with its settings. An "
+            f"explainer is given by `--model.explainer {file}`, or `--explainers {Path(file).stem}` of `optcam "
+            f"compare`; a dataset by `--data {file}`."
+        )
+    return file
 
 
 def config_file(given: str, option: str = "--config") -> str:

@@ -165,6 +165,14 @@ class Explainer(Remembers, nn.Module, ABC):
         """Whether a method reads more than the explained class's score: its probability, or other classes' scores."""
         return False
 
+    @property
+    def reads_probability(self) -> bool:
+        """Whether a method that `compares_classes` does so only by the probability of the explained class.
+
+        With the link "sigmoid" or "identity", no other class's score is in it.
+        """
+        return False
+
     @abstractmethod
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """The method itself, with checked arguments and gradients on: `image` (B,3,H,W) is a copy, `target` is (B,)."""
@@ -312,7 +320,7 @@ class Explainer(Remembers, nn.Module, ABC):
         if classifier.fast is None or bound:
             scores, *features = look(image)
         else:
-            scores, *features = classifier.fast.replayed((id(classifier), *self.layers(classifier)), look, image)
+            scores, *features = classifier.fast.replayed((classifier, *self.layers(classifier)), look, image)
         return features, scores
 
     def reference(self, classifier: Classifier, image: Tensor) -> Tensor | None:

@@ -137,6 +137,11 @@ class CaptumExplainer(Explainer):
         """See `Explainer`: a probability does."""
         return self.output == "probability"
 
+    @property
+    def reads_probability(self) -> bool:
+        """See `Explainer`."""
+        return self.output == "probability"
+
     def _check_arguments(self) -> set[str]:
         """Check all names that were given; return those that `attribute` takes."""
         for kind, wraps in ((self._class, False), (self._wrapper, True)):

@@ -12,6 +12,7 @@ from optcam_pl.explainers.base import Explainer, Explanation
 from optcam_pl.explainers.cam import GradCAM
 from optcam_pl.explainers.opticam import nearest_classes
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.link import link_name
 
 
 class FinerCAM(Explainer):
@@ -22,8 +23,9 @@ class FinerCAM(Explainer):
     divisor). The classes are chosen anew for every image that the method passes. p and o of the metrics stay those of
     the class itself.
 
-    A method that compares classes itself is refused: this score belongs to a class, and those of all classes together
-    make no probabilities.
+    A method that compares classes itself is refused. So is one of a probability, such as RISE, where the network's link
+    is the softmax or a function: this score belongs to a class, and those of all classes together make no
+    probabilities. With the link "sigmoid", the method reads this score's sigmoid.
 
     Args:
         explainer: the method; None: Grad-CAM, the source's.
@@ -33,7 +35,8 @@ class FinerCAM(Explainer):
         augment: whether the map is the mean over six views of the image, which is six times the work; see `Explainer`.
 
     Raises:
-        ValueError: the method compares classes; (when called) the network has one score only.
+        ValueError: the method compares classes; (when checked or called) it reads a probability that the network's link
+            makes of several scores, or the network has one score only.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class FinerCAM(Explainer):
         self.explainer = explainer
         self.alpha, self.compare = check_number("alpha", alpha), check_positive("compare", compare)
         self.layer = explainer.layer
-        self._check_method()
+        self._check_method(None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A run's baseline is the method's, too."""
@@ -74,22 +77,31 @@ class FinerCAM(Explainer):
         """See `Explainer`."""
         return True
 
-    def _check_method(self) -> None:
-        if self.explainer.compares_classes:
+    def _check_method(self, classifier: Classifier | None) -> None:
+        """Raise a ValueError for a method that reads other classes' scores, or would do so by the network's link."""
+        method, advice = self.explainer.title, "Use GradCAM, OptiCAM, ScoreCAM, or another that reads the score alone."
+        if not self.explainer.compares_classes:
+            return
+        if not self.explainer.reads_probability:
             raise ValueError(
-                f"Expected a method that reads one class's score for FinerCAM, but {self.explainer.title} with these "
-                "settings reads its probability or other classes' scores. Use GradCAM, OptiCAM, ScoreCAM, or another "
-                "that reads the score alone."
+                f"Expected a method that reads one class's score for FinerCAM, but {method} with these settings reads "
+                f"other classes' scores. {advice}"
+            )
+        if classifier is not None and classifier.link not in ("sigmoid", "identity"):
+            raise ValueError(
+                f"Expected a method that reads one class's score for FinerCAM, but {method} with these settings reads "
+                f"its probability, which the network's `link` {link_name(classifier.link)} makes of other classes' "
+                f"scores, too (sigmoid does not). {advice}"
             )
 
     def check(self, classifier: Classifier) -> None:
         """The method's own check."""
-        self._check_method()
+        self._check_method(classifier)
         self.explainer.check(classifier)
 
     def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """The method, with the scores above."""
-        self._check_method()
+        self._check_method(classifier)
         explained = torch.tensor(sorted(set(target.tolist())), device=target.device)
         if classifier.scores.per_image or classifier.num_classes < 2:
             raise ValueError(

@@ -73,6 +73,11 @@ class RISE(Explainer):
         """See `Explainer`: it weighs masks by a probability."""
         return True
 
+    @property
+    def reads_probability(self) -> bool:
+        """See `Explainer`."""
+        return True
+
     def check(self, classifier: Classifier) -> None:
         """Any network that is a function will do."""
         self.check_network(classifier)
@@ -249,6 +254,11 @@ class MeaningfulPerturbation(MaskOptimizer):
     @property
     def compares_classes(self) -> bool:
         """See `Explainer`: it lowers a probability."""
+        return True
+
+    @property
+    def reads_probability(self) -> bool:
+        """See `Explainer`."""
         return True
 
     def optimize(self, classifier: Classifier, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

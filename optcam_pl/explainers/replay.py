@@ -264,7 +264,7 @@ def _reset(optimizer: Optimizer) -> None:
 def _key(explainer: OptiCAM, classifier: Classifier, image: Tensor) -> object:
     autocast = torch.is_autocast_enabled(image.device.type) and torch.get_autocast_dtype(image.device.type)
     shape = (tuple(image.shape[1:]), image.dtype, image.device)
-    return type(explainer), repr(explainer.settings()), id(classifier), shape, autocast
+    return type(explainer), repr(explainer.settings()), classifier, shape, autocast
 
 
 def _near(ours: Tensor, right: Tensor, eps: float) -> bool:

@@ -199,7 +199,7 @@ class Graphs:
 
     def __init__(self, only_if_faster: bool = False) -> None:
         self._only_if_faster = only_if_faster
-        self._known: dict[object, _Graph | None] = {}
+        self._known: dict[tuple[Any, ...], _Graph | None] = {}
         self._seen: Counter[object] = Counter()
         self._lock = threading.RLock()
 
@@ -219,6 +219,8 @@ class Graphs:
         with self._lock:
             self._seen[key] += 1
             if key not in self._known:
+                if (larger := self._larger(key)) is not None:
+                    return larger.of_fewer(image)
                 if self._seen[key] < _CAPTURED_AT:
                     return function(image)
                 self._known[key] = self._capture(function, image)
@@ -227,6 +229,15 @@ class Graphs:
                     del self._known[oldest]
             graph = self._known[key]
             return function(image) if graph is None else graph(image)
+
+    def _larger(self, key: tuple[Any, ...]) -> _Graph | None:
+        """A graph of the same work on more images, but at most twice as many: for what is left over at the end."""
+        what, (count, *shape), *rest = key
+        for known, graph in self._known.items():
+            what_known, (more, *shape_known), *rest_known = known
+            if (what, shape, rest) == (what_known, shape_known, rest_known) and count < more <= 2 * count:
+                return graph
+        return None
 
     def _capture(self, function: Function, image: Tensor) -> _Graph | None:
         try:
@@ -260,14 +271,27 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders of data work in threads
             self._output = function(self._input)
+        self._check(len(image))
+
+    def _check(self, count: int) -> None:
         for each in self._output:
             if not isinstance(each, Tensor):
                 raise TypeError(f"the network returns {type(each).__name__}, not a tensor.")
+            if not each.ndim or len(each) != count:
+                raise ValueError(f"the network returns {tuple(each.shape)}, not something for each image.")
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         self._input.copy_(image)
         self._graph.replay()
         return tuple(each.clone() for each in self._output)
+
+    def of_fewer(self, image: Tensor) -> tuple[Tensor, ...]:
+        """As a call, for fewer images than the graph has: the others are copies of the first one."""
+        n = len(image)
+        self._input[:n].copy_(image)
+        self._input[n:] = image[:1]
+        self._graph.replay()
+        return tuple(each[:n].clone() for each in self._output)
 
     def prove(self, function: Function, image: Tensor) -> None:
         """Compare replays with plain passes.

@@ -171,7 +171,10 @@ def report(
     paths = find_runs(run_dirs)
     summaries = summaries_of(paths, intervals)
     if against is not None:
-        summaries = compare_runs([load_run(path) for path in paths], summaries, load_run(find_run(against)))
+        other = find_run(against)
+        if all(path.resolve() == other.resolve() for path in paths):
+            raise RunFolderError(f"Expected another run than {other} beside `against`, but there is none to compare.")
+        summaries = compare_runs([load_run(path) for path in paths], summaries, load_run(other))
     if beside_paper:
         summaries = [beside_published(summary) for summary in summaries]
     return table(summaries, format)

@@ -72,7 +72,9 @@ def write_file(path: str | os.PathLike[str], data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise RunFolderError(f"Cannot write {path}: {error.strerror}.") from error
+            folder = next((above for above in path.parents if above.is_file()), None)
+            reason = f"{folder} is a file" if folder else error.strerror
+            raise RunFolderError(f"Cannot write {path}: {reason}.") from error
         raise
 
 

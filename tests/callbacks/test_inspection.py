@@ -191,7 +191,7 @@ def test_panels_show_the_chosen_channels(tmp_path: Path) -> None:
     image[:, 4] = 1
     classifier = Classifier(network, input_size=16, channels=5, rgb_channels=(4, 0, 0))
     result = evaluate_block(classifier, FakeCAM(), {"image": image}, 0, [])
-    assert panel(result, 0).reshape(-1, 3).tolist().count([255, 0, 0]) > 100
+    assert panel(result, 0)().reshape(-1, 3).tolist().count([255, 0, 0]) > 100
 
 
 def test_what_is_shown_is_bounded_whatever_the_number_of_images(tmp_path: Path) -> None:
@@ -205,10 +205,16 @@ def test_what_is_shown_is_bounded_whatever_the_number_of_images(tmp_path: Path) 
 def test_a_panel_is_drawn_only_for_images_that_are_kept() -> None:
     drawn: list[int] = []
     chosen = Chosen(2)
-    for index, value in enumerate([0.5, 0.4, 0.1, 0.2, 0.9]):
-        chosen.offer(value, index, lambda index=index: drawn.append(index))  # type: ignore[misc]
-    assert drawn == [0, 1, 4]
-    assert [shown.rank for shown in chosen.best()] == [(0.9, 4), (0.5, 0)]
+    for block in ([0.5, 0.4, 0.1], [0.2, 0.45, 0.9]):
+        for value in block:
+            index = int(10 * value)
+            chosen.offer(value, index, lambda index=index: lambda: drawn.append(index) or index)  # type: ignore[misc]
+        for draw in chosen.drawings():
+            draw()
+    assert sorted(drawn) == [4, 5, 9]  # 0.45 was among them only until its block's end
+    assert not chosen.drawings()
+    assert [shown.rank for shown in chosen.best()] == [(0.9, 9), (0.5, 5)]
+    assert [shown.panel for shown in chosen.best()] == [9, 5]
     assert Chosen(0).best() == []
 
 

@@ -212,6 +212,11 @@ def test_6_a_config_or_a_command_that_does_not_exist(tell: Tell) -> None:
     assert "no file 'dmo' in" in (told := tell("test", "--config", "dmo", tiny=False))
     assert "The nearest names are: 'demo'" in told
     assert "to be a file, but 'photos' is a folder" in tell("test", "--config=photos", tiny=False)
+    told = tell("test", "--config", "explainer/rise", tiny=False)
+    assert (
+        "Expected `--config` to be the settings of a run, but 'explainer/rise' is one class with its settings" in told
+    )
+    assert "explainer/rise.yaml`, or `--explainers rise` of `optcam compare`" in told
     assert "no command 'tset'. The nearest are: 'test'" in tell("tset", tiny=False)
     compare = ("compare", "--explainers")
     assert "no file 'nope.yaml'" in tell(*compare, "nope.yaml")

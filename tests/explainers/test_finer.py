@@ -110,8 +110,6 @@ def test_no_contrast_without_other_classes() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        RISE(num_masks=4),
-        MeaningfulPerturbation(max_iter=1),
         ExtremalPerturbation(max_iter=1, reward="contrastive"),
         OptiCAM(objective="contrast"),
         FinerCAM(GradCAM()),
@@ -133,5 +131,35 @@ def test_a_map_of_finer_cam_does_not_depend_on_the_classes_of_other_images() -> 
         torch.testing.assert_close(together, finer(classifier, x, 0).saliency[0], atol=1e-5, rtol=0)
     method = OptiCAM(max_iter=1)
     finer, method.objective = FinerCAM(method), "contrast"  # a setting may change later
-    with pytest.raises(ValueError, match="reads its probability or other classes' scores"):
+    with pytest.raises(ValueError, match="reads other classes' scores"):
         finer(classifier, x, 0)
+
+
+@pytest.mark.parametrize("method", [RISE(num_masks=6, cells=3), MeaningfulPerturbation(max_iter=2, cell=4)])
+def test_a_method_of_a_probability_needs_a_link_that_reads_no_other_class(method: Explainer) -> None:
+    """Its map depended on the classes that the other images of the batch were explained for."""
+    finer, x = FinerCAM(method), images()
+    for link in ("softmax", lambda scores: scores.sigmoid()):
+        classifier = Classifier(tiny_cnn().network, input_size=16, link=link)
+        for refused in (lambda c: finer.check(c), lambda c: finer(c, x, 0)):
+            with pytest.raises(
+                ValueError, match=f"{method.title} with these settings reads its probability, which .*`link`"
+            ):
+                refused(classifier)
+    classifier = Classifier(tiny_cnn().network, input_size=16, link="sigmoid")
+    finer.check(classifier)
+    together = finer(classifier, x, [0, 1, 2]).saliency[0]
+    torch.testing.assert_close(together, finer(classifier, x, 0).saliency[0], atol=1e-5, rtol=0)
+    with classifier.transform.to(lambda scores: _finer_by_hand(scores, 0)):
+        torch.testing.assert_close(together, method(classifier, x, 0).saliency[0], atol=1e-5, rtol=0)
+    assert not torch.equal(together, method(classifier, x, 0).saliency[0])
+
+
+def _finer_by_hand(scores: Tensor, c: int) -> Tensor:
+    """The score of one class against its three nearest, in every column."""
+    rows = []
+    for y in scores:
+        near = sorted((k for k in range(len(y)) if k != c), key=lambda k: abs(float(y.detach()[k] - y.detach()[c])))[:3]
+        p = torch.stack([y.softmax(0)[k] for k in near])
+        rows.append(sum(p[i] * (y[c] - y[k]) for i, k in enumerate(near)) / p.sum())
+    return torch.stack(rows)[:, None].expand_as(scores)

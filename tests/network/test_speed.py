@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,3 +275,73 @@ def test_copies_and_pickles_of_a_fast_classifier_work() -> None:
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert twin.fast.network is twin.network
         assert torch.equal(twin(image), fast(image))
+
+
+class _PlayedGraph(speed._Graph):
+    """A graph whose replay is a plain call, in the same memory."""
+
+    def __init__(self, function: Any, image: Tensor) -> None:
+        self._input = image.clone()
+        self._output = function(self._input)
+
+        def replay() -> None:
+            for own, new in zip(self._output, function(self._input), strict=True):
+                own.copy_(new)
+
+        self._graph: Any = SimpleNamespace(replay=replay)
+
+
+def test_passes_are_captured_when_they_come_again_and_fewer_images_go_into_a_graph_of_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speed, "_Graph", _PlayedGraph)
+    graphs, calls, network = speed.Graphs(), [], tiny_cnn()
+
+    def function(image: Tensor) -> tuple[Tensor, ...]:
+        calls.append(len(image))
+        return network(image).detach(), image.mean(1)
+
+    image = torch.rand(6, 3, 16, 16)
+    with torch.no_grad():
+        for count, seen in ((6, 1), (6, 6), (6, 1), (4, 1), (3, 1), (2, 1), (2, 6)):
+            calls.clear()
+            scores, means = graphs.run(function, image[:count])
+            torch.testing.assert_close(scores, network(image[:count]))
+            torch.testing.assert_close(means, image[:count].mean(1))
+            assert len(calls) == seen  # 6: made, proved twice, played
+            assert calls[0] == (2 if count == 2 else 6)
+        kept = scores.clone()
+        graphs.run(function, image[2:4])
+        assert torch.equal(scores, kept)
+        assert graphs.run(lambda given: (given.sum(1),), image, "another")[0].shape == (6, 16, 16)
+
+
+def test_work_that_does_not_return_something_for_each_image_is_not_captured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Made(_PlayedGraph):
+        def __init__(self, function: Any, image: Tensor) -> None:
+            super().__init__(function, image)
+            self._check(len(image))
+
+    monkeypatch.setattr(speed, "_Graph", Made)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    graphs = speed.Graphs()
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert graphs.run(lambda image: (image.sum(),), torch.ones(2, 3, 4, 4))[0] == 96
+            assert graphs.run(lambda image: ({"logits": image},), torch.ones(2, 3, 4, 4), "dict")[0]
+    assert [record.message.partition(", as ")[2] for record in caplog.records] == [
+        "the network returns (), not something for each image.",
+        "the network returns dict, not a tensor.",
+    ]
+
+
+def test_captured_work_is_forgotten_where_the_weights_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[int] = []
+    classifier = Classifier(tiny_cnn().network, mean=0, std=1, input_size=16, target_layer="4", speed="graph")
+    monkeypatch.setattr(speed.FasterNetwork, "forget", lambda self: forgotten.append(1))
+    classifier.to("cpu")
+    assert not forgotten
+    nn.ModuleList([classifier]).double()
+    assert forgotten

@@ -339,6 +339,10 @@ def test_one_run_is_compared_with_and_not_the_first_of_several(two, capsys):
         report([two], against=two)
     assert report_command([str(two), "--against", str(two)]) == 1
     assert "holds 2" in capsys.readouterr().err
+    alone = two / "GradCAM"
+    assert report_command([str(alone), "--against", str(alone)]) == 1
+    assert "Expected another run than " in capsys.readouterr().err
+    assert report_command([str(two), "--against", str(alone)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def test_a_file_is_replaced_at_once_and_nothing_else_stays(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(RunFolderError, match=r"Cannot write .*taken/deep/x.txt: .*taken is a file\."):
+        write_file(tmp_path / "taken" / "deep" / "x.txt", "x")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
     write_file(path, b"old")
