@@ -19,10 +19,9 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 
 # These imports let a config name the classes without their module.
 from optcam_pl import data as _data  # noqa: F401
@@ -32,6 +31,7 @@ from optcam_pl.checks import ToldError, check_positive, expanded_path
 from optcam_pl.cli.mistakes import DroppedSettings, told
 from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.places import command, folder_of, has_events, lines
+from optcam_pl.cli.save_config import SaveConfig
 from optcam_pl.data import ImageDataModule, ImageReadError
 from optcam_pl.private import SubcommandHooks, leave_signals_alone, limit_group_wait
 from optcam_pl.reports.grids import printable
@@ -41,7 +41,6 @@ from optcam_pl.reports.tables import Summary, table
 from optcam_pl.runs.files import RunFolderError, probe_folder
 from optcam_pl.runs.folders import (
     check_no_others,
-    choose_run_dir,
     missing_folders,
     paths_of_start,
     remove_empty,
@@ -82,32 +81,6 @@ SEVERAL_RUNS: dict[str, tuple[Any, str]] = {
 """Keys of a config that are for the commands that make several runs of it, with their types and purposes."""
 
 _TRAINER_HARDWARE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins")
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Saves the config when the run begins, as the folder may turn out to be another run's before."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Do nothing yet."""
-
-    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.training:  # the validation after each epoch
-            return
-        folder = pl_module.run_dir if isinstance(pl_module, RunTask) else choose_run_dir(trainer, None)
-        if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / self.config_filename
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
-        if not isinstance(pl_module, SaliencyTask) or not trainer.is_global_zero:
-            return
-        if pl_module.images_in_pass is not None:
-            tell(f"chunk_size auto: {pl_module.images_in_pass} images in a pass, also when this run goes on")
-        if pl_module.folder.plan.done:
-            plan, images = pl_module.folder.plan, len(pl_module.data.table)
-            left = f"{len(plan.todo)} blocks to do" if plan.todo else "nothing left to do"
-            tell(f"{plan.done} of {images} images are done in {pl_module.run_dir}: {left}")
-
-    on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
 
 
 class OptcamCLI(SubcommandHooks, LightningCLI):
@@ -159,7 +132,7 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
+            save_config_callback=SaveConfig,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={

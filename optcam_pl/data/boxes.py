@@ -93,13 +93,13 @@ def parse_annotation(data: bytes) -> Annotated:
     except ElementTree.ParseError as fault:
         raise ValueError(f"it is not XML ({fault})") from fault
     size = root.find("size")
-    frame = None if size is None else (int(_text(size, "width")), int(_text(size, "height")))
+    frame = None if size is None else (round(_number(size, "width")), round(_number(size, "height")))
     boxes, names = [], []
     for thing in root.iterfind("object"):
         box = thing.find("bndbox")
         if box is None:
             raise ValueError("an object has no bndbox")
-        xmin, ymin, xmax, ymax = (float(_text(box, side)) for side in ("xmin", "ymin", "xmax", "ymax"))
+        xmin, ymin, xmax, ymax = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
         boxes.append((xmin, ymin, xmax, ymax))
         names.append(_text(thing, "name"))
     return Annotated(frame if frame and min(frame) > 0 else None, tuple(boxes), tuple(names))
@@ -110,6 +110,17 @@ def _text(element: ElementTree.Element, tag: str) -> str:
     if not text:
         raise ValueError(f"{element.tag} has no {tag}")
     return " ".join(text.split())
+
+
+def _number(element: ElementTree.Element, tag: str) -> float:
+    text = _text(element, tag)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the {tag} of {element.tag} is no number, but {text!r}")
+    return number
 
 
 def read_annotations(source: str | Path, *, outside: bool = False) -> Mapping[str, Annotated]:

@@ -100,6 +100,7 @@ class ImageNet(ImageFolder):
             files = list_files(folder, outside=self.allow_outside)
             if not (self.label_source or self.box_source):
                 _check_level(folder, files)
+            _check_stems(folder, files)
             labeled = self._labels({stem(file) for file in files}, annotated)
             entries = [Entry(file, f"{folder}/{file}", *labeled[stem(file)]) for file in files]
         if not self.box_source:
@@ -130,6 +131,18 @@ def _with_boxes(entries: Sequence[Entry], labels: Mapping[str, Label]) -> list[E
     """The entries with the boxes of their images; none where the labels' file does not name the image."""
     none: Label = (-1, ())
     return [entry._replace(boxes=labels.get(stem(entry.id), none)[1]) for entry in entries]
+
+
+def _check_stems(root: Path, files: Sequence[str]) -> None:
+    """Raises ValueError if images in two folders have one name, which is what gives flat images their labels."""
+    found: dict[str, str] = {}
+    for file in files:
+        other = found.setdefault(stem(file), file)
+        if other.rpartition("/")[0] != file.rpartition("/")[0]:
+            raise ValueError(
+                f"Expected images in {str(root)!r} that differ in their names, by which they get their labels, but got "
+                f"{other!r} and {file!r}. A CSV file with their paths (CSVImages) can tell them apart."
+            )
 
 
 def _check_level(root: Path, files: Sequence[str]) -> None:

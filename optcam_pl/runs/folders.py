@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ REPORT = "report"
 _NAMES = {"checkpoints", "curves", "maps", "overlays", REPORT, "rows", "weights", "metrics.csv", "sanity.png"}
 _SUFFIXES = {".ckpt", ".err", ".json", ".log", ".out", ".txt", ".yaml", ".yml"}
 _EVENTS = "events.out.tfevents"
+_CONFIG = re.compile(r"config(_(fit|validate|test|predict))?\.yaml")  # see `SaveConfig`
 
 
 def choose_run_dir(trainer: L.Trainer, given: Path | None) -> Path:
@@ -117,8 +119,8 @@ def _remove(folder: Path, files: Iterable[Path]) -> None:
 def _is_of_start(path: Path) -> bool:
     if path.name.startswith(_EVENTS):
         return f".{os.getpid()}." in path.name  # not another process's
-    names = {MANIFEST, "config.yaml", "hparams.yaml", ".lock", ".manifest.lock"}
-    return path.parent == Path() and path.name in names
+    names = {MANIFEST, "hparams.yaml", ".lock", ".manifest.lock"}
+    return path.parent == Path() and (path.name in names or _CONFIG.fullmatch(path.name) is not None)
 
 
 def _is_without_rows(path: Path) -> bool:

@@ -80,7 +80,9 @@ LAUGHS = b"""<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;"><!ENTITY z "
         (b"<annotation>" + b" " * 1_000_000, "larger than"),
         (b"<annotation><object><name>x</name></object></annotation>", "no bndbox"),
         (xml((1, 2, 3, 4)).replace(b"<xmin>1</xmin>", b""), "bndbox has no xmin"),
-        (xml((1, 2, 3, 4)).replace(b"<xmin>1<", b"<xmin>left<"), "could not convert"),
+        (xml((1, 2, 3, 4)).replace(b"<xmin>1<", b"<xmin>left<"), "the xmin of bndbox is no number, but 'left'"),
+        (xml((1, 2, 3, 4)).replace(b"<ymax>4<", b"<ymax>nan<"), "the ymax of bndbox is no number, but 'nan'"),
+        (xml((1, 2, 3, 4)).replace(b">500<", b">wide<"), "the width of size is no number, but 'wide'"),
     ],
 )
 def test_what_is_no_annotation_is_refused_and_named(folder: Path, data: bytes, message: str) -> None:
@@ -118,3 +120,7 @@ def test_a_tar_is_not_unpacked_and_its_links_are_not_followed(tmp_path: Path) ->
             archive.addfile(member, io.BytesIO(data))
     assert list(read_annotations(tmp_path / "evil.tar")) == ["outside"]
     assert not (tmp_path.parent / "outside.xml").exists()
+
+
+def test_sizes_may_be_written_with_a_point() -> None:
+    assert parse_annotation(xml((1, 2, 3, 4)).replace(b">500<", b">500.0<")).frame == (500, 375)

@@ -235,3 +235,11 @@ def test_linked_annotations_can_be_allowed(tmp_path: Path) -> None:
         ImageNet(**arguments).setup()
     data = ImageNet(**arguments, allow_outside=True)
     assert sum(len(entry.boxes or ()) for entry in data.table.entries) == 1
+
+
+def test_flat_images_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        flat(tmp_path / "val" / folder)
+    (tmp_path / "val.txt").write_text("".join(f"x/{stem}.JPEG {EXPECTED[stem]}\n" for stem in STEMS))
+    with pytest.raises(ValueError, match=f"but got 'x/{STEMS[0]}.JPEG' and 'y/{STEMS[0]}.JPEG'. A CSV file"):
+        ImageNet(str(tmp_path)).setup()

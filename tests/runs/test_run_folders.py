@@ -435,6 +435,32 @@ def test_the_config_is_saved_once_however_many_epochs_are_validated(monkeypatch:
     assert saved == [Path("fit/config.yaml")]
 
 
+def test_a_measurement_beside_a_fit_keeps_the_fits_config(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--data.train_images=6", "--data.images=6", "--data.batch_size=6", "--model.epochs=1", "--quiet"]
+    words = ["--config", FIT, *tiny, "--model.classifier.network=timm/test_resnet", "--trainer.accelerator=cpu"]
+    assert main(["fit", *words, "--run_dir=fit"]) == 0
+    saved = Path("fit/config.yaml").read_bytes()
+    weights = "--model.classifier.weights=fit/checkpoints/best.ckpt"
+    assert main(["test", *words, "--run_dir=fit", weights]) == 0
+    assert Path("fit/config.yaml").read_bytes() == saved
+    assert "checkpoints/best.ckpt" in Path("fit/config_test.yaml").read_text()
+    assert main(["fit", *words, "--run_dir=fit", "--model.epochs=2"]) == 0
+    assert Path("fit/config.yaml").read_bytes() != saved
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_config_of_the_users_own_in_the_run_folder_is_kept() -> None:
+    Path("own").mkdir()
+    Path("own/config.yaml").write_text("# mine\nmodel: {class_path: SaliencyTask}\n")
+    for _ in range(2):
+        assert main(["test", *words("--run_dir=own", "--model.explainer=FakeCAM")]) == 0
+    assert Path("own/config.yaml").read_text().startswith("# mine")
+    assert Path("own/config_test.yaml").is_file()
+    Path("own/config.yaml").write_text("# lightning.pytorch==2.6.6\n- no config")
+    assert main(["test", *words("--run_dir=own", "--model.explainer=FakeCAM")]) == 0
+    assert Path("own/config.yaml").read_text().endswith("- no config")
+
+
 # Errors of others ------------------------------------------------------------------------------------------------
 
 
