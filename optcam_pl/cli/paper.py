@@ -26,6 +26,8 @@ from optcam_pl.cli.points import (
     save_sweep,
 )
 from optcam_pl.cli.sanity import sanity_of_several
+from optcam_pl.cli.words import value_of
+from optcam_pl.data.files import existing_folder
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.grids import PagesFormat, printable, render
@@ -110,7 +112,7 @@ class _Table:
         self.words += rest
         if options.limit is not None:
             self.words.append(f"--data.limit={options.limit}")
-        limit = _value_of("--data.limit", self.words)
+        limit = value_of("--data.limit", self.words)
         name = network.rpartition("/")[2] + (f"_limit{limit}" if limit else "")
         self.folder = expanded_path(options.run_dir) / experiment.name / name
         self.title = f"{experiment.name} ({experiment.title}), {network}"
@@ -118,6 +120,9 @@ class _Table:
     def make(self) -> int:
         """Run what is missing, print and write the table; the exit code."""
         check_no_others(self.folder)
+        root = value_of("--data.root", self.words)
+        if root is not None and not self.options.report:
+            existing_folder(root)  # now: the network that is made first may have to be downloaded
         self._check_weights()
         if self.experiment.kind == "sanity":
             return self._sanity()
@@ -140,7 +145,7 @@ class _Table:
     def _check_weights(self) -> None:
         """Say how a network that has to be fine-tuned first is made."""
         weights = read_config(self._files()[0])["model"]["init_args"]["classifier"]["init_args"].get("weights", "")
-        given = _value_of("--model.classifier.weights", self.words)
+        given = value_of("--model.classifier.weights", self.words)
         if given is None and str(weights).endswith(".ckpt") and not Path(weights).exists():
             raise FileNotFoundError(
                 f"Expected the fine-tuned network {weights}, but there is no such file. It is made by: optcam fit "
@@ -238,17 +243,6 @@ class _Table:
         tell(f"\n{self.title}\n")
         show(self.tables.add(text))
         tell(f"\nreport:      {self.folder / REPORT}")
-
-
-def _value_of(key: str, words: Sequence[str]) -> str | None:
-    """The last value that words give a setting, as `--key=value` or `--key value`."""
-    found = None
-    for number, word in enumerate(words):
-        if word.startswith(f"{key}="):
-            found = word.partition("=")[2]
-        elif word == key and number + 1 < len(words):
-            found = words[number + 1]
-    return found
 
 
 def _of_boxes(summary: Summary) -> Summary:

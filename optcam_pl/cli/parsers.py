@@ -47,6 +47,9 @@ _CHECK = """Check a set-up before its numbers stand beside the paper's: `optcam 
 Six quick runs with a folder each, so that the same command goes on. Other arguments are those of `optcam test`."""
 
 
+_OF_FORMAT = "of the tables, which stand alone on stdout: all else goes to stderr; default: text"
+
+
 class Asked(NamedTuple):
     """What the words of a command ask for.
 
@@ -136,7 +139,7 @@ def _compare_parser() -> argparse.ArgumentParser:
         "comparison will cost: hours, memory, disk, and its split over several devices",
     )
     add("--quiet", action="store_true", help="no progress; print the tables and what was skipped or failed only")
-    add("--format", default="text", choices=get_args(Format))
+    add("--format", default="text", choices=get_args(Format), help=_OF_FORMAT)
     return parser
 
 
@@ -156,7 +159,7 @@ def _sweep_parser() -> argparse.ArgumentParser:
     add("--run_dir", default="logs/sweep", help="folder of the runs; default: logs/sweep")
     add("--shard", metavar="I/N", help="do every N-th point, from the I-th on")
     add("--report", action="store_true", help="run nothing; print the table and draw the plot of what is there")
-    add("--format", default="text", choices=get_args(Format))
+    add("--format", default="text", choices=get_args(Format), help=_OF_FORMAT)
     return parser
 
 
@@ -171,7 +174,7 @@ def _paper_parser() -> argparse.ArgumentParser:
     add("--grid", nargs="+", action="extend", default=[], metavar="KEY=VALUE,VALUE", help="other values of an axis")
     add("--run_dir", default="logs/paper", help="folder of the runs; default: logs/paper")
     add("--report", action="store_true", help="run nothing; print what is there")
-    add("--format", default="text", choices=[name for name in get_args(Format) if name != "json"])
+    add("--format", default="text", choices=[name for name in get_args(Format) if name != "json"], help=_OF_FORMAT)
     return parser
 
 

@@ -150,6 +150,21 @@ def read_yaml(given: str) -> Any:
         ) from error
 
 
+def value_of(key: str, words: Sequence[str]) -> str | None:
+    """The last value that words give a setting, as `--key=value` or `--key value`; None if they give none.
+
+    >>> value_of("--data.root", ["--data.root", "a", "--data.root=b"])
+    'b'
+    """
+    found = None
+    for number, word in enumerate(words):
+        if word.startswith(f"{key}="):
+            found = word.partition("=")[2]
+        elif word == key and number + 1 < len(words):
+            found = words[number + 1]
+    return found
+
+
 def with_paths(words: Sequence[str]) -> list[str]:
     """The words with those after ``--data.paths`` as one list: a shell turns ``*.jpg`` into several words.
 

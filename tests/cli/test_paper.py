@@ -193,6 +193,17 @@ def test_a_wrong_word_is_told(given: list[str], message: str, tmp_path: Path, mo
     assert not Path("logs").exists()
 
 
+@pytest.mark.parametrize("table", ["table1", "check"])
+def test_a_missing_folder_is_told_before_a_network_is_made(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optcam_pl.network.classifier.Classifier.__init__", lambda *_, **__: pytest.fail("made"))
+    with pytest.raises(FileNotFoundError, match="Expected `root` to be a folder, but there is no folder 'nowhere'"):
+        main(["paper", table, "--network", "resnet50", "--data.root", "nowhere"])
+    assert not Path("logs").exists()
+
+
 def test_a_network_that_must_be_fine_tuned_first_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="made by: optcam fit --config .*paper/kvasir_resnet50_fit.yaml"):
