@@ -168,6 +168,11 @@ class RunFolder:
             begun = (self.run_dir / MANIFEST).exists()
             if begun and self.resume == "never":
                 raise RunFolderError(f"Expected no run in {self.run_dir} with `resume` never, but there is one.")
+            if not begun and (rows := read_rows(self.run_dir)):
+                raise RunFolderError(
+                    f"Expected a run in {self.run_dir} to have a {MANIFEST}, but it has only {len(rows)} rows, whose "
+                    "settings nobody knows. Put the file back, or give another folder."
+                )
             old = read_manifest(self.run_dir) if begun else None
             manifest = describe(old)
             if old is not None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import torch
@@ -15,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from optcam_pl.checks import expanded_path
-from optcam_pl.runs.files import write_file
+from optcam_pl.runs.files import RunFolderError, write_file
 from optcam_pl.runs.run_folder import Resume
 from optcam_pl.runs.signals import Stopped, requested
 from optcam_pl.tasks.classification import ClassificationTask
@@ -53,13 +54,35 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
     Raises:
         FileExistsError: there is one, and `resume` is "never".
         FileNotFoundError: there is none, and `resume` is "require".
+        RunFolderError: it is damaged.
     """
     file = expanded_path(run_dir) / _FOLDER / _LAST
     if file.exists() and resume == "never":
         raise FileExistsError(f"Expected no fit in {str(run_dir)!r} with `resume` never, but there is {file}.")
     if not file.exists() and resume == "require":
         raise FileNotFoundError(f"Expected a fit to continue in {str(run_dir)!r}, but there is no {file}.")
-    return file if file.exists() else None
+    if not file.exists():
+        return None
+    _check_whole(file)
+    return file
+
+
+def _check_whole(file: Path) -> None:
+    """Compare a checkpoint with the checksums in it: torch reads one with other bits as it is.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    try:
+        with ZipFile(file) as archive:
+            fault = archive.testzip()
+    except (OSError, BadZipFile, EOFError, ValueError) as error:
+        fault = str(error)
+    if fault is not None:
+        raise RunFolderError(
+            f"Cannot continue from {file}: it is damaged ({fault}). `--ckpt_path` (in Python, `ckpt_path` of "
+            "`Trainer.fit`) continues from another checkpoint; without any file of this name the fit begins anew."
+        )
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -161,6 +161,17 @@ def test_a_run_of_other_settings_is_refused_by_name_and_leaves_the_folder_as_it_
 
 
 @pytest.mark.usefixtures("photos")
+def test_rows_of_which_nobody_knows_the_settings_are_not_taken() -> None:
+    run("test", "run", "--data.limit=2")
+    manifest = Path("run/manifest.json").read_bytes()
+    Path("run/manifest.json").unlink()
+    with pytest.raises(RunFolderError, match="Expected a run in run to have a manifest.json, but it has only 2 rows"):
+        run("test", "run", "--data.limit=2", "--model.baseline=mean")
+    Path("run/manifest.json").write_bytes(manifest)
+    assert run("test", "run", "--data.limit=2") == 0
+
+
+@pytest.mark.usefixtures("photos")
 def test_the_device_of_a_run_is_the_trainers_where_the_network_is_not_yet_on_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

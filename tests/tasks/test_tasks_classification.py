@@ -344,6 +344,19 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_fit_goes_on(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
+def test_a_damaged_checkpoint_is_told_before_the_fit_goes_on(tree: Path, tmp_path: Path, damage: str) -> None:
+    fit(ClassificationTask(classifier(), head_epochs=0, epochs=1, lr=0.1), tree, tmp_path / "run")
+    file = last_checkpoint(tmp_path / "run")
+    assert file is not None
+    data = bytearray(file.read_bytes())
+    at = data.index(torch.load(file, weights_only=True)["state_dict"]["classifier.network.6.bias"].numpy().tobytes())
+    data[at] ^= 64
+    file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flipped": data}[damage])
+    with pytest.raises(RunFolderError, match=r"Cannot continue from .*last.ckpt: it is damaged .*`--ckpt_path`"):
+        last_checkpoint(tmp_path / "run")
+
+
 def test_a_checkpoint_makes_the_classifier_again(tree: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_classes": 3, "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3], "input_size": 40}
     tuned = Classifier("timm/test_resnet", None, "layer3", crop_fraction=0.5, interpolation="bilinear", **options)
