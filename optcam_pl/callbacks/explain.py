@@ -52,7 +52,7 @@ class ExplainCallback(Callback):
 
     Args:
         explainer: the method; None is `GradCAM`.
-        every_n_epochs: explain after the validation of epochs 0, n, 2n, ...
+        every_n_epochs: explain after the validation of epochs 0, n, 2n, ...; where an epoch has none, after the next.
         images: number of images.
         mean: what the loader subtracts from the pixels, one number or one per channel; None if its images have pixels
             in [0,1].
@@ -102,6 +102,7 @@ class ExplainCallback(Callback):
         self.unpack = unpack_batch if unpack is None else unpack
         self._found: list[tuple[Tensor, int]] = []
         self._worked = False
+        self._last = 0  # epoch with an explanation, or the one that would have had one
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a network that no process has as a whole, and a part that the module does not have.
@@ -122,6 +123,11 @@ class ExplainCallback(Callback):
                 f"Expected `network` to name a part of {type(pl_module).__name__} ({parts}), but got {self.network!r}."
             )
         self._found, self._worked = [], False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A fit that goes on has explained the epochs before."""
+        before = trainer.current_epoch - 1
+        self._last = before - before % self.every_n_epochs
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin anew with fewer images than asked for: the sanity check, or a short loader, has shown only some."""
@@ -150,9 +156,10 @@ class ExplainCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Explain the images, if this is an epoch for it."""
-        due = trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs == 0
-        if trainer.state.fn != TrainerFn.FITTING or not due or not self._found:
+        if trainer.state.fn != TrainerFn.FITTING or not self._is_due(trainer) or not self._found:
             return
+        if not trainer.sanity_checking:
+            self._last = trainer.current_epoch
         with torch.inference_mode(False), _same_random_numbers(pl_module.device), warnings.catch_warnings():
             # A network that has hardly been trained may say the same of everything.
             warnings.filterwarnings("ignore", message=".*outputs the same scores for noise.*")
@@ -169,6 +176,11 @@ class ExplainCallback(Callback):
         self._worked = True
         if not trainer.sanity_checking:
             self._show(trainer, result)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        """Whether this is an epoch for an explanation, or the first validation after one."""
+        n, epoch = self.every_n_epochs, trainer.current_epoch
+        return trainer.sanity_checking or epoch % n == 0 or epoch - self._last >= n
 
     def _explain(self, pl_module: L.LightningModule) -> BlockResult:
         own = isinstance(pl_module, ClassificationTask) and not self.network

@@ -92,6 +92,7 @@ class EachBox(ImageDataModule):
         self.annotations = ("boxes", *(kind for kind in data.annotations if kind != "boxes"))
         self._rows: list[_Row] | None = None
         self._find: FindBoxes | None = None
+        self._network: object = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -126,15 +127,16 @@ class EachBox(ImageDataModule):
             self._forget()
         return known
 
-    def match_boxes(self, find: FindBoxes) -> None:
-        """Look for the boxes of all images, for `boxes` network; only once.
+    def match_boxes(self, find: FindBoxes, network: object = None) -> None:
+        """Look for the boxes of all images, for `boxes` network; only once for each network.
 
         Args:
             find: the network's detections in images.
+            network: the network; another one has other boxes.
         """
-        if self._find is None:
+        if self._find is None or network is not self._network:
             self._forget()
-            self._find = find
+            self._find, self._network = find, network
 
     def _forget(self) -> None:
         self._rows = None

@@ -115,7 +115,7 @@ def _match_boxes(classifier: Classifier, data: EachBox) -> None:
         return [(each.boxes, each.labels) for each in scores.detect(classifier, image.to(classifier.mean.device))]
 
     if data.boxes == "network":
-        data.match_boxes(find)
+        data.match_boxes(find, classifier)
 
 
 def chooses_chunk_size(explainer: Explainer, chunk_size: ChunkSize, stage: Stage) -> bool:

@@ -127,6 +127,11 @@ def test_no_image_is_explained_twice(tmp_path: Path, images: int, monkeypatch: p
     assert explained == [8] + [min(images, 16)] * 3
 
 
+def test_an_epoch_without_validation_is_explained_after_the_next_one(tmp_path: Path) -> None:
+    trained(tmp_path, ExplainCallback(FakeCAM(), every_n_epochs=2), check_val_every_n_epoch=2)
+    assert [event.step for event in accumulated(tmp_path).Scalars("explain/p")] == [8]  # after epoch 1, for epoch 0
+
+
 def test_normalized_images_need_mean_and_std(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Give ExplainCallback the `mean` and `std`"):
         trained(tmp_path / "a", ExplainCallback(FakeCAM()), scale=3)

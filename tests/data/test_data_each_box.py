@@ -16,7 +16,7 @@ from vision_cases import ColorDetector, squares
 
 from optcam_pl import Classifier, SaliencyTask, evaluate
 from optcam_pl.data import CSVImages, EachBox, ImageFolder, ImageReadError, TorchData
-from optcam_pl.explainers import HiResCAM
+from optcam_pl.explainers import GradCAM, HiResCAM
 from optcam_pl.metrics import AverageDrop, StandardPointingGame
 from optcam_pl.network.detection import Detection
 from optcam_pl.reports.report import load_run
@@ -184,3 +184,10 @@ def test_an_image_that_one_process_cannot_read_ends_all(broken: int, monkeypatch
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         with pytest.raises(ImageReadError, match=f"Cannot read item {broken} of Broken: .*cannot identify"):
             data._search(data.data.table, find)
+
+
+def test_another_network_has_its_own_boxes() -> None:
+    data, methods = EachBox(images(), "network"), [HiResCAM("features"), GradCAM("features")]
+    for threshold, rows in ((0.5, 4), (0.99, 3), (0.5, 4)):
+        result = evaluate(classifier(threshold=threshold), methods, data)
+        assert [len(of_method) for of_method in result.rows.values()] == [rows, rows]
