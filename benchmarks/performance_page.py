@@ -42,6 +42,12 @@ On a CPU, `Classifier(..., speed="auto")` is the fastest that needs no compiler 
 `optcam_pl.network.onednn`): a network that is explained never needs the gradients of its weights, and then the
 gradients of 1x1, depthwise and first convolutions are cheaper than PyTorch has them. With `weights_dtype="bfloat16"`,
 on a processor that has this type, it takes about half of that. The tables of Opti-CAM below have both.
+
+On a GPU, `speed="auto"` with `weights_dtype="bfloat16"` is the fastest: batch norms are folded, everything that a batch
+needs is replayed as CUDA graphs (the pass that records the features, each iteration with its stop rule and step, the
+last pass and the map), and images are masked, normalized and rounded by one kernel (`optcam_pl.kernels`). All of it is
+proved against the plain operations when it is made. An iteration of eight images of ResNet50 has 345 kernels; its bare
+passes have 319.
 """
 
 
@@ -60,7 +66,9 @@ def machine(name: str, found: dict[str, Any]) -> str:
     """The section of one machine."""
     lines = [f"## {name}", ""]
     first = next(iter(found.values()))["machine"]
-    lines += [f"{first['processor']}, {first['cores']} cores, {first['system']}, Python {first['python']}.", ""]
+    where = f"{first['gpu']}, " if "gpu" in first else ""
+    where += f"{first['processor']}, {first['cores']} cores, {first['system']}, Python {first['python']}."
+    lines += [where, ""]
     for subject in sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         result = found[subject]
         made_on = result["machine"]

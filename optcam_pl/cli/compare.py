@@ -103,6 +103,8 @@ def compare_command(argv: Sequence[str]) -> int:
     if outcome.failed and not outcome.runs:
         raise next(iter(outcome.failed.values()))
     if outcome.leader:
+        if not options.quiet:
+            tell("")  # parts the table from the progress on a terminal
         _print_tables(outcome, datasets, methods, options.format)
         _print_missing(outcome)
         _write_comparisons(outcome, datasets)

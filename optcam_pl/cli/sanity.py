@@ -63,7 +63,8 @@ def _checked(words: Sequence[str], stages: Sequence[str] | None = None, seed: in
     whole = original_of(network)  # what `check` explains, in its precision
     subject = Subject(whole, explainer, data, (), task.target, "map", precision="32-true", device=device.type)
     settings = dict(flatten(subject.settings() | {"random_seed": seed}))
-    options = {key: value for key, value in flatten(explainer.settings()) if key not in settings}
+    own = explainer.settings()
+    options = {key: value for key, value in flatten(own) if key not in settings} if own else {}
     result = summary(f"{method} on {task.classifier.name}, {data.name}", found, method, settings, options)
     return result, Path("logs", data.name, method)
 

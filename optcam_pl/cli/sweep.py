@@ -84,6 +84,7 @@ def _report(todo: Sequence[Job], axes: Axes, folder: Path, format: Format) -> No
     found = finished(todo)
     if not found:
         raise RunFolderError(f"None of the {len(todo)} runs of the sweep has begun in {folder}.")
+    tell("")  # parts the table from the progress on a terminal
     show(table([summary for _, summary in found], format=format))
     if len(found) < len(todo):
         tell(f"\n{len(found)} of {len(todo)} runs are there; the others are another shard's, broke off or are to come.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _WARM = 3  # iterations before a capture, as torch.cuda.graph asks for
+_SIZES = 3  # of a batch that are kept captured; each keeps the memory of an iteration
 
 
 class Replay(Protocol):
@@ -41,11 +42,12 @@ class Plain:
 def climb(explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation | None:
     """The inner fit loop by replays.
 
-    A batch that is smaller than the captured one, such as a run's last, is filled up with copies of its first image,
-    because a capture takes longer than a climb. It is captured anew where it is less than a quarter.
+    A capture takes as long as a climb or two. So with the speed "auto" a batch of a new size is plain, and is captured
+    when its size comes again; and a batch that is smaller than a captured one, such as a run's last, is filled up with
+    copies of its first image, unless it is less than a quarter of it.
 
     Returns:
-        None where passes are not replayed, or cannot be; then one line of the log says why.
+        None where passes are not replayed, not yet, or cannot be; then one line of the log says why.
     """
     fast = classifier.fast
     # What is bound for a while, a method's own scores or each image's references, would stay in the capture.
@@ -54,35 +56,71 @@ def climb(explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Ten
     if fast is None or not fast.replays(image):
         return None
     with fast.borrowed(_key(explainer, classifier, image)) as kept:
-        if not kept or not _holds(kept[0], len(image)):
-            kept[:] = [_captured(explainer, classifier, image, target, fast)]
-        captured = kept[0]
-        if not isinstance(captured, Captured):
+        if not kept:
+            kept.append(_Sizes())
+        captured = kept[0].get(explainer, classifier, image, target)
+        return None if captured is None else captured.run(image, target, explainer.max_iter, explainer.watch)
+
+
+class _Sizes:
+    """The captures of one explainer for several sizes of a batch, the last used at the end."""
+
+    def __init__(self) -> None:
+        self.captured: list[Captured] = []
+        self.seen: set[int] = set()
+        self.refused: set[int] = set()
+
+    def get(self, explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> Captured | None:
+        """The smallest capture that the batch goes into, made now if it has to be."""
+        count, fast = len(image), classifier.fast
+        assert fast is not None  # see climb
+        fitting = [one for one in self.captured if count <= len(one.image) <= 4 * count]
+        if fitting:
+            found = min(fitting, key=lambda one: len(one.image))
+            self.captured.remove(found)
+            self.captured.append(found)
+            return found
+        new = fast.speed == "auto" and count not in self.seen
+        self.seen.add(count)
+        if new or count in self.refused:
             return None
-        return captured.run(image, target, explainer.max_iter, explainer.watch)
+        made = self._make(explainer, classifier, image, target, fast)
+        if made is None:
+            self.refused.add(count)
+            return None
+        self.captured = [*self.captured[1 - _SIZES :], made]
+        return made
+
+    def _make(
+        self, explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor, fast: FasterNetwork
+    ) -> Captured | None:
+        fast.forget_borrowed()  # those of other settings
+        made = _try(explainer, classifier, image, target)
+        if made is None:  # with all the memory that captures hold, it may work
+            self.captured.clear()
+            fast.forget()
+            torch.cuda.empty_cache()
+            made = _try(explainer, classifier, image, target)
+        if isinstance(made, Captured):
+            return made
+        reason = made or "there is not enough memory for a CUDA graph."
+        _logger.warning("Opti-CAM's iterations on %s are not replayed: %s", classifier.name, reason)
+        return None
 
 
-def _holds(kept: Captured | int, count: int) -> bool:
-    """Whether a batch of so many images goes into what is kept: a capture, or the size of a batch that has none."""
-    if isinstance(kept, Captured):
-        return count <= len(kept.image) <= 4 * count
-    return count == kept
-
-
-def _captured(
-    explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor, fast: FasterNetwork
-) -> Captured | int:
-    fast.forget()  # there is memory for one
+def _try(explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> Captured | str | None:
+    """A capture, the reason why there can be none, or None where memory ran out."""
+    reason = None
     try:
         return Captured(explainer, classifier, image, target)
     except torch.OutOfMemoryError:
-        reason = "there is not enough memory for a CUDA graph."
+        pass
     except Exception as error:  # a capture may fail in any way
         reason = f"the iteration cannot be a CUDA graph: {first_line(error)}"
-    _logger.warning("Opti-CAM's iterations on %s are not replayed: %s", classifier.name, reason)
+    # Outside of the except block the exception is gone, and so is the memory that its frames held.
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return len(image)
+    return reason
 
 
 class Captured:

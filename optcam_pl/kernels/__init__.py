@@ -1,7 +1,7 @@
 """What surrounds a network's pass on a GPU, in one kernel instead of ten: masks, normalization, the stop rule.
 
 A pass of eight images takes two milliseconds on a large GPU, and a small operation on a tensor one or two
-microseconds. An iteration of Opti-CAM has a hundred and ninety of them around its pass; with these kernels, forty.
+microseconds. An iteration of Opti-CAM has a hundred and forty of them around its pass; with these kernels, thirty.
 
 They are used by the fast speeds (see `optcam_pl.network.speed`), never by "plain". `usable` proves them once on each
 device against the functions of `optcam_pl.maps`; where Triton or a compiler is missing, or a number differs, those

@@ -108,6 +108,10 @@ class FasterNetwork:
     def forget(self) -> None:
         """Give back the memory of everything that is captured; it is captured again when it is needed."""
         self._graphs.clear()
+        self.forget_borrowed()
+
+    def forget_borrowed(self) -> None:
+        """Give back what is kept for `borrowed`, but for what is borrowed now."""
         self._kept.clear()
 
     def replays(self, image: Tensor) -> bool:

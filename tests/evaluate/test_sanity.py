@@ -138,6 +138,8 @@ def test_the_command_writes_and_prints_what_it_found(
     fake = json.loads(Path("fake/sanity.json").read_text())
     assert fake["stages"] == ["fc", "layer4"]
     assert fake["images"] == 4
+    assert fake["options"] == {}
+    assert "FakeCAM(" not in capsys.readouterr().out
     assert fake["similarity"]["rank_correlation"] == pytest.approx([1, 1])  # it explains nothing
     assert main([*words, "--model.explainer=OptiCAM", "--model.explainer.max_iter=3"]) == 0
     folder = Path("logs/photos/OptiCAM/sanity_0")

@@ -197,3 +197,46 @@ def test_what_surrounds_the_iterations_is_plain_where_it_cannot_be_captured(
     monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: False)
     right = OptiCAM(max_iter=4)(classifier, image, 1)
     assert all(torch.equal(one.saliency, right.saliency) for one in found)
+
+
+def test_several_sizes_of_a_batch_stay_captured_and_the_smallest_that_fits_is_taken(captures: list[str]) -> None:
+    classifier, explainer = fast(), OptiCAM(max_iter=2)
+    for count in (2, 9, 2, 9, 1, 3):
+        explainer(classifier, torch.rand(count, 3, 16, 16), 1)
+    assert captures == 2 * PARTS
+    for count in (10, 11, 2):  # two sizes more than are kept
+        explainer(classifier, torch.rand(count, 3, 16, 16), 1)
+    assert captures == 5 * PARTS
+
+
+def test_auto_captures_a_size_when_it_comes_again(captures: list[str]) -> None:
+    classifier, explainer, image = fast(speed="auto"), OptiCAM(max_iter=4), torch.rand(2, 3, 16, 16)
+    first = explainer(classifier, image, 1)
+    assert not captures
+    again = explainer(classifier, image, 1)
+    assert captures == PARTS
+    assert torch.equal(first.saliency, again.saliency)
+
+
+def test_a_capture_that_runs_out_of_memory_is_tried_again_without_the_others(
+    captures: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier, explainer, failing = fast(), OptiCAM(max_iter=2), [True, False, True, True]
+    good = replay.capture
+
+    def capture(work: Callable[[], None], device: torch.device) -> Any:
+        if work.__name__ == "_iterate" and failing.pop(0):
+            raise torch.OutOfMemoryError
+        return good(work, device)
+
+    monkeypatch.setattr(replay, "capture", capture)
+    with caplog.at_level(logging.WARNING):
+        explainer(classifier, torch.rand(2, 3, 16, 16), 1)
+        assert captures == PARTS
+        assert not caplog.records
+        for _ in range(2):
+            explainer(classifier, torch.rand(9, 3, 16, 16), 1)
+    assert not failing
+    assert [record.message for record in caplog.records] == [
+        "Opti-CAM's iterations on Sequential are not replayed: there is not enough memory for a CUDA graph."
+    ]
