@@ -153,7 +153,7 @@ def _npz(**arrays: Any) -> bytes:
 
 def _png(panel: _Panel) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(panel.draw()).save(data, "png")
+    Image.fromarray(panel.draw()).save(data, "png", compress_level=1)  # half of the time, 2 % larger
     return data.getvalue()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch.callbacks import Callback
 
-from optcam_pl.runs.behind import Job, WriteBehind
+from optcam_pl.runs.behind import Job, WriteBehind, helpers
 from optcam_pl.runs.files import RunFolderError, RunLock
 from optcam_pl.runs.manifest import MANIFEST, FingerprintMismatch, check_fingerprint, read_manifest, write_manifest
 from optcam_pl.runs.processes import FAILED, TOO_MANY_ERRORS, Processes
@@ -71,7 +71,7 @@ class RunFolder:
         self._left: Callable[[Sequence[Row]], list[int]] = lambda _: []
         self._open = ExitStack()
         self._writer: RowWriter | None = None
-        self._behind = WriteBehind()
+        self._behind = WriteBehind(helpers())
         self._jobs: list[Job] = []
 
     def prepare(
@@ -225,10 +225,8 @@ class RunFolder:
         assert self._writer is not None  # see open
         new = [row for row in rows if row.index not in self.plan.known]
         jobs, self._jobs = self._jobs, []
-        if new:
-            jobs.append(partial(self._writer.write, new))
-        if jobs:
-            self._behind.hand_over(jobs)
+        if jobs or new:
+            self._behind.hand_over(jobs, partial(self._writer.write, new) if new else None)
         errors = sum(row.status == "error" for row in new)
         if errors and max_errors is not None and self.plan.errors + self.processes.add("errors", errors) > max_errors:
             self.processes.stop(TOO_MANY_ERRORS)

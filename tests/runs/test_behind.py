@@ -16,7 +16,7 @@ import pytest
 from optcam_pl.cli import main
 from optcam_pl.explainers import GradCAM
 from optcam_pl.runs import rows as rows_module
-from optcam_pl.runs.behind import WriteBehind
+from optcam_pl.runs.behind import WriteBehind, helpers
 from optcam_pl.runs.files import RunFolderError
 from optcam_pl.runs.rows import read_rows
 from optcam_pl.runs.run_folder import RunFolder
@@ -49,7 +49,7 @@ def test_blocks_are_written_in_order_and_at_most_one_behind() -> None:
         return lambda: (go[block].wait(PATIENCE), done.append(block))[1]
 
     with WriteBehind() as writing:
-        writing.hand_over([job(0), lambda: done.append(10)])
+        writing.hand_over([job(0)], lambda: done.append(10))
         assert done == []  # nobody waited
         second = threading.Thread(target=writing.hand_over, args=([job(1)],))
         second.start()
@@ -67,11 +67,28 @@ def test_blocks_are_written_in_order_and_at_most_one_behind() -> None:
 def test_an_error_is_raised_once_and_nothing_after_it_is_written() -> None:
     done: list[str] = []
     with WriteBehind() as writing:
-        writing.hand_over([lambda: done.append("map"), fail, lambda: done.append("row")])
+        writing.hand_over([lambda: done.append("map"), fail], lambda: done.append("row"))
         with pytest.raises(DiskFullError):
             writing.hand_over([lambda: done.append("next block")])
         writing.settle()
     assert done == ["map"]
+
+
+def test_files_are_written_at_the_same_time_and_rows_after_all_of_them() -> None:
+    done: list[str] = []
+    both = threading.Barrier(2)
+
+    def file() -> None:
+        both.wait(PATIENCE)  # a single thread would wait here for ever
+        done.append("file")
+
+    with WriteBehind(2) as writing:
+        writing.hand_over([file, file], lambda: done.append("rows"))
+        writing.hand_over([fail, lambda: done.append("other file")], lambda: done.append("no rows"))
+        with pytest.raises(DiskFullError):
+            writing.settle()
+    assert done == ["file", "file", "rows", "other file"]
+    assert 1 <= helpers() <= 4
 
 
 def test_an_exception_elsewhere_waits_for_what_was_handed_over_and_says_what_failed(
@@ -96,8 +113,8 @@ def test_a_process_that_ends_without_leaving_it_writes_what_was_handed_over(tmp_
     code = f"""
 import time
 from pathlib import Path
-from optcam_pl.runs.behind import WriteBehind
-WriteBehind().__enter__().hand_over([lambda: time.sleep(0.3), lambda: Path({str(tmp_path / "row")!r}).touch()])
+from optcam_pl.runs.behind import WriteBehind, helpers
+WriteBehind().__enter__().hand_over([lambda: time.sleep(0.3)], lambda: Path({str(tmp_path / "row")!r}).touch())
 raise SystemExit(3)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
