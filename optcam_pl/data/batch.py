@@ -171,13 +171,17 @@ class ImageTable(Dataset[Sample]):
             raise IndexError(f"Expected an index from 0 to {len(self) - 1} or -1 for padding, but got {index}.")
         entry = self.entries[index]
         try:
-            item = _with_fitting_mask(entry, self.reader(entry))
+            item = self.reader(entry)
+            _check_mask(entry, item)
         except ImageReadError as fault:
             if self.on_error == "raise":
                 raise
             return self._sample(entry, index, None, fault.reason)
         if self.transform is not None:
-            changed = transform_image(self.transform, item.image, item.boxes, item.mask, (self.seed, epoch, index))
+            mask = item.mask
+            if mask is not None and mask.size != item.size:
+                mask = mask.resize(item.size, Image.Resampling.NEAREST)
+            changed = transform_image(self.transform, item.image, item.boxes, mask, (self.seed, epoch, index))
             item = item._replace(image=changed[0], boxes=changed[1], mask=changed[2])
         return self._sample(entry, index, item, "")
 
@@ -213,15 +217,14 @@ class ImageTable(Dataset[Sample]):
         return pixels
 
 
-def _with_fitting_mask(entry: Entry, item: Item) -> Item:
-    """The item; its mask has the image's size. Raises ImageReadError if it has another shape."""
-    if item.mask is None or item.mask.size == item.size:
-        return item
+def _check_mask(entry: Entry, item: Item) -> None:
+    """Raises ImageReadError if the mask has another shape than the image; another resolution is right."""
+    if item.mask is None:
+        return
     try:
         check_mask_size(item.mask.size, item.size)
     except ValueError as fault:
         raise ImageReadError(f"Cannot use the mask of the image {entry.id!r}: {fault}.", str(fault)) from fault
-    return item._replace(mask=item.mask.resize(item.size, Image.Resampling.NEAREST))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, WeightedRandomSampler
+from torchvision.transforms import v2
 
 from optcam_pl import Classifier, FakeCAM, SaliencyTask
 from optcam_pl.data import ImageFolder, Preprocessing, TorchData
@@ -205,6 +206,15 @@ def test_a_mask_of_another_shape_than_its_image_is_refused() -> None:
     items = Items(*({"image": torch.rand(3, 8, 16), "mask": torch.ones(size)} for size in ((4, 8), (16, 8))))
     data = TorchData(items, size=8, batch_size=2, on_error="record")
     assert batch_of(data)["error"] == ["", "its mask has 8 x 16 pixels, but it has 16 x 8"]
+
+
+def test_a_mask_of_another_resolution_moves_with_its_image() -> None:
+    mask = torch.zeros(4, 8)
+    mask[:, :2] = 1
+    items = Items({"image": torch.rand(3, 8, 16), "mask": mask})
+    for transform, first in ((None, 0), (v2.RandomHorizontalFlip(1.0), 6)):
+        batch = batch_of(TorchData(items, size=8, batch_size=1, transform=transform))
+        assert batch["mask"][0].any(0).nonzero().flatten().tolist() == [first, first + 1]
 
 
 @pytest.mark.parametrize("broken", [0, 1])
