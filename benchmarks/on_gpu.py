@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent / "tests" / "explainers" / "test_on_cuda.py"  # collecting all of them takes longer than these
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ def steps(dry: bool, photographs: str | None) -> list[Step]:
 
     network = "timm/test_resnet" if dry else "torchvision/resnet50"
     layer = "layer4" if not dry else "layer2"
-    few = ("--rounds", "1") if dry else ("--rounds", "5")
+    few = ("--rounds", "1") if dry else ("--rounds", "3")
     many = "4" if dry else "64"
     found = [
-        Step("tests", ("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests"), 0.3, fine=(0, 5)),
+        Step("tests", ("-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", str(TESTS)), 0.3, fine=(0, 5)),
         script("opticam", "--networks", network, "--batch", *(["2"] if dry else ["8", "64"]),
                "--batches", "1", "8", many, "--iterations", "2" if dry else "50", *few, share=0.3),
         script("score_cam", "--networks", network, "--layers", layer, "--chunk", many, *few),
-        script("masks", "--network", network, "--chunk", many, "--num-masks", "32" if dry else "2048", *few),
+        script("masks", "--network", network, "--chunk", many, "--num-masks", "32" if dry else "2048",
+               "--parts", "rise", *few),
         script("perturbation_curves", "--network", network, "--images", "2" if dry else "8", "--chunk", many,
                "--steps", "8" if dry else "112", *few),
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from optcam_pl.maps import degenerate, mask_image, normalize, upsample, upsample
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1024  # numbers that a program writes
+_FEW = 1024  # cells of a map that every program may look at
 _ROUNDING = 4  # as in `maps.degenerate`
 _TOLERANCE = 1e-4  # of the proof, relative to the largest value
 _lock = threading.Lock()
@@ -70,7 +71,7 @@ def stretched(maps: Tensor, size: tuple[int, int], silent: Tensor) -> tuple[Tens
     """Maps upsampled to the image's size and brought into [0,1] by their range.
 
     Args:
-        maps: (B,1,h,w) float32; h w is small, as each program reads all of it.
+        maps: (B,1,h,w) float32.
         size: (H,W) in pixels.
         silent: (B,) bool: maps that are known to say nothing.
 
@@ -141,9 +142,12 @@ class _Stretched(torch.autograd.Function):
         full = upsample(maps, size).contiguous()
         low, high = full.flatten(1).aminmax(dim=1)
         mapped, says_nothing = torch.empty_like(full), torch.empty_like(silent)
-        pixels, cells = full[0].numel(), maps[0].numel()
+        few = maps.flatten(1).contiguous()
+        if few.shape[1] > _FEW:  # its extremes say as much
+            few = torch.stack(few.aminmax(dim=1), 1)
+        pixels, cells = full[0].numel(), few.shape[1]
         _code().stretch[len(full), _blocks(pixels, _BLOCK)](
-            full, low, high, maps.contiguous(), silent.view(torch.int8), mapped, says_nothing.view(torch.int8),
+            full, low, high, few, silent.view(torch.int8), mapped, says_nothing.view(torch.int8),
             pixels, cells, *_limits(full.dtype), CELLS=_power(cells), BLOCK=_BLOCK,
         )  # fmt: skip
         ctx.save_for_backward(full, low, high, mapped)

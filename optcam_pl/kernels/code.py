@@ -73,7 +73,8 @@ def stretch(
 ):  # fmt: skip
     """``(A - min)/(max - min)``, and 0 for a map that says nothing, before or after it was upsampled.
 
-    Each program looks at all cells of the map before upsampling again: they are few, and the cache has them.
+    Each program looks at all cells of the map before upsampling again: they are few, and the cache has them. A map of
+    many cells is represented by its two extremes.
     """
     row = tl.program_id(0).to(tl.int64)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -31,7 +31,12 @@ def masks_of_each_image() -> None:
 
 def maps_that_say_nothing() -> None:
     """Constant maps, maps that are not finite, and maps that are known to say nothing are 0, and so is the gradient."""
-    maps = torch.rand(5, 1, 3, 3)
+    for cells in ((3, 3), (40, 30)):
+        silent_maps(torch.rand(5, 1, *cells))
+
+
+def silent_maps(maps: torch.Tensor) -> None:
+    """See above."""
     maps[1], maps[2, 0, 0, 0], maps[3, 0, 1, 1] = 2.0, float("nan"), float("inf")
     silent = torch.tensor([False, False, False, False, True])
     maps.requires_grad_()
