@@ -32,12 +32,34 @@ _lock = threading.Lock()
 _proved: dict[torch.device, bool] = {}
 
 
+def current(device: torch.device) -> bool:
+    """Whether it is the GPU on which this thread launches kernels and captures, as `torch.cuda.set_device` sets it.
+
+    On another one neither works, and PyTorch's own operations do the work.
+    """
+    if device.type != "cuda":
+        return False
+    if device.index in (None, torch.cuda.current_device()):
+        return True
+    _tell_other(device)
+    return False
+
+
+@functools.cache
+def _tell_other(device: torch.device) -> None:
+    _logger.warning(
+        "Passes on %s are neither replayed nor fused, because this thread's current GPU is cuda:%d: call"
+        " torch.cuda.set_device(%d) first.",
+        *(device, torch.cuda.current_device(), device.index),
+    )
+
+
 def usable(device: torch.device) -> bool:
     """Whether the kernels run on a device and give the right numbers; they are tried once.
 
     Inside a capture nothing can be tried, and the answer is False for a device that was not tried before.
     """
-    if device.type != "cuda":
+    if not current(device):
         return False
     with _lock:
         if device not in _proved:

@@ -16,6 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from optcam_pl import kernels
 from optcam_pl.checks import check_choice
 from optcam_pl.network.folding import Folded, Run
 from optcam_pl.network.onednn import use_onednn
@@ -116,7 +117,7 @@ class FasterNetwork:
 
     def replays(self, image: Tensor) -> bool:
         """Whether work on such images is to be captured and replayed."""
-        return self.speed in ("graph", "auto") and image.device.type == "cuda" and not self.hooked()
+        return self.speed in ("graph", "auto") and kernels.current(image.device) and not self.hooked()
 
     def hooked(self) -> bool:
         """Whether any module has a hook or a replaced forward, which compiled code and graphs would leave out."""
@@ -147,7 +148,7 @@ class FasterNetwork:
             return run(self.network, image)
         if self.speed == "compile":
             return self._by_compiler(run, image)
-        if image.device.type != "cuda" or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
+        if torch.is_grad_enabled() or not kernels.current(image.device) or torch.cuda.is_current_stream_capturing():
             return run(self.network, image)
         return self._graphs.run(lambda given: (run(self.network, given),), image)[0]
 

@@ -47,6 +47,7 @@ def test_a_device_without_a_compiler_is_told_once_and_not_used(
     monkeypatch.setattr(kernels, "prove", broken)
     monkeypatch.setattr(kernels, "_proved", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode(False))
     with caplog.at_level(logging.INFO):
         assert not kernels.usable(torch.device("cuda", 0))
@@ -54,6 +55,19 @@ def test_a_device_without_a_compiler_is_told_once_and_not_used(
     assert [record.message for record in caplog.records] == [
         "Images are masked by PyTorch's own operations on cuda:0, not by one kernel, as Failed to find C compiler."
     ]
+
+
+def test_a_gpu_that_is_not_the_threads_current_one_is_told_and_left_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernels._tell_other.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert not kernels.usable(torch.device("cuda", 1))
+    assert [record.message.partition(": call")[2] for record in caplog.records] == [" torch.cuda.set_device(1) first."]
+    assert kernels.current(torch.device("cuda", 0))
+    assert not kernels.current(torch.device("cpu"))
 
 
 def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
