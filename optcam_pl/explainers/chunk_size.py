@@ -88,6 +88,7 @@ def automatic(classifier: Classifier, size: tuple[int, int], device: torch.devic
     key = (size, device, autocast)
     if key not in known:
         known.setdefault(key, choose(_CudaProbe(classifier, size, device)))
+        forget_captured()  # passes of all the sizes that were tried
     return known[key]
 
 
