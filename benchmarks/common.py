@@ -37,6 +37,7 @@ from optcam_pl.data import ImageDataModule, ImagePaths, SamplePhotos
 from optcam_pl.network.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
+GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"  # the limit on a GPU, see `graphed`
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "grad-cam", "torchcam", "captum", "quantus", "bnnr")
 
 

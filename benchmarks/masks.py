@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import (
+    GRAPHED,
     Claim,
     Contestant,
     Table,
@@ -36,7 +37,6 @@ from optcam_pl import Classifier
 from optcam_pl.explainers import RISE, ExtremalPerturbation
 
 CELLS = 7
-GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 
 
 def written_down(classifier: Classifier, image: Tensor, target: int, n: int, chunk: int) -> Tensor:

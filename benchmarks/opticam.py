@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import (
+    GRAPHED,
     Claim,
     Contestant,
     Table,
@@ -53,7 +54,6 @@ except ImportError:
     Bnnr = None
 
 HALF, PEER = "Opti-CAM, auto, bfloat16", "authors' style, C library's own habits"
-GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 SLOW = ("bare passes, folded, channels last", "Opti-CAM", "Opti-CAM, plain")
 CPU_CLAIMS = [
     Claim(PEER, HALF, 3.0, at_most=False),

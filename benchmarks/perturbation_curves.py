@@ -20,6 +20,7 @@ from typing import Any
 import quantus
 import torch
 from common import (
+    GRAPHED,
     Claim,
     Contestant,
     apart,
@@ -40,8 +41,6 @@ from optcam_pl import Classifier, GradCAM
 from optcam_pl.data import Batch
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.metrics import Deletion, Insertion
-
-GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 
 
 def quantus_flips(options: Any, image: Tensor, target: Tensor, maps: Tensor, network: Classifier) -> None:

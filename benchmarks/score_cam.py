@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from common import (
+    GRAPHED,
     Claim,
     Contestant,
     Table,
@@ -33,8 +34,6 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchcam.methods import ScoreCAM as TorchCam
 
 from optcam_pl import ScoreCAM
-
-GRAPHED = "bare passes, folded, channels last, bfloat16, graphed"
 
 
 def measure(name: str, layer: str, options: Any) -> Table:
