@@ -26,6 +26,7 @@ FLOORS = (
     ("reports",),
     ("explainers", "runs"),
     ("network", "metrics", "data"),
+    ("kernels",),
     ("maps", "figures", "imagenet", "threads", "photos"),
     ("checks", "private", "metric_info"),
 )
@@ -35,6 +36,9 @@ ROOMS = [room for floor in FLOORS for room in floor]
 def imports() -> dict[str, list[str]]:
     """Room -> the rooms that it imports, from the top floor down."""
     graph = grimp.build_graph("optcam_pl")
+    unknown = {name.split(".")[1] for name in graph.modules if "." in name} - {*ROOMS, "__main__"}
+    if unknown:
+        sys.exit(f"FLOORS lacks {', '.join(sorted(unknown))}.")
     found: dict[str, set[str]] = {room: set() for room in ROOMS}
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
