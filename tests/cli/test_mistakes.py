@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorb
 
 
 @pytest.fixture
-def tell(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
+def tell(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Tell]:
     """Types a command in a folder with photographs, as the console does; returns what it says of a mistake."""
     monkeypatch.chdir(photos.parent)
+    sys.modules.pop("my_net", None)  # another test's, of another folder
     monkeypatch.setattr(sys, "path", [*sys.path])
     files = sorted(photos.rglob("*.png"))
     Path("flat").mkdir()
@@ -67,7 +68,8 @@ def tell(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             assert set(Path().rglob("*")) == before, "a start that failed leaves nothing"
         return told
 
-    return type_
+    yield type_
+    sys.modules.pop("my_net", None)
 
 
 def yaml(text: str) -> list[str]:
