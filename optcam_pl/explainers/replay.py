@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,21 +15,13 @@ from optcam_pl.explainers.ascent import Watch
 from optcam_pl.explainers.explanation import Explanation
 from optcam_pl.explainers.steps import tell
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.speed import FasterNetwork, first_line, uncached_autocast
+from optcam_pl.network.speed import FasterNetwork, Replay, capture, first_line, uncached_autocast
 
 if TYPE_CHECKING:
     from optcam_pl.explainers.opticam import OptiCAM, Problem
 
 _logger = logging.getLogger(__name__)
-_WARM = 3  # iterations before a capture, as torch.cuda.graph asks for
 _SIZES = 3  # of a batch that are kept captured; each keeps the memory of an iteration
-
-
-class Replay(Protocol):
-    """What a capture returns: `torch.cuda.CUDAGraph`, or anything that repeats the captured work."""
-
-    def replay(self) -> None:
-        """Repeat it, in the same memory."""
 
 
 class Plain:
@@ -266,20 +258,6 @@ class Captured:
     def _restore(self, values: list[Tensor]) -> None:
         for tensor, value in zip(self._state(), values, strict=True):
             tensor.detach().copy_(value)
-
-
-def capture(work: Callable[[], None], device: torch.device) -> Replay:
-    """A CUDA graph of some work on tensors that stay where they are, after a few plain calls."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM):
-            work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders of data work in threads meanwhile
-        work()
-    return graph
 
 
 def _make_capturable(optimizer: Optimizer) -> None:

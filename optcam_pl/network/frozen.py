@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from optcam_pl.network import suitability
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from optcam_pl.network.speed import FasterNetwork
 
 Flags: TypeAlias = "tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]]]"
 
@@ -26,7 +29,19 @@ class Frozen(nn.Module):
 
     name: str
     network: nn.Module
+    fast: FasterNetwork | None
     _found: Flags
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cpu` and `cuda` call: captured passes would go on to read the weights where they were."""
+        before = self._addresses()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.fast is not None and before != self._addresses():
+            self.fast.forget()
+        return self
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in (*self.parameters(), *self.buffers())]
 
     def release(self) -> None:
         """Restore the network's original flags: each module's `training` and each parameter's `requires_grad`.

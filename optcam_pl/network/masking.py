@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +56,6 @@ class TakesMasks:
         """Whether what surrounds passes of such images is done by `optcam_pl.kernels`."""
         fast = self.fast is not None and self.fast.speed in ("graph", "auto")
         return fast and image.dtype == torch.float32 and kernels.usable(image.device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What `to`, `cpu` and `cuda` call: captured passes would go on to read the weights where they were."""
-        before = self._addresses()
-        result = super()._apply(fn, recurse)  # type: ignore[misc]
-        if self.fast is not None and before != self._addresses():
-            self.fast.forget()
-        return result
-
-    def _addresses(self) -> list[int]:
-        module = cast(nn.Module, self)
-        return [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
 
     @property
     def network_dtype(self) -> torch.dtype | None:

@@ -10,7 +10,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from weakref import WeakSet
 
 import torch
@@ -262,21 +263,38 @@ class Graphs:
         return None
 
 
+class Replay(Protocol):
+    """What a capture returns: `torch.cuda.CUDAGraph`, or anything that repeats the captured work."""
+
+    def replay(self) -> None:
+        """Repeat it, in the same memory."""
+
+
+def capture(work: Callable[[], None], device: torch.device) -> Replay:
+    """A CUDA graph of some work on tensors that stay where they are, after a few plain calls."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM):
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders of data work in threads meanwhile
+        work()
+    return graph
+
+
 class _Graph:
     """One captured pass."""
 
     def __init__(self, function: Function, image: Tensor) -> None:
         self._input = torch.empty_like(image.detach(), memory_format=torch.preserve_format).copy_(image)
-        stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(image.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM):
-                function(self._input)
-        torch.cuda.current_stream(image.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # loaders of data work in threads
-            self._output = function(self._input)
+        self._output: tuple[Any, ...] = ()
+        self._graph = capture(partial(self._work, function), image.device)
         self._check(len(image))
+
+    def _work(self, function: Function) -> None:
+        self._output = function(self._input)
 
     def _check(self, count: int) -> None:
         for each in self._output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -277,24 +278,16 @@ def test_copies_and_pickles_of_a_fast_classifier_work() -> None:
         assert torch.equal(twin(image), fast(image))
 
 
-class _PlayedGraph(speed._Graph):
-    """A graph whose replay is a plain call, in the same memory."""
-
-    def __init__(self, function: Any, image: Tensor) -> None:
-        self._input = image.clone()
-        self._output = function(self._input)
-
-        def replay() -> None:
-            for own, new in zip(self._output, function(self._input), strict=True):
-                own.copy_(new)
-
-        self._graph: Any = SimpleNamespace(replay=replay)
+def played(work: Callable[[], None], device: torch.device) -> Any:
+    """A capture whose replay is a plain call."""
+    work()
+    return SimpleNamespace(replay=work)
 
 
 def test_passes_are_captured_when_they_come_again_and_fewer_images_go_into_a_graph_of_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(speed, "_Graph", _PlayedGraph)
+    monkeypatch.setattr(speed, "capture", played)
     graphs, calls, network = speed.Graphs(), [], tiny_cnn()
 
     def function(image: Tensor) -> tuple[Tensor, ...]:
@@ -319,12 +312,7 @@ def test_passes_are_captured_when_they_come_again_and_fewer_images_go_into_a_gra
 def test_work_that_does_not_return_something_for_each_image_is_not_captured(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Made(_PlayedGraph):
-        def __init__(self, function: Any, image: Tensor) -> None:
-            super().__init__(function, image)
-            self._check(len(image))
-
-    monkeypatch.setattr(speed, "_Graph", Made)
+    monkeypatch.setattr(speed, "capture", played)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     graphs = speed.Graphs()
     with torch.no_grad(), caplog.at_level(logging.WARNING):
