@@ -36,7 +36,6 @@ _PASSES = {"layer_norm", "rms_norm", "softmax", "relu", "gelu", "silu", "tanh", 
 # Operations with a constant of the network (a bias, a scale), which gets no relevance.
 _WITH_CONSTANT = {"add", "radd", "iadd", "mul", "rmul", "imul"}
 _BY_CONSTANT = {"sub", "div", "truediv"}
-_IN_PLACE: dict[str, Callable[..., Tensor]] = {"iadd": torch.add, "imul": torch.mul}
 
 
 class AttentionTape(TorchFunctionMode):
@@ -151,14 +150,12 @@ class RelevanceTape(AttentionTape):
     ===================================  ===================================================
 
     The image must require a gradient: this is how the tape tells values that depend on it from constants.
-
-    Raises:
-        ValueError: the network calls an operation for which no rule is known.
     """
 
-    def __init__(self, keep: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__(keep)
+    def __init__(self) -> None:
+        super().__init__()
         self._way = _Way()
+        self._without_rule: str | None = None  # the first operation without a rule, in words
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -169,22 +166,33 @@ class RelevanceTape(AttentionTape):
         finally:
             self._way.plain = False
 
+    def attention(self, batch: int, network: str) -> list[Tensor]:
+        """See `AttentionTape.attention`.
+
+        Raises:
+            ValueError: also where the network calls an operation for which no rule is known.
+        """
+        maps = super().attention(batch, network)
+        if self._without_rule is not None:
+            raise ValueError(
+                f"There is no relevance rule for {self._without_rule}. Use a method without relevance, such as "
+                "AttentionRollout or GradCAM."
+            )
+        return maps
+
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """See `AttentionTape.run`."""
+        out = func(*args, **kwargs)
         if not self.maps:  # below the first attention map no relevance is needed
-            return func(*args, **kwargs)
+            return out
         rule, inputs = _rule_of(name, args, kwargs)
-        # The rules need what a sum or product in place would overwrite.
-        out = _IN_PLACE.get(name if rule else "", func)(*args, **kwargs)
         if rule is None:
             if name not in _ROUTES and _requires_grad(out):
-                raise ValueError(
-                    f"There is no relevance rule for the operation {name!r}, which the network calls. Use a method "
-                    "without relevance, such as AttentionRollout or GradCAM."
-                )
+                self._without_rule = self._without_rule or f"the operation {name!r}, which the network calls"
             return out
         if rule in (pass_rule, add_rule, product_rule) and any(value.shape != out.shape for value in inputs):
-            raise ValueError(f"There is no relevance rule for {name!r} of tensors that are broadcast to one another.")
+            self._without_rule = self._without_rule or f"{name!r} of tensors that are broadcast to one another"
+            return out
         return _WithRule.apply(self._way, rule, out, *inputs)
 
 

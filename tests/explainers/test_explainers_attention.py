@@ -404,41 +404,20 @@ def test_one_forward_pass_serves_gradients_and_relevance():
     found = {}
     for name, tape in (("gradient", AttentionTape()), ("relevance", RelevanceTape()), ("both", RelevanceTape())):
         with tape:
-            y_c = classifier(image).gather(1, target[:, None]).sum()
+            logits = classifier(image)
+        y_c = logits.gather(1, target[:, None]).sum()
         if name == "both":
             with tape.plain():
                 assert_equal(torch.autograd.grad(y_c, tape.maps, retain_graph=True), found["gradient"])
         found[name] = torch.autograd.grad(y_c, tape.maps)
     assert_equal(found["both"], found["relevance"])
+    TIBAV().token_scores(classifier, image, target)  # finds the readout
     passes: list[int] = []
     classifier.network.register_forward_hook(lambda *_: passes.append(1))
-    for _ in range(2):
-        TIBAV()(classifier, image, target)
-    assert len(passes) == 2 + 2  # two of noise, by which the readout is found once
+    TIBAV().token_scores(classifier, image, target)
+    assert len(passes) == 1
 
 
 def assert_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
-
-
-class Adding(nn.Module):
-    """A block whose sum is computed in place."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.block
-        x += block.attn(block.norm1(x))
-        x += block.mlp(block.norm2(x))
-        return x
-
-
-def test_a_sum_in_place_is_a_sum():
-    classifier, image, target = timm_vit(depth=3), torch.rand(2, 3, 32, 32), torch.tensor([0, 3])
-    expected = TIBAV().raw_map(classifier, image, target)
-    blocks = classifier.network.blocks
-    classifier.network.blocks = nn.Sequential(blocks[0], *map(Adding, blocks[1:]))
-    torch.testing.assert_close(TIBAV().raw_map(classifier, image, target), expected)
