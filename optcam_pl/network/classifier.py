@@ -556,8 +556,8 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
         It is the same on every device and is only computed again after a tensor has been replaced or written to.
         """
         network = self.network if self.fast is None else self.fast.original
-        state = {name: value.detach() for name, value in network.state_dict().items()}
-        versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
+        state = network.state_dict()
+        versions = [(v.data_ptr(), v.dtype, written_to(v)) if isinstance(v, Tensor) else id(v) for v in state.values()]
         known = self._hash
         if known is None or known[0] != versions:
             self._hash = known = (versions, state_digest(state))
