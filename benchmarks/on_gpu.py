@@ -66,7 +66,8 @@ def steps(dry: bool, photographs: str | None) -> list[Step]:
                "--steps", "8" if dry else "112", *few),
     ]  # fmt: skip
     if photographs is not None:
-        read = ("--images-from", photographs, "--batch", many, "--workers", "0" if dry else "8")
+        # Blocks of one size: a smaller last one, of a handful, would be a large part of a run and of its plain passes.
+        read = ("--images-from", photographs, "--batch", "4" if dry else "100", "--workers", "0" if dry else "8")
         whole = ("--images", "8" if dry else "500", "--iterations", "2" if dry else "100", "--parts", "metrics")
         small = ("--network", network) if dry else ()
         found.append(script("whole_run", *small, *whole, *read, "--rounds", "1" if dry else "3"))

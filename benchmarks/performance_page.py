@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 ORDER = (
     "opticam", "score_cam", "ablation_cam", "grad_cam", "masks", "attention", "perturbation_curves", "localization",
-    "whole_run", "bookkeeping", "memory", "startup", "allocator",
+    "metrics_host", "whole_run", "bookkeeping", "memory", "startup", "allocator",
 )  # fmt: skip
 HEAD = """# Performance
 
@@ -26,7 +26,7 @@ HEAD = """# Performance
 What each method costs beside its limit, the bare passes of the network that no program can avoid, and beside other
 packages. All sides of a table took turns in one run, and a ratio is the median of the ratios of single rounds, so that
 it holds although the pace of a machine changes. Times of different tables, and of different machines, cannot be
-compared. `python benchmarks/run.py` repeats everything in less than ten minutes; `python benchmarks/opticam.py --help`
+compared. `python benchmarks/run.py` repeats everything in about half an hour; `python benchmarks/opticam.py --help`
 and the others say what is measured and how to change the sizes.
 
 On Linux the console command lets the process keep the memory of freed tensors, which halves the time of a network on a

@@ -83,8 +83,8 @@ class MapWriter(BlockCallback, FileWriter):
     """Writes every image's map and overlay into the run's folder, while the next block is computed.
 
     ``maps/<number>-<image>.npz`` holds ``saliency`` (H,W) float32 in [0,1], ``id``, ``target``, ``predicted``, ``p``
-    and ``o``; ``overlays/<number>-<image>.png`` the image | map | overlay | masked image panel;
-    ``overlays/index.json``, written when the run ends, says which file is which image's.
+    and ``o`` (NaN where the image has none); ``overlays/<number>-<image>.png`` the image | map | overlay | masked image
+    panel; ``overlays/index.json``, written when the run ends, says which file is which image's.
 
     Args:
         maps: write the npz files.
@@ -116,7 +116,8 @@ class MapWriter(BlockCallback, FileWriter):
     def _map(task: SaliencyTask, result: BlockResult, i: int, entry: Row) -> Callable[[], bytes]:
         saliency = result.explanation.saliency[i, 0].detach().float().cpu().numpy()
         facts = {key: getattr(entry, key) for key in ("id", "target", "predicted", "p", "o")}
-        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in facts.items()}
+        # None would be an object, which NumPy only reads again with allow_pickle.
+        arrays: dict[str, Any] = {key: np.asarray(np.nan if v is None else v) for key, v in facts.items()}
         return partial(_npz, saliency=saliency, **arrays)
 
     @staticmethod

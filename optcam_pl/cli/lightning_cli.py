@@ -203,10 +203,13 @@ class OptcamCLI(SubcommandHooks, LightningCLI):
                 print(f"optcam: note: {note}", file=sys.stderr)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the model and the data before the trainer, so that configs and the help show them first."""
+        """Add the data and the model before the trainer, so that configs and the help show them first.
+
+        Objects are made in this order: a wrong path of the data is told before a network is loaded or downloaded.
+        """
         model, data = self.configured_classes()
-        parser.add_lightning_class_args(model, "model", subclass_mode=True)
         parser.add_lightning_class_args(data, "data", subclass_mode=True)
+        parser.add_lightning_class_args(model, "model", subclass_mode=True)
         parser.add_argument("--run_dir", type=str | None, help="Folder of this run instead of a new one under logs/.")
         parser.add_argument(
             "--resume", type=Resume, default="auto", help="A run in this folder: go on, refuse, require."

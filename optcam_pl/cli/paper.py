@@ -27,7 +27,6 @@ from optcam_pl.cli.points import (
 )
 from optcam_pl.cli.sanity import sanity_of_several
 from optcam_pl.cli.words import value_of
-from optcam_pl.data.files import existing_folder
 from optcam_pl.network.errors import NetworkError
 from optcam_pl.reports.beside import folded, misclassified, paper_csv, paper_grids
 from optcam_pl.reports.grids import PagesFormat, printable, render
@@ -120,9 +119,6 @@ class _Table:
     def make(self) -> int:
         """Run what is missing, print and write the table; the exit code."""
         check_no_others(self.folder)
-        root = value_of("--data.root", self.words)
-        if root is not None and not self.options.report:
-            existing_folder(root)  # now: the network that is made first may have to be downloaded
         self._check_weights()
         if self.experiment.kind == "sanity":
             return self._sanity()

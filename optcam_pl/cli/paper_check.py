@@ -16,9 +16,7 @@ from optcam_pl.cli.lightning_cli import OptcamCLI
 from optcam_pl.cli.methods import Method
 from optcam_pl.cli.output import show, tell
 from optcam_pl.cli.points import Job, print_failed, run_all
-from optcam_pl.cli.words import value_of
 from optcam_pl.data import ImageDataModule
-from optcam_pl.data.files import existing_folder
 from optcam_pl.explainers import CAM
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.reports.calibration import (
@@ -61,8 +59,6 @@ def paper_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     size = f"_limit{options.limit}" if options.limit else ""
     folder = expanded_path(options.run_dir) / "check" / f"{options.network.rpartition('/')[2]}{size}"
     check_no_others(folder)
-    if (root := value_of("--data.root", words)) is not None:
-        existing_folder(root)  # now: the network that is made first may have to be downloaded
     task, data = _parts(["test", *words, "--model.explainer=FakeCAM"])
     metrics = _METRICS + (_OF_BOXES if "boxes" in data.annotations else [])
     todo = [_job(name, words, metrics, folder) for name in _RUNS]

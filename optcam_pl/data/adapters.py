@@ -16,7 +16,7 @@ from torch import Tensor
 from optcam_pl.checks import expanded_path
 from optcam_pl.data.base import ImageDataModule
 from optcam_pl.data.batch import Annotation, Entry, Item, Reader
-from optcam_pl.data.boxes import to_corners
+from optcam_pl.data.boxes import check_box, to_corners
 from optcam_pl.data.text import class_number
 from optcam_pl.imagenet import imagenet_names, imagenet_wnids
 from optcam_pl.photos.decode import ImageReadError, to_rgb
@@ -69,7 +69,7 @@ class TorchvisionReader:
 
         Raises:
             ImageReadError: the image is damaged or missing.
-            ValueError: the label is not one of the dataset's classes.
+            ValueError: the label is not one of the dataset's classes, or a box ends before it begins.
             TypeError: what comes with the image is no label, mask or annotation.
         """
         dataset = self.datasets[entry.id.rpartition("/")[0]]
@@ -124,6 +124,7 @@ class TorchvisionReader:
         found = []
         for thing in annotation["object"]:
             xmin, ymin, xmax, ymax = (float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
+            check_box((xmin, ymin, xmax, ymax))
             # VOC numbers pixels from 1 and includes the last one.
             found.append((self._category(thing["name"]), (xmin - 1, ymin - 1, xmax, ymax)))
         target = _largest(found)
@@ -132,7 +133,9 @@ class TorchvisionReader:
     def _add_coco(self, item: Item, objects: list[Mapping[str, Any]], coco: Any) -> Item:
         found = []
         for thing in objects:
-            found.append((self._category(thing["category_id"]), to_corners(thing["bbox"], "xywh")))
+            box = to_corners(thing["bbox"], "xywh")
+            check_box(box)
+            found.append((self._category(thing["category_id"]), box))
         target = _largest(found)
         mask = Image.new("L", item.size)
         for thing, (number, _) in zip(objects, found, strict=True):

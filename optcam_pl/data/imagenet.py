@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -103,11 +104,12 @@ class ImageNet(ImageFolder):
             _check_stems(folder, files)
             labeled = self._labels({stem(file) for file in files}, annotated)
             entries = [Entry(file, f"{folder}/{file}", *labeled[stem(file)]) for file in files]
-        if not self.box_source:
-            return entries
-        none = Annotated(None, (), ())
-        found = ((entry, annotated.get(stem(entry.id), none)) for entry in entries)
-        return [entry._replace(boxes=item.boxes, frame=item.frame) for entry, item in found]
+        if self.box_source:
+            none = Annotated(None, (), ())
+            found = ((entry, annotated.get(stem(entry.id), none)) for entry in entries)
+            entries = [entry._replace(boxes=item.boxes, frame=item.frame) for entry, item in found]
+        _tell_turned(entries, self.box_source or self.label_source)
+        return entries
 
     def _labels(self, stems: set[str], annotated: Mapping[str, Annotated]) -> dict[str, Label]:
         """Class and boxes of flat images, by stem."""
@@ -131,6 +133,17 @@ def _with_boxes(entries: Sequence[Entry], labels: Mapping[str, Label]) -> list[E
     """The entries with the boxes of their images; none where the labels' file does not name the image."""
     none: Label = (-1, ())
     return [entry._replace(boxes=labels.get(stem(entry.id), none)[1]) for entry in entries]
+
+
+def _tell_turned(entries: Sequence[Entry], source: Path | None) -> None:
+    """Warn of boxes that end before they begin; a few of ImageNet's own do, so that they are no reason to refuse it."""
+    turned = [e.id for e in entries for x1, y1, x2, y2 in e.boxes or () if not (x1 <= x2 and y1 <= y2)]
+    if turned:
+        warnings.warn(
+            f"{len(turned)} boxes in {str(source)!r} end before they begin, such as one of {turned[0]!r}. They are "
+            "left out.",
+            stacklevel=2,
+        )
 
 
 def _check_stems(root: Path, files: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ def rank_correlation(ours: Tensor, theirs: Tensor, absolute: bool = False) -> Te
 def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
     """Pearson correlation of the maps' histograms of oriented gradients (scikit-image, 16 x 16 pixels per cell).
 
-    A map that is less than 16 pixels high or wide has cells of half as many pixels there: a single cell would say
+    A map that is less than 32 pixels high or wide has cells of half as many pixels there: a single cell would say
     little, as the histogram's large values are cut off.
 
     Returns:
@@ -85,7 +85,7 @@ def hog_similarity(ours: Tensor, theirs: Tensor) -> Tensor:
         from skimage.feature import hog
     except ImportError as error:
         raise ImportError("HOG similarity needs scikit-image: pip install 'optcam_pl[demo]'.") from error
-    found, cell = [], [16 if side >= 16 else max(1, side // 2) for side in ours.shape[2:]]
+    found, cell = [], [min(16, max(1, side // 2)) for side in ours.shape[2:]]
     for pair in zip(ours, theirs, strict=True):
         a, b = (hog(m[0].detach().double().cpu().numpy(), pixels_per_cell=cell, cells_per_block=(1, 1)) for m in pair)
         flat = not (a.std() and b.std())

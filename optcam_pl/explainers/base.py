@@ -23,7 +23,7 @@ from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.layers import Layers, fixed_noise, layer_list, layer_name
 from optcam_pl.network.plain import Remembers, check_plain, plain
 from optcam_pl.network.scores import check_references
-from optcam_pl.network.speed import original_of
+from optcam_pl.network.speed import original_of, without_captures
 from optcam_pl.photos.advice import conversion, out_of_range, reshaping
 
 __all__ = ["Causes", "Explainer", "Explanation", "Target", "check_classifier", "seen", "why"]
@@ -161,7 +161,7 @@ class Explainer(Remembers, nn.Module, ABC):
         classifier = self.network_for(classifier)
         with own_grad_mode():
             image, target = self.prepare(classifier, image, target)
-            return self.select(self._of_views(classifier, image, target))
+            return self.select(without_captures(lambda: self._of_views(classifier, image, target)))
 
     @property
     def compares_classes(self) -> bool:

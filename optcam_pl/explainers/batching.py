@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from optcam_pl.explainers.steps import tell
-from optcam_pl.network.speed import forget_captured
+from optcam_pl.network.speed import without_captures
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Chunks:
     def each(self, step: Callable[[slice], None], total: int) -> None:
         """Call `step` for each slice of 0..total in turn; a call that runs out of memory is repeated with less.
 
+        First it is repeated as it was, if anything is captured that can give back its memory.
+
         Args:
             step: must not change any state before its last line that can run out of memory.
             total: items in the row.
@@ -46,7 +49,7 @@ class Chunks:
         while start < total:
             part = slice(start, min(start + self.size, total))
             try:
-                step(part)
+                without_captures(partial(step, part))
             except torch.OutOfMemoryError:
                 if self.size == 1:
                     raise
@@ -55,7 +58,6 @@ class Chunks:
                 tell("pass", start, total)
                 continue
             # Outside of the except block the exception is gone, and so is the memory that its frames held.
-            forget_captured()
             torch.cuda.empty_cache()
             _tell(self.size, self.size // 2)
             self.size //= 2

@@ -35,8 +35,9 @@ class FinerCAM(Explainer):
         augment: whether the map is the mean over six views of the image, which is six times the work; see `Explainer`.
 
     Raises:
-        ValueError: the method compares classes; (when checked or called) it reads a probability that the network's link
-            makes of several scores, or the network has one score only.
+        ValueError: the method compares classes, or has a `selectivity` or `augment` of its own, which are this class's;
+            (when checked or called) it reads a probability that the network's link makes of several scores, or the
+            network has one score only.
     """
 
     def __init__(
@@ -49,8 +50,14 @@ class FinerCAM(Explainer):
         augment: bool = False,
     ) -> None:
         explainer = GradCAM() if explainer is None else explainer
+        if changes := explainer.changes():
+            raise ValueError(
+                f"Expected `selectivity` and `augment` of FinerCAM itself, which are for its map, but got "
+                f"{', '.join(f'{name}={value}' for name, value in changes.items())} of its {explainer.title}."
+            )
         super().__init__(None, explainer.baseline, selectivity=selectivity, augment=augment)
         self.explainer = explainer
+        self.needs_original = explainer.needs_original  # type: ignore[misc]  # of this one's method
         self.alpha, self.compare = check_number("alpha", alpha), check_positive("compare", compare)
         self.layer = explainer.layer
         self._check_method(None)

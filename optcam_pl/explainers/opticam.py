@@ -16,7 +16,7 @@ from optcam_pl.checks import check_choice, check_number, check_positive
 from optcam_pl.explainers.ascent import Ascent, Stepper, StopRule, Watch
 from optcam_pl.explainers.base import Explainer, Explanation, seen, why
 from optcam_pl.explainers.presets import PRESETS, Preset, Schedule, Start, balanced
-from optcam_pl.explainers.replay import climb
+from optcam_pl.explainers.replay import climb, fuse
 from optcam_pl.maps import (
     Baseline,
     Normalizer,
@@ -220,7 +220,10 @@ class OptiCAM(Explainer):
             return replayed
         problem = self.problem(classifier, image, target)
         u = self.parameters_of(problem)
-        return self._optimize(classifier, problem, u, self.make_optimizer(u))
+        optimizer = self.make_optimizer(u)
+        if classifier.fast is not None and classifier.fast.replays(image):
+            fuse(optimizer)
+        return self._optimize(classifier, problem, u, optimizer)
 
     def problem(self, classifier: Classifier, image: Tensor, target: Tensor) -> Problem:
         """Step 1, and what else does not change during the inner fit loop."""

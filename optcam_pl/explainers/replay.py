@@ -35,8 +35,9 @@ def climb(explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Ten
     """The inner fit loop by replays.
 
     A capture takes as long as a climb or two. So with the speed "auto" a batch of a new size is plain, and is captured
-    when its size comes again; and a batch that is smaller than a captured one, such as a run's last, is filled up with
-    copies of its first image, unless it is less than a quarter of it.
+    when its size comes again; a run's last block, which is smaller, stays plain. A replay launches the kernels of the
+    plain iteration, on the same number of images: which of both a block has got shall leave no trace in its digits,
+    because that depends on the blocks before it, and so on restarts and the number of processes.
 
     Returns:
         None where passes are not replayed, not yet, or cannot be; then one line of the log says why.
@@ -58,19 +59,16 @@ class _Sizes:
     """The captures of one explainer for several sizes of a batch, the last used at the end."""
 
     def __init__(self) -> None:
-        self.captured: list[Captured] = []
+        self.captured: dict[int, Captured] = {}
         self.seen: set[int] = set()
         self.refused: set[int] = set()
 
     def get(self, explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor) -> Captured | None:
-        """The smallest capture that the batch goes into, made now if it has to be."""
+        """The capture of the batch's size, made now if it has to be."""
         count, fast = len(image), classifier.fast
         assert fast is not None  # see climb
-        fitting = [one for one in self.captured if count <= len(one.image) <= 4 * count]
-        if fitting:
-            found = min(fitting, key=lambda one: len(one.image))
-            self.captured.remove(found)
-            self.captured.append(found)
+        if (found := self.captured.pop(count, None)) is not None:
+            self.captured[count] = found
             return found
         new = fast.speed == "auto" and count not in self.seen
         self.seen.add(count)
@@ -80,13 +78,14 @@ class _Sizes:
         if made is None:
             self.refused.add(count)
             return None
-        self.captured = [*self.captured[1 - _SIZES :], made]
+        for oldest in [*self.captured][: 1 - _SIZES]:
+            del self.captured[oldest]
+        self.captured[count] = made
         return made
 
     def _make(
         self, explainer: OptiCAM, classifier: Classifier, image: Tensor, target: Tensor, fast: FasterNetwork
     ) -> Captured | None:
-        fast.forget_borrowed()  # those of other settings
         made = _try(explainer, classifier, image, target)
         if made is None:  # with all the memory that captures hold, it may work
             self.captured.clear()
@@ -181,13 +180,11 @@ class Captured:
             own.copy_(given)
 
     def run(self, image: Tensor, target: Tensor, max_iter: int, watch: Watch | None) -> Explanation:
-        """The explanation of a batch of at most as many images as were captured, and of the same size."""
-        n = len(image)
-        for own, given in ((self.image, image), (self.target, target)):
-            own[:n].copy_(given)
-            own[n:] = given[:1]
+        """The explanation of a batch of the captured shape."""
+        self.image.copy_(image)
+        self.target.copy_(target)
         self._begin.replay()
-        trace = self.F.new_empty(max_iter + 1, n)
+        trace = self.F.new_empty(max_iter + 1, len(image))
         for t in range(max_iter):
             self.ascent.take(t, max_iter)
             self._step.replay()
@@ -202,18 +199,15 @@ class Captured:
         return self._explanation(trace)
 
     def _note(self, trace: Tensor, t: int, max_iter: int, watch: Watch | None) -> None:
-        n = trace.shape[1]
-        trace[t] = self.F[:n]
+        trace[t] = self.F
         if t < max_iter:
             tell("iteration", t, max_iter, trace[t])
         if watch is not None:
-            watch(t, trace[t].clone(), self.weights[:n].clone())
+            watch(t, trace[t].clone(), self.weights.clone())
 
     def _explanation(self, trace: Tensor) -> Explanation:
-        n = trace.shape[1]
-        saliency, silent, full = (tensor[:n] for tensor in self.made)
-        problem = _map_tensors(self.problem, lambda tensor: tensor[:n] if len(tensor) == len(self.image) else tensor)
-        found = self._explainer.explanation(self.weights[:n].clone(), problem, (saliency.clone(), silent, full))
+        saliency, silent, full = self.made
+        found = self._explainer.explanation(self.weights.clone(), self.problem, (saliency.clone(), silent, full))
         return replace(found, target=found.target.clone(), objective=trace)
 
     def _end_part(self, work: Callable[[], None], results: Sequence[Tensor]) -> Replay:
@@ -260,13 +254,19 @@ class Captured:
             tensor.detach().copy_(value)
 
 
+def fuse(optimizer: Optimizer) -> None:
+    """Let Adam step by two kernels instead of twelve; replayed and plain iterations have to have the same ones."""
+    if type(optimizer) is Adam:
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
+
+
 def _make_capturable(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         if "capturable" not in group:
             raise ValueError(f"{type(optimizer).__name__} has no `capturable`.")
         group["capturable"] = True
-        if type(optimizer) is Adam:
-            group.update(fused=True, foreach=False)  # two kernels instead of twelve
+    fuse(optimizer)
 
 
 def _reset(optimizer: Optimizer) -> None:

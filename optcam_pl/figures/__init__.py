@@ -45,9 +45,10 @@ def picture(image: Tensor) -> Picture:
     >>> picture(torch.full((3, 1, 1), 0.5)).tolist()
     [[[128, 128, 128]]]
     """
-    image = image[:3] if len(image) >= 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
-    array = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(array)
+    # NumPy computes here, not torch, which would start threads of its own for each thread that draws pictures.
+    pixels = image.detach().float().cpu().numpy()
+    pixels = pixels[:3] if len(pixels) >= 3 else np.broadcast_to(pixels.mean(0), (3, *pixels.shape[1:]))
+    return np.ascontiguousarray(np.rint(pixels.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def heatmap(saliency: Tensor, colors: str = COLORS) -> Picture:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
 Speed: TypeAlias = Literal["plain", "folded", "onednn", "graph", "compile", "auto"]
 WeightsDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Result = TypeVar("Result")
 Function: TypeAlias = Callable[[Tensor], tuple[Any, ...]]
 """Of images, without a gradient; what it returns has to be tensors if it is to be replayed."""
 
 _logger = logging.getLogger(__name__)
 _GRAPHS = 4  # shapes of which a graph is kept; each keeps the memory of a pass
 _WARM = 3  # passes before a capture, as torch.cuda.graph asks for
+_KEPT = 3  # kinds of borrowed work, such as Opti-CAM with some settings; each keeps the memory of an iteration
 _PROBES = 3  # timed passes of each candidate
-_CAPTURED_AT = 2  # how often a kind of pass is seen before it is captured: a run's last chunk is seen once
+_CAPTURED_AT = 2  # how often a kind of pass is seen before it is captured: a run's last block is seen once
 
 
 _ALL: WeakSet[FasterNetwork] = WeakSet()
@@ -107,14 +109,15 @@ class FasterNetwork:
             self.forget()
             self._compiled = self._attributes = None
 
-    def forget(self) -> None:
-        """Give back the memory of everything that is captured; it is captured again when it is needed."""
-        self._graphs.clear()
-        self.forget_borrowed()
+    def forget(self) -> bool:
+        """Give back the memory of what is captured and not borrowed now; it is captured again when it is needed.
 
-    def forget_borrowed(self) -> None:
-        """Give back what is kept for `borrowed`, but for what is borrowed now."""
+        Returns:
+            Whether there was any.
+        """
+        held = self._graphs.clear() or bool(self._kept)
         self._kept.clear()
+        return held
 
     def replays(self, image: Tensor) -> bool:
         """Whether work on such images is to be captured and replayed."""
@@ -132,10 +135,15 @@ class FasterNetwork:
 
     @contextmanager
     def borrowed(self, key: object) -> Iterator[list[Any]]:
-        """What is kept for a key, empty at first, for this thread alone; another thread starts with an empty list."""
+        """What is kept for a key, empty at first, for this thread alone; another thread starts with an empty list.
+
+        The last few keys that were used are kept.
+        """
         kept = self._kept.pop(key, [])
         yield kept
         self._kept[key] = kept
+        for oldest in [*self._kept][:-_KEPT]:
+            self._kept.pop(oldest, None)
 
     def run(self, run: Run, image: Tensor) -> Any:
         """A pass.
@@ -199,6 +207,9 @@ class Graphs:
     Each graph is proved when it is made: replayed on the images and on their mirror images, it has to give what a plain
     pass gives. If it does not, or if the capture fails, all passes of this kind are plain, and one line says why.
 
+    Where there are more kinds than graphs are kept, those that were dropped come back less and less often: a capture
+    takes longer than many passes.
+
     Args:
         only_if_faster: also time both, and replay only where that is faster.
     """
@@ -207,16 +218,19 @@ class Graphs:
         self._only_if_faster = only_if_faster
         self._known: dict[tuple[Any, ...], _Graph | None] = {}
         self._seen: Counter[object] = Counter()
+        self._dropped: Counter[object] = Counter()
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[bool]]:
         # A graph cannot be copied: a copy makes its own.
         return Graphs, (self._only_if_faster,)
 
-    def clear(self) -> None:
-        """Forget all graphs and give their memory back."""
+    def clear(self) -> bool:
+        """Forget all graphs and give their memory back; whether there were any."""
         with self._lock:
+            held = any(graph is not None for graph in self._known.values())
             self._known.clear()
+        return held
 
     def run(self, function: Function, image: Tensor, what: object = None) -> tuple[Any, ...]:
         """The function of an image (B,3,H,W) on a GPU, without a gradient; `what` tells functions apart."""
@@ -225,25 +239,20 @@ class Graphs:
         with self._lock:
             self._seen[key] += 1
             if key not in self._known:
-                if (larger := self._larger(key)) is not None:
-                    return larger.of_fewer(image)
-                if self._seen[key] < _CAPTURED_AT:
+                if self._seen[key] < _CAPTURED_AT << self._dropped[key]:
                     return function(image)
                 self._known[key] = self._capture(function, image)
-                made = [other for other, graph in self._known.items() if graph is not None]
-                for oldest in made[:-_GRAPHS]:
-                    del self._known[oldest]
+                self._drop()
             graph = self._known[key]
             return function(image) if graph is None else graph(image)
 
-    def _larger(self, key: tuple[Any, ...]) -> _Graph | None:
-        """A graph of the same work on more images, but at most twice as many: for what is left over at the end."""
-        what, (count, *shape), *rest = key
-        for known, graph in self._known.items():
-            what_known, (more, *shape_known), *rest_known = known
-            if (what, shape, rest) == (what_known, shape_known, rest_known) and count < more <= 2 * count:
-                return graph
-        return None
+    def _drop(self) -> None:
+        """Forget the oldest graphs of more than are kept."""
+        made = [key for key, graph in self._known.items() if graph is not None]
+        for oldest in made[:-_GRAPHS]:
+            del self._known[oldest]
+            self._seen[oldest] = 0
+            self._dropped[oldest] += 1
 
     def _capture(self, function: Function, image: Tensor) -> _Graph | None:
         try:
@@ -308,14 +317,6 @@ class _Graph:
         self._graph.replay()
         return tuple(each.clone() for each in self._output)
 
-    def of_fewer(self, image: Tensor) -> tuple[Tensor, ...]:
-        """As a call, for fewer images than the graph has: the others are copies of the first one."""
-        n = len(image)
-        self._input[:n].copy_(image)
-        self._input[n:] = image[:1]
-        self._graph.replay()
-        return tuple(each[:n].clone() for each in self._output)
-
     def prove(self, function: Function, image: Tensor) -> None:
         """Compare replays with plain passes.
 
@@ -353,10 +354,30 @@ def uncached_autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def forget_captured() -> None:
-    """Give back the memory of everything that is captured in this process, where memory runs out."""
-    for network in list(_ALL):
-        network.forget()
+def forget_captured() -> bool:
+    """Give back the memory of everything that is captured in this process, where memory runs out.
+
+    Returns:
+        Whether there was any.
+    """
+    held = [network.forget() for network in list(_ALL)]
+    return any(held)
+
+
+def without_captures(work: Callable[[], Result]) -> Result:
+    """Do some work; if memory runs out, do it again with the memory of what is captured.
+
+    Raises:
+        torch.OutOfMemoryError: there is still not enough, or nothing was captured.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if not forget_captured():
+            raise
+    # Outside of the except block the exception is gone, and so is the memory that its frames held.
+    torch.cuda.empty_cache()
+    return work()
 
 
 def check_speed(speed: Speed, dtype: WeightsDtype | None) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optcam_pl.metrics import ImageMetric
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_OF_PACKAGE = re.compile(r"\Aoptcam_pl(\.\w+)*\.(?=\w+\Z)")  # the modules before a name
 _WIDEST = 160  # the maximum width, in characters, of a table with one row per run
 
 Format = Literal["text", "markdown", "csv", "latex", "json"]
@@ -145,10 +146,15 @@ class Summary:
 
 
 def words_of(value: Any) -> str:
-    """A setting's value as text."""
+    """A setting's value as text: of a function of this package the name, of another one where it is imported from.
+
+    Example:
+        >>> words_of("optcam_pl.network.image_text.cosine_share"), words_of("my_net.link"), words_of([1, 2])
+        ('cosine_share', 'my_net.link', '[1, 2]')
+    """
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return ", ".join(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return _OF_PACKAGE.sub("", value) if isinstance(value, str) else json.dumps(value)
 
 
 def decimals(value: float | None, digits: int) -> str:

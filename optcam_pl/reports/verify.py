@@ -58,9 +58,10 @@ def _row_problems(run: Run) -> Iterator[str]:
         yield from (f"damaged: {line}" for line in run.rows.damaged)
     if beyond := [row.index for row in run.rows if row.index >= n]:
         yield f"rows beyond the dataset's {n} images: {format_ranges(beyond)}"
+    probable = [] if run.manifest["settings"].get("link") == "identity" else run.usable  # where p and o are scores
     for what, wrong in (
         ("a score is missing", [row for row in run.usable if not {*run.manifest["metrics"]} <= {*row.scores}]),
-        ("p or o is no probability", [row for row in run.usable if not all(map(_probability, (row.p, row.o)))]),
+        ("p or o is no probability", [row for row in probable if not all(map(_probability, (row.p, row.o)))]),
         ("an error without a reason", [row for row in run.rows if row.status == "error" and not row.reason]),
     ):
         if wrong:

@@ -228,7 +228,17 @@ class RunFolder:
         if jobs or new:
             self._behind.hand_over(jobs, partial(self._writer.write, new) if new else None)
         errors = sum(row.status == "error" for row in new)
-        if errors and max_errors is not None and self.plan.errors + self.processes.add("errors", errors) > max_errors:
+        if errors:
+            self.limit_errors(max_errors, errors)
+
+    def limit_errors(self, most: int | None, more: int = 0) -> None:
+        """Have the run ended on all processes (see `heed`) when more images could not be read than are allowed.
+
+        Args:
+            most: as many may; None sets no limit.
+            more: as many could not be read in this process since the last call.
+        """
+        if most is not None and self.plan.errors + self.processes.add("errors", more) > most:
             self.processes.stop(TOO_MANY_ERRORS)
 
     def heed(self) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -59,7 +59,8 @@ class _Request:
         if self.signum is None:
             self.signum, self.since = signum, time.monotonic()
             words = "finishing the block in hand; once more ends at once"
-            os.write(2, f"\noptcam: {signal.Signals(signum).name}: {words}\n".encode())  # print may be interrupted
+            with suppress(OSError):  # a `tee` that Ctrl-C has ended before
+                os.write(2, f"\noptcam: {signal.Signals(signum).name}: {words}\n".encode())  # print may be interrupted
         elif time.monotonic() - self.since > _ECHO_SECONDS:
             os._exit(_exit_code(signum))
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -111,5 +112,6 @@ def _small(images: Tensor, side: int) -> Tensor:
 
 def _jpeg(image: Tensor) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(data, "JPEG", quality=_QUALITY)
+    pixels = image.numpy().transpose(1, 2, 0)  # see `figures.picture` for why NumPy copies it
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "JPEG", quality=_QUALITY)
     return data.getvalue()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
     Raises:
         FileExistsError: there is one, and `resume` is "never".
         FileNotFoundError: there is none, and `resume` is "require".
-        RunFolderError: it is damaged.
+        RunFolderError: it is damaged, or a file of another kind.
     """
     file = expanded_path(run_dir) / _FOLDER / _LAST
     if file.exists() and resume == "never":
@@ -68,21 +70,39 @@ def last_checkpoint(run_dir: str | Path, resume: Resume = "auto") -> Path | None
 
 
 def _check_whole(file: Path) -> None:
-    """Compare a checkpoint with the checksums in it: torch reads one with other bits as it is.
+    """Compare a checkpoint with the checksums in it, as torch reads one with other bits as it is, and look at its keys.
 
     Raises:
-        RunFolderError: it is damaged.
+        RunFolderError: it is damaged, or no checkpoint of a fit.
     """
+    fault = _damage(file)
+    if fault is None and _is_checkpoint(file):
+        return
+    what = "it is no checkpoint of a fit" if fault is None else f"it is damaged ({fault})"
+    raise RunFolderError(
+        f"Cannot continue from {file}: {what}. `--ckpt_path` (in Python, `ckpt_path` of `Trainer.fit`) continues from "
+        "another checkpoint; without any file of this name the fit begins anew."
+    )
+
+
+def _damage(file: Path) -> str | None:
+    """Why the file's bytes are not those that were written; None if they are."""
     try:
         with ZipFile(file) as archive:
-            fault = archive.testzip()
-    except (OSError, BadZipFile, EOFError, ValueError) as error:
-        fault = str(error)
-    if fault is not None:
-        raise RunFolderError(
-            f"Cannot continue from {file}: it is damaged ({fault}). `--ckpt_path` (in Python, `ckpt_path` of "
-            "`Trainer.fit`) continues from another checkpoint; without any file of this name the fit begins anew."
-        )
+            return archive.testzip()
+    except (OSError, BadZipFile, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        return str(error)
+
+
+def _is_checkpoint(file: Path) -> bool:
+    """Whether torch reads the file and finds in it what Lightning continues from."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return True  # the states of other callbacks may be of any class
+    except (OSError, RuntimeError, KeyError):  # a zip file of another kind
+        return False
+    return isinstance(content, dict) and {"state_dict", "optimizer_states", "loops"} <= content.keys()
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -262,6 +262,7 @@ class SaliencyTask(RunTask):
         self.metrics.reset()
         if self.folder.plan.todo:
             self.folder.open()
+        self.folder.limit_errors(self.data.max_errors)  # the start before may have ended for this
         self.folder.heed()
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = _start

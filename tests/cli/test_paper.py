@@ -193,14 +193,25 @@ def test_a_wrong_word_is_told(given: list[str], message: str, tmp_path: Path, mo
     assert not Path("logs").exists()
 
 
-@pytest.mark.parametrize("table", ["table1", "check"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["paper", "table1", "--network", "resnet50"],
+        ["paper", "check", "--network", "resnet50"],
+        ["paper", "A6"],
+        ["test", "--config", "paper/table1_resnet50"],
+        ["compare", "--config", "paper/table1_resnet50", "--explainers", "GradCAM"],
+        ["sweep", "--config", "paper/table1_resnet50", "--grid", "data.limit=1,2"],
+        ["sanity", "--config", "paper/table1_resnet50"],
+    ],
+)
 def test_a_missing_folder_is_told_before_a_network_is_made(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("optcam_pl.network.classifier.Classifier.__init__", lambda *_, **__: pytest.fail("made"))
-    with pytest.raises(FileNotFoundError, match="Expected `root` to be a folder, but there is no folder 'nowhere'"):
-        main(["paper", table, "--network", "resnet50", "--data.root", "nowhere"])
+    monkeypatch.setattr("optcam_pl.network.classifier.load_network", lambda *_: pytest.fail("made"))
+    with pytest.raises((OSError, ValueError), match="`root` to be a folder, but there is no folder 'nowhere'"):
+        main([*words, "--data.root", "nowhere"])
     assert not Path("logs").exists()
 
 

@@ -82,6 +82,23 @@ def test_coco_has_boxes_and_masks_of_its_largest_objects_class(
     assert (empty["target"], len(empty["boxes"]), empty["mask"].any().item()) == (-1, 0, False)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_a_box_that_ends_before_it_begins_is_told_with_its_image(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    file = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "x.xml"
+    file.write_text(file.read_text().replace("<xmin>11</xmin>", "<xmin>41</xmin>"))
+    data = TorchvisionDataset("VOCDetection", {"root": str(tmp_path), "image_set": "val"})
+    with pytest.raises(ValueError, match=r"'000000' of VOCDetection is wrong: .* as left, top, .* \[41.0, 1.0, 40"):
+        data.table[0]
+    pytest.importorskip("pycocotools")
+    make_coco(tmp_path)
+    file = tmp_path / "a.json"
+    file.write_text(file.read_text().replace("[5, 5, 10, 5]", "[5, 5, 10, -5]"))
+    data = TorchvisionDataset("CocoDetection", {"root": str(tmp_path), "annFile": str(file)})
+    with pytest.raises(ValueError, match=r"'000000' of CocoDetection is wrong: .*left, top, .* \[5, 5, 15, 0\]"):
+        data.table[0]
+
+
 def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="torchvision has no dataset 'OxfordPet'; the nearest are 'OxfordIIITPet'"):
         TorchvisionDataset("OxfordPet", {})

@@ -117,6 +117,23 @@ def test_kaggles_file_gives_classes_and_boxes(tmp_path: Path) -> None:
     assert data.table[0]["boxes"].tolist() == [[1, 2, 30, 10], [0, 0, 5, 5]]
 
 
+@pytest.mark.parametrize("kaggle", [False, True])
+def test_boxes_that_end_before_they_begin_are_told(tmp_path: Path, kaggle: bool) -> None:
+    by_wnid(tmp_path / "val")
+    if kaggle:
+        wnid = imagenet_wnids()[EXPECTED[STEMS[0]]]
+        (tmp_path / "LOC_val_solution.csv").write_text(f"{STEMS[0]},{wnid} 30 2 1 10 {wnid} 0 0 5 5\n")
+        data = ImageNet(str(tmp_path), size=(20, 40))
+    else:
+        (tmp_path / "boxes").mkdir()
+        (tmp_path / "boxes" / f"{STEMS[0]}.xml").write_bytes(xml((30, 2, 1, 10), (0, 0, 5, 5), size=(40, 20)))
+        data = ImageNet(str(tmp_path), boxes=str(tmp_path / "boxes"), size=(20, 40))
+    with pytest.warns(UserWarning, match=rf"1 boxes in .* end before they begin, such as one of '.*{STEMS[0]}"):
+        data.setup("test")
+    table = {Path(data.table[i]["id"]).stem: data.table[i]["boxes"].tolist() for i in range(4)}
+    assert table[STEMS[0]] == [[0, 0, 5, 5]]
+
+
 def test_xml_boxes_are_carried_through_resize_and_crop_as_computed_by_hand(tmp_path: Path) -> None:
     by_wnid(tmp_path / "val")
     (tmp_path / "boxes").mkdir()

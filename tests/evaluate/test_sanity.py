@@ -59,13 +59,13 @@ def test_a_map_is_wholly_like_itself_and_unlike_another() -> None:
     assert tuple(similarities(maps, maps)) == SIMILARITIES
 
 
-@pytest.mark.parametrize("size", [(6, 6), (8, 15), (15, 40)])
+@pytest.mark.parametrize("size", [(6, 6), (8, 15), (15, 40), (16, 31), (31, 31)])
 def test_small_maps_have_smaller_cells(size: tuple[int, int]) -> None:
     hog = pytest.importorskip("skimage.feature").hog
     generator = torch.Generator().manual_seed(1)
     ours, theirs = (torch.rand(2, 1, *size, generator=generator) for _ in range(2))
     torch.testing.assert_close(hog_similarity(ours, ours), torch.ones(2, dtype=torch.float64))
-    cell = [16 if side >= 16 else side // 2 for side in size]
+    cell = [min(16, side // 2) for side in size]
     of = [[hog(m[0].double().numpy(), pixels_per_cell=cell, cells_per_block=(1, 1)) for m in maps]
           for maps in (ours, theirs)]  # fmt: skip
     want = [np.corrcoef(a, b)[0, 1] for a, b in zip(*of, strict=True)]

@@ -18,6 +18,7 @@ from optcam_pl.explainers import (
     Explainer,
     ExtremalPerturbation,
     FinerCAM,
+    FullGrad,
     HiResCAM,
     LayerCAM,
     MeaningfulPerturbation,
@@ -73,6 +74,21 @@ def test_settings_title_and_baseline_are_the_methods_too() -> None:
     assert (finer.settings()["compare"], finer.settings()["selectivity"]) == (2, 2.0)
     result = optcam_pl.evaluate(tiny_cnn(), [finer, FinerCAM(EigenCAM()), FinerCAM(ScoreCAM())], images())
     assert list(result.rows) == ["FinerOptiCAM", "FinerEigenCAM", "FinerScoreCAM"]
+
+
+def test_what_the_method_itself_cannot_have_is_refused() -> None:
+    for own, told in (({"selectivity": 2.0}, "selectivity=2.0"), ({"augment": True}, "augment=True")):
+        with pytest.raises(ValueError, match=f"of FinerCAM itself, .* but got {told} of its GradCAM"):
+            FinerCAM(GradCAM(**own))  # type: ignore[arg-type]
+
+
+def test_a_method_of_the_networks_own_modules_gets_them() -> None:
+    torch.manual_seed(0)
+    classifier, x = tiny_cnn(), images()
+    folded = Classifier(classifier.network, input_size=16, target_layer="4", speed="folded")
+    plain = Classifier(classifier.network, input_size=16, target_layer="4")
+    maps = [FinerCAM(FullGrad(), alpha=0.5)(one, x, 1).saliency for one in (plain, folded)]
+    torch.testing.assert_close(*maps, atol=1e-6, rtol=0)
 
 
 def test_the_contrast_is_the_difference_to_the_nearest_classes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
-from optcam_pl import Classifier, OptiCAM, ScoreCAM
-from optcam_pl.explainers import FinerCAM, replay
+from optcam_pl import Classifier, GradCAM, OptiCAM, ScoreCAM
+from optcam_pl.explainers import FinerCAM, opticam, replay
 from optcam_pl.explainers.batching import Chunks
 from optcam_pl.explainers.steps import Step, listening
 from optcam_pl.network.speed import FasterNetwork
@@ -37,7 +39,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: True)
     monkeypatch.setattr(replay, "capture", capture)
-    monkeypatch.setattr(replay, "_make_capturable", lambda optimizer: None)
+    monkeypatch.setattr(replay, "_make_capturable", replay.fuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     return made
 
@@ -62,7 +64,7 @@ def test_replays_give_the_digits_of_plain_iterations(captures: list[str], settin
     assert ours[0].objective is not None
     assert torch.equal(ours[0].objective, ours[2].objective)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FasterNetwork, "replays", lambda self, image: False)
+        patch.setattr(opticam, "climb", lambda *given: None)
         right = [explainer(classifier, image, 1) for image in (first, second)]
     for a, b in zip(ours, right, strict=False):
         assert torch.equal(a.objective, b.objective)  # type: ignore[arg-type]
@@ -92,7 +94,7 @@ def test_a_replay_that_is_wrong_is_found_and_told(
         len([r for r in caplog.records if "are not replayed: the iteration cannot be a CUDA graph: its" in r.message])
         == 1
     )
-    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: False)
+    monkeypatch.setattr(opticam, "climb", lambda *given: None)
     assert torch.equal(found.saliency, OptiCAM(max_iter=4)(classifier, image, 1).saliency)
 
 
@@ -114,22 +116,44 @@ def test_a_network_that_cannot_be_captured_and_an_optimizer_without_it_are_told(
     assert caplog.records[-1].message.endswith("SGD has no `capturable`.")
 
 
-def test_memory_of_captures_is_given_back_where_memory_runs_out(captures: list[str]) -> None:
+@pytest.mark.parametrize("enough", [False, True])
+def test_memory_of_captures_is_given_back_before_passes_are_halved(captures: list[str], enough: bool) -> None:
     classifier, image = fast(), torch.rand(2, 3, 16, 16)
     OptiCAM(max_iter=2)(classifier, image, 1)
-    failed: list[int] = []
+    sizes: list[int] = []
 
     def step(part: slice) -> Tensor:
-        if part.stop - part.start > 1:
-            failed.append(1)
+        sizes.append(part.stop - part.start)
+        if sizes[-1] > 1 and not (enough and len(sizes) > 1):
             raise torch.OutOfMemoryError
-        return torch.zeros(1, 1)
+        return torch.zeros(1, sizes[-1])
 
-    Chunks(2).cat(step, 3)
+    assert Chunks(2).cat(step, 3).shape == (1, 3)
+    assert sizes == ([2, 2, 1] if enough else [2, 2, 1, 1, 1])
     OptiCAM(max_iter=2)(classifier, image, 1)
     assert captures == 2 * PARTS
-    assert failed
     ScoreCAM()(classifier, image, 1)
+
+
+def test_an_explainer_that_runs_out_of_memory_gets_that_of_captures_once(
+    captures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, image, calls = fast(), torch.rand(2, 3, 16, 16), []
+    right, explain = GradCAM()(classifier, image, 1), GradCAM.explain
+
+    def hungry(self: GradCAM, *given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        assert not classifier.fast.forget()  # it is given back already
+        return explain(self, *given)
+
+    monkeypatch.setattr(GradCAM, "explain", hungry)
+    OptiCAM(max_iter=2)(classifier, image, 1)
+    assert torch.equal(GradCAM()(classifier, image, 1).saliency, right.saliency)
+    calls.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # nothing is captured any more
+        GradCAM()(classifier, image, 1)
 
 
 def test_whoever_shows_progress_hears_of_replays_as_of_plain_iterations(captures: list[str]) -> None:
@@ -141,20 +165,41 @@ def test_whoever_shows_progress_hears_of_replays_as_of_plain_iterations(captures
     assert torch.equal(torch.stack([step.objective for step in heard]), found.objective[:-1])  # type: ignore[index,misc]
 
 
-def test_a_smaller_last_batch_goes_into_the_capture_of_the_others(captures: list[str]) -> None:
-    classifier, images, target = fast(), torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
-    explainer, seen = OptiCAM(max_iter=5), []
-    whole = explainer(classifier, images, target)
-    explainer.watch = lambda t, F, weights: seen.append((len(F), len(weights)))
+def test_results_do_not_depend_on_what_was_captured_before(captures: list[str]) -> None:
+    """A run that goes on computes its last block, which is smaller, as the first of its process."""
+    images, target = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    explainer, classifier = OptiCAM(max_iter=5), fast(speed="auto")
+    for _ in range(3):
+        explainer(classifier, images, target)
+    assert captures == PARTS
     last = explainer(classifier, images[1:3], target[1:3])
     assert captures == PARTS
-    assert seen == [(2, 2)] * 6
-    assert last.target.tolist() == [1, 2]
-    for ours, right in ((last.saliency, whole.saliency[1:3]), (last.weights, whole.weights[1:3])):  # type: ignore[index]
-        torch.testing.assert_close(ours, right)
-    torch.testing.assert_close(last.objective, whole.objective[:, 1:3])  # type: ignore[index]
-    explainer(classifier, images[:1].repeat(5, 1, 1, 1), 1)  # a larger one does not
-    assert captures == 2 * PARTS
+    alone = explainer(copy.deepcopy(classifier), images[1:3], target[1:3])
+    for name in ("saliency", "weights", "objective"):
+        assert torch.equal(getattr(last, name), getattr(alone, name))
+
+
+def test_plain_and_captured_iterations_step_by_the_same_kernels(
+    captures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[bool | None, bool | None]] = []
+
+    class Noted(Adam):
+        def step(self, closure: Any = None) -> Any:
+            steps.append((self.defaults["fused"], self.param_groups[0]["fused"]))
+            return super().step(closure)
+
+    monkeypatch.setattr(opticam, "Adam", Noted)
+    monkeypatch.setattr(replay, "Adam", Noted)
+    explainer, classifier, image = OptiCAM(max_iter=3), fast(speed="auto"), torch.rand(2, 3, 16, 16)
+    for _ in range(2):  # plain, then captured
+        steps.clear()
+        explainer(classifier, image, 1)
+        assert set(steps) == {(None, True)}
+    assert captures == PARTS
+    steps.clear()
+    explainer(fast(speed="plain"), image, 1)
+    assert set(steps) == {(None, None)}
 
 
 def test_results_are_not_overwritten_by_the_next_batch(captures: list[str]) -> None:
@@ -172,7 +217,7 @@ def test_scores_that_are_bound_for_a_while_are_not_captured(captures: list[str])
     ours = FinerCAM(OptiCAM(max_iter=4))(classifier, image, 1)
     assert captures == PARTS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FasterNetwork, "replays", lambda self, image: False)
+        patch.setattr(opticam, "climb", lambda *given: None)
         assert torch.equal(ours.saliency, FinerCAM(OptiCAM(max_iter=4))(classifier, image, 1).saliency)
 
 
@@ -194,18 +239,29 @@ def test_what_surrounds_the_iterations_is_plain_where_it_cannot_be_captured(
     assert len(told) == 2
     assert told[0].endswith("not replayed: operation not permitted when stream is capturing")
     assert told[1].endswith("not replayed: its result differs from a plain one by more than rounding.")
-    monkeypatch.setattr(FasterNetwork, "replays", lambda self, image: False)
+    monkeypatch.setattr(opticam, "climb", lambda *given: None)
     right = OptiCAM(max_iter=4)(classifier, image, 1)
     assert all(torch.equal(one.saliency, right.saliency) for one in found)
 
 
-def test_several_sizes_of_a_batch_stay_captured_and_the_smallest_that_fits_is_taken(captures: list[str]) -> None:
+def test_several_sizes_of_a_batch_stay_captured(captures: list[str]) -> None:
     classifier, explainer = fast(), OptiCAM(max_iter=2)
-    for count in (2, 9, 2, 9, 1, 3):
+    for count in (2, 3, 4, 2, 3, 4):
         explainer(classifier, torch.rand(count, 3, 16, 16), 1)
-    assert captures == 2 * PARTS
-    for count in (10, 11, 2):  # two sizes more than are kept
+    assert captures == 3 * PARTS
+    for count in (5, 3, 2):  # the one that was used least recently makes room
         explainer(classifier, torch.rand(count, 3, 16, 16), 1)
+    assert captures == 5 * PARTS
+
+
+def test_several_explainers_that_take_turns_stay_captured(captures: list[str]) -> None:
+    classifier, image = fast(), torch.rand(2, 3, 16, 16)
+    for _ in range(3):
+        for rate in (0.1, 0.2, 0.3):
+            OptiCAM(max_iter=2, lr=rate)(classifier, image, 1)
+    assert captures == 3 * PARTS
+    OptiCAM(max_iter=2, lr=0.4)(classifier, image, 1)  # more than are kept
+    OptiCAM(max_iter=2, lr=0.1)(classifier, image, 1)
     assert captures == 5 * PARTS
 
 

@@ -286,9 +286,7 @@ def played(work: Callable[[], None], device: torch.device) -> Any:
     return SimpleNamespace(replay=work)
 
 
-def test_passes_are_captured_when_they_come_again_and_fewer_images_go_into_a_graph_of_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_passes_are_captured_when_they_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "capture", played)
     graphs, calls, network = speed.Graphs(), [], tiny_cnn()
 
@@ -298,17 +296,32 @@ def test_passes_are_captured_when_they_come_again_and_fewer_images_go_into_a_gra
 
     image = torch.rand(6, 3, 16, 16)
     with torch.no_grad():
-        for count, seen in ((6, 1), (6, 6), (6, 1), (4, 1), (3, 1), (2, 1), (2, 6)):
+        for count, seen in ((6, 1), (6, 6), (6, 1), (4, 1), (4, 6), (2, 1)):
             calls.clear()
             scores, means = graphs.run(function, image[:count])
             torch.testing.assert_close(scores, network(image[:count]))
             torch.testing.assert_close(means, image[:count].mean(1))
-            assert len(calls) == seen  # 6: made, proved twice, played
-            assert calls[0] == (2 if count == 2 else 6)
+            assert calls == seen * [count]  # 6: made, proved twice, played
         kept = scores.clone()
         graphs.run(function, image[2:4])
         assert torch.equal(scores, kept)
         assert graphs.run(lambda given: (given.sum(1),), image, "another")[0].shape == (6, 16, 16)
+
+
+def test_more_kinds_of_passes_than_graphs_are_kept_are_captured_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(speed, "capture", lambda work, device: (made.append(1), played(work, device))[1])
+    graphs, image = speed.Graphs(), torch.rand(2, 3, 4, 4)
+    counts = []
+    with torch.no_grad():
+        for _ in range(64):
+            for kind in range(5):
+                graphs.run(lambda given: (given.mean(1),), image, kind)
+            counts.append(len(made))
+    assert counts[1] == 5
+    assert counts[-1] <= 5 * 6  # and not 5 * 63
 
 
 def test_work_that_does_not_return_something_for_each_image_is_not_captured(

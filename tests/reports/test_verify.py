@@ -74,6 +74,11 @@ def test_contradicting_rows_wrong_probabilities_and_silent_errors_are_named(run)
     assert verify(run) == ["p or o is no probability: images 6 (6.png)", "an error without a reason: images 7 (7.png)"]
 
 
+def test_scores_without_a_probability_may_be_any_number(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", [a_row(0, p=7.5), a_row(1, p=-3.0)], settings={"link": "identity"})
+    assert verify(tmp_path / "run") == []
+
+
 def test_damaged_tensors_and_another_summary_are_named(run):
     save_tensors(run / "weights" / "0.safetensors", {"u": torch.zeros(30)})
     path = run / "weights" / "0.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -119,6 +120,32 @@ raise SystemExit(3)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
     assert (tmp_path / "row").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_pictures_are_drawn_without_threads_of_torch() -> None:
+    """On many cores, each thread that computes with torch would start as many more."""
+    code = """
+import os, threading, torch
+from optcam_pl.figures import heatmap, outlined, overlay, picture
+from optcam_pl.runs.thumbnails import _jpeg
+image, saliency = torch.rand(3, 224, 224), torch.rand(1, 224, 224)
+small, mask = torch.zeros(3, 176, 176, dtype=torch.uint8), torch.ones(224, 224, dtype=torch.bool)
+matplotlib = heatmap(saliency)  # loads what it needs
+before, found = len(os.listdir("/proc/self/task")), []
+def draw():
+    for one in (image, image[:1]):
+        outlined(overlay(one, saliency), torch.rand(2, 4) * 100, mask)
+    _jpeg(small)
+    found.append(len(os.listdir("/proc/self/task")))
+thread = threading.Thread(target=draw)
+thread.start()
+thread.join()
+print(found[0] - before)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "8"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"  # itself
 
 
 def run(*words: str, stage: str = "test") -> int:

@@ -283,7 +283,11 @@ def test_more_errors_than_allowed_end_the_run_and_more_may_be_allowed_later(phot
         match=r"more images could not be read than `max_errors` allows: 2 in run, .*'n01440764/photo 3.png'",
     ):
         run("test", "run", *words, "--data.max_errors=1")
-    assert len(read_rows("run")) < 7
+    done = len(read_rows("run"))
+    assert done < 7
+    with pytest.raises(RunFolderError, match="more images could not be read than `max_errors` allows: 2"):
+        run("test", "run", *words, "--data.max_errors=1")  # a job that is queued again
+    assert len(read_rows("run")) == done
     assert run("test", "run", *words, "--data.max_errors=2") == 3
     assert [row.status for row in read_rows("run")].count("error") == 2
     with pytest.raises(ValueError, match="`on_error` to be 'record' with `max_errors`"):
@@ -328,6 +332,16 @@ def test_only_the_first_signal_waits_for_the_block(monkeypatch: pytest.MonkeyPat
         assert ended == [130]
     assert stopping.requested() is None
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_whose_words_nobody_reads_still_waits_for_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> int:
+        raise BrokenPipeError  # as Ctrl-C ends `tee` before this process
+
+    with stopping.stop_signals(), monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.requested() == signal.SIGINT
 
 
 def test_another_thread_changes_no_handler() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,21 @@ def test_a_damaged_checkpoint_is_told_before_the_fit_goes_on(tree: Path, tmp_pat
     file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flipped": data}[damage])
     with pytest.raises(RunFolderError, match=r"Cannot continue from .*last.ckpt: it is damaged .*`--ckpt_path`"):
         last_checkpoint(tmp_path / "run")
+
+
+def test_a_file_of_another_kind_is_no_checkpoint_to_continue_from(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.parent.mkdir()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("thesis/chapter.txt", "no checkpoint")
+    with pytest.raises(RunFolderError, match=r"last.ckpt: it is no checkpoint of a fit. `--ckpt_path`"):
+        last_checkpoint(tmp_path)
+    torch.save(network().state_dict(), file)
+    with pytest.raises(RunFolderError, match=r"last.ckpt: it is no checkpoint of a fit. `--ckpt_path`"):
+        last_checkpoint(tmp_path)
+    states: dict[str, Any] = {"state_dict": {}, "optimizer_states": [], "loops": {}}
+    torch.save({**states, "callbacks": Path("of a class that only the user's callback knows")}, file)
+    assert last_checkpoint(tmp_path) == file
 
 
 def test_a_checkpoint_makes_the_classifier_again(tree: Path, tmp_path: Path) -> None:
