@@ -59,27 +59,27 @@ class Components:
     @property
     def first(self) -> Array:
         """(N,E): its first pixel in reading order, and a large number where there is none."""
-        first: Array = self._extremes[0]
+        first: Array = self._extremes[..., 0]
         return first
 
     def boxes(self, row: Array, threshold: Array) -> Array:
         """Boxes (n,4), x0 y0 x1 y1, of the components in some rows at some thresholds, both (n,)."""
-        (first, left, last, right), W = self._extremes[:, row, threshold], self.depth.shape[1]
+        (first, left, last, right), W = self._extremes[row, threshold].T, self.depth.shape[1]
         return np.stack([left, first // W, 1 - right, 1 + -last // W], 1)
 
     @cached_property
     def _extremes(self) -> Array:
-        """(4,N,E) the least index and column of each component, and the least of their negatives."""
+        """(N,E,4) the least index and column of each component, and the least of their negatives."""
         inside = np.flatnonzero(self.depth)
         place = self._place(self.basin.ravel()[inside], self.depth.ravel()[inside])
         index, column = inside.astype(np.int32), (inside % self.depth.shape[1]).astype(np.int32)
-        least: Array = np.full((4, self.number * self.levels), _NOWHERE, dtype=np.int32)
-        for found, values in zip(least, (index, column, -index, -column), strict=True):
-            np.minimum.at(found, place, values)
-        least = np.minimum.accumulate(least.reshape(4, self.number, self.levels), 2)[..., ::-1]
+        least: Array = np.full((self.number * self.levels, 4), _NOWHERE, dtype=np.int32)
+        for i, values in enumerate((index, column, -index, -column)):
+            np.minimum.at(least[:, i], place, values)
+        least = np.minimum.accumulate(least.reshape(self.number, self.levels, 4), 1)[:, ::-1]
         for gone, kept, ridge in self._joins:
-            np.minimum(least[:, kept, :ridge], least[:, gone, :ridge], out=least[:, kept, :ridge])
-            least[:, gone, :ridge] = _NOWHERE
+            np.minimum(least[kept, :ridge], least[gone, :ridge], out=least[kept, :ridge])
+            least[gone, :ridge] = _NOWHERE
         return least
 
     def _place(self, basin: Array, depth: Array) -> Array:
@@ -91,7 +91,7 @@ class Components:
         """(N,E) int: how many of some pixels (n,), given by their basin and depth, each component has."""
         place = self._place(basin[depth > 0], depth[depth > 0])
         counts = np.bincount(place, minlength=self.number * self.levels).reshape(self.number, self.levels)
-        counts = counts.cumsum(1)[:, ::-1]
+        counts = counts.cumsum(1, dtype=np.int32)[:, ::-1]
         for gone, kept, ridge in self._joins:
             counts[kept, :ridge] += counts[gone, :ridge]
         return counts
@@ -154,7 +154,7 @@ def _joins(basin: Array, depth: Array, levels: int, connectivity: Connectivity) 
     # Of each pair of basins the highest ridge: numbers that sort like (lower basin, higher basin, E - ridge).
     number = int(basin.max()) + 1
     ends = np.minimum(a, b) * np.int64(number) + np.maximum(a, b)
-    ends, below = np.divmod(np.unique(ends * (levels + 1) + levels - np.minimum(depth_a, depth_b)), levels + 1)
+    ends, below = np.divmod(np.sort(ends * (levels + 1) + levels - np.minimum(depth_a, depth_b)), levels + 1)
     highest = (np.diff(ends, prepend=-1) > 0) & (below < levels)
     order = np.flatnonzero(highest)[np.argsort(below[highest], kind="stable")]
     part_of = list(range(number))
