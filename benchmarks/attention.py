@@ -2,8 +2,9 @@
 
     python benchmarks/attention.py [--network timm/vit_small_patch16_224] [--batch 4]
 
-TIBAV needs two forward and backward passes, one with gradients and one with relevance, to the attention of every block;
-rollout needs a forward pass. The peers that are installed have neither; the limit is all there is to compare with.
+TIBAV needs a forward pass and two backward passes to the attention of every block: one with gradients, and one with
+relevance, whose linear layers need four products where a gradient needs one. Rollout needs a forward pass. The peers
+that are installed have neither; the limit is all there is to compare with.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 ORDER = (
     "opticam", "score_cam", "ablation_cam", "grad_cam", "masks", "attention", "perturbation_curves", "localization",
-    "whole_run", "bookkeeping", "memory", "startup", "allocator",
+    "metrics_host", "whole_run", "bookkeeping", "memory", "startup", "allocator",
 )  # fmt: skip
 HEAD = """# Performance
 

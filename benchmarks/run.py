@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SUBJECTS = (
     "opticam", "score_cam", "ablation_cam", "grad_cam", "masks", "attention", "perturbation_curves", "localization",
-    "whole_run", "bookkeeping", "memory", "startup", "allocator", "class_logits",
+    "metrics_host", "whole_run", "bookkeeping", "memory", "startup", "allocator", "class_logits",
 )  # fmt: skip
 
 

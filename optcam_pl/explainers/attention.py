@@ -179,8 +179,9 @@ class TIBAV(AttentionExplainer):
     rules). The rows are not normalized, as in the authors' program and unlike in rollout. If the head has a pooling
     attention, the row that is read comes from it in the same way: ``mean_heads ReLU(G . R)`` of its own map.
 
-    1. G: one forward and one backward pass, with the network's own gradients.
-    2. R: another forward and backward pass, with relevance in place of the gradients.
+    1. A forward pass.
+    2. G: a backward pass with the network's own gradients.
+    3. R: a backward pass with relevance in place of the gradients.
 
     The method runs in the image's precision, also under autocast, because relevance is divided by sums that may nearly
     cancel. For the same reason two float32 computations may differ by 2e-4 of the map's maximum.
@@ -194,31 +195,23 @@ class TIBAV(AttentionExplainer):
         self.start_block = check_count("start_block", start_block)
 
     def token_scores(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
-        """Steps 1 and 2; see the class."""
+        """Steps 1 to 3; see the class."""
         check_uncompiled(classifier, self.title)
         image = image.detach().requires_grad_()
         with torch.autocast(image.device.type, enabled=False):
-            G = _toward_attention(AttentionTape(), classifier, image, target)
-            R = _toward_attention(RelevanceTape(), classifier, image, target)
-            maps, pools = (
-                [(g * r).clamp(min=0).mean(1) for g, r in zip(*both, strict=True)] for both in zip(G, R, strict=True)
-            )
+            with RelevanceTape() as tape:
+                logits = classifier(image)
+            attention = [*tape.attention(image.shape[0], classifier.name), *tape.pools]
+            y_c = of_class(logits, target).sum()
+            with tape.plain():
+                G = gradients(y_c, attention, classifier)
+            R = gradients(y_c, attention, classifier)
+            found = [(g * r).clamp(min=0).mean(1) for g, r in zip(G, R, strict=True)]
+            maps, pools = found[: len(tape.maps)], found[len(tape.maps) :]
             readout = self.readout(classifier, image.detach(), maps[-1].shape[-1], pools)
             gained = accumulate(_from_block(maps, self.start_block), readout)
             # The patches' own share, where it is not the same for all of them.
             return gained + (readout - readout.median(-1, keepdim=True).values)
-
-
-def _toward_attention(
-    tape: AttentionTape, classifier: Classifier, image: Tensor, target: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What the tape propagates from y_c to each block's attention (B,H,N,N) and to that of pooling queries."""
-    with tape:
-        logits = classifier(image)
-    maps = tape.attention(image.shape[0], classifier.name)
-    y_c = of_class(logits, target).sum()
-    found = gradients(y_c, [*maps, *tape.pools], classifier)
-    return found[: len(maps)], found[len(maps) :]
 
 
 def _from_block(maps: list[Tensor], start: int) -> list[Tensor]:

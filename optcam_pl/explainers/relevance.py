@@ -10,7 +10,9 @@ Shape letters: B images, H heads, N tokens (class, distillation and register tok
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -135,7 +137,7 @@ class RelevanceTape(AttentionTape):
 
     If y_c was computed while the tape was open, ``torch.autograd.grad(y_c.sum(), maps)`` is the relevance of each
     attention map for y_c (layer-wise relevance propagation as in Chefer, Gur, Wolf, CVPR 2021), separately for each
-    image:
+    image. Inside `plain` the same call gives the gradients of the network itself, so that both need one forward pass.
 
     ===================================  ===================================================
     linear layer                         `linear_rule`: shares of the positive contributions
@@ -148,29 +150,50 @@ class RelevanceTape(AttentionTape):
     ===================================  ===================================================
 
     The image must require a gradient: this is how the tape tells values that depend on it from constants.
-
-    Raises:
-        ValueError: the network calls an operation for which no rule is known.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._way = _Way()
+        self._without_rule: str | None = None  # the first operation without a rule, in words
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Gradients in place of relevance, for the backward passes in this context."""
+        self._way.plain = True
+        try:
+            yield
+        finally:
+            self._way.plain = False
+
+    def attention(self, batch: int, network: str) -> list[Tensor]:
+        """See `AttentionTape.attention`.
+
+        Raises:
+            ValueError: also where the network calls an operation for which no rule is known.
+        """
+        maps = super().attention(batch, network)
+        if self._without_rule is not None:
+            raise ValueError(
+                f"There is no relevance rule for {self._without_rule}. Use a method without relevance, such as "
+                "AttentionRollout or GradCAM."
+            )
+        return maps
 
     def run(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """See `AttentionTape.run`."""
+        out = func(*args, **kwargs)
         if not self.maps:  # below the first attention map no relevance is needed
-            return func(*args, **kwargs)
+            return out
         rule, inputs = _rule_of(name, args, kwargs)
         if rule is None:
-            out = func(*args, **kwargs)
             if name not in _ROUTES and _requires_grad(out):
-                raise ValueError(
-                    f"There is no relevance rule for the operation {name!r}, which the network calls. Use a method "
-                    "without relevance, such as AttentionRollout or GradCAM."
-                )
+                self._without_rule = self._without_rule or f"the operation {name!r}, which the network calls"
             return out
-        with torch.no_grad():
-            out = func(*args, **kwargs)
         if rule in (pass_rule, add_rule, product_rule) and any(value.shape != out.shape for value in inputs):
-            raise ValueError(f"There is no relevance rule for {name!r} of tensors that are broadcast to one another.")
-        return _WithRule.apply(rule, out, *inputs)
+            self._without_rule = self._without_rule or f"{name!r} of tensors that are broadcast to one another"
+            return out
+        return _WithRule.apply(self._way, rule, out, *inputs)
 
 
 def _rule_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Rule | None, list[Tensor]]:
@@ -190,20 +213,31 @@ def _rule_of(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Ru
     return (None if kwargs else _OF_TWO.get(name)), live
 
 
+@dataclass
+class _Way:
+    """Which way back a backward pass takes. The graph holds this and not the tape, which holds the graph."""
+
+    plain: bool = False
+
+
 class _WithRule(torch.autograd.Function):
-    """A value with a rule in its backward pass."""
+    """A value with two ways back: by a rule to the inputs, or to the operation that it was computed by."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Rule, value: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.rule = rule
+    def forward(ctx: Any, way: _Way, rule: Rule, value: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.way, ctx.rule = way, rule
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(value, *inputs)
         return value
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
         value, *inputs = ctx.saved_tensors
+        nothing = [None] * len(inputs)
+        if relevance is None or ctx.way.plain:
+            return (None, None, relevance, *nothing)
         shares: tuple[Tensor | None, ...] = ctx.rule(relevance, value, *inputs)
-        return (None, None, *shares, *[None] * (len(inputs) - len(shares)))
+        return (None, None, None, *shares, *nothing[len(shares) :])
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:

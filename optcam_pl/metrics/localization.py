@@ -13,8 +13,8 @@ from torch import Tensor
 
 from optcam_pl.checks import check_choice, check_positive
 from optcam_pl.metrics.base import ImageMetric
+from optcam_pl.metrics.functional.components import Connectivity
 from optcam_pl.metrics.functional.localization import (
-    Connectivity,
     Contours,
     Convention,
     box_hits,

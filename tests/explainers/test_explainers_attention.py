@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -397,3 +397,27 @@ def test_masked_attention_is_recorded_with_its_mask():
     assert (tape.maps[0][..., 1] == 0).all()
     with pytest.raises(ValueError, match="without causal mask"), AttentionTape():
         F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+
+def test_one_forward_pass_serves_gradients_and_relevance():
+    classifier, image, target = timm_vit(), torch.rand(2, 3, 32, 32).requires_grad_(), torch.tensor([0, 3])
+    found = {}
+    for name, tape in (("gradient", AttentionTape()), ("relevance", RelevanceTape()), ("both", RelevanceTape())):
+        with tape:
+            logits = classifier(image)
+        y_c = logits.gather(1, target[:, None]).sum()
+        if name == "both":
+            with tape.plain():
+                assert_equal(torch.autograd.grad(y_c, tape.maps, retain_graph=True), found["gradient"])
+        found[name] = torch.autograd.grad(y_c, tape.maps)
+    assert_equal(found["both"], found["relevance"])
+    TIBAV().token_scores(classifier, image, target)  # finds the readout
+    passes: list[int] = []
+    classifier.network.register_forward_hook(lambda *_: passes.append(1))
+    TIBAV().token_scores(classifier, image, target)
+    assert len(passes) == 1
+
+
+def assert_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -3,7 +3,7 @@
 Maps are (B,1,H,W), non-negative; boxes are a list of B tensors (n,4), x0 y0 x1 y1 in pixels of the map, so that the box
 of the whole image is 0 0 W H. A pixel belongs to a box if its center does; U is the union of an image's boxes. All
 scores are (B,) float64, and NaN for an image without boxes (or, where U counts, without a pixel in U); only
-`saliency_metric` needs no boxes. Connected components are found by scipy, on the CPU.
+`saliency_metric` needs no boxes. Connected components are found on the CPU.
 
 Definitions: Zhang et al., "Opti-CAM", CVIU 2024, appendix B, and the sources named there.
 """
@@ -11,22 +11,20 @@ Definitions: Zhang et al., "Opti-CAM", CVIU 2024, appendix B, and the sources na
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from optcam_pl.checks import check_choice
 from optcam_pl.metrics.functional.checks import check_maps
+from optcam_pl.metrics.functional.components import Array, Components, Connectivity
 
-Connectivity = Literal[4, 8]
 Convention = Literal["pixels", "wsol"]
 Contours = Literal["largest", "all"]
 Region = Literal["map", "inside_box", "outside_box", "box", "complement"]
-Array = npt.NDArray[Any]
 
 _SMALLEST_AREA = 0.05  # share of the image; below it the saliency metric does not reward smaller boxes
 _NO_BOX = (0, 0, 0, 0)
@@ -242,17 +240,13 @@ def box_hits(
         >>> box_hits(maps, [torch.tensor([[1.0, 0.0, 2.0, 2.0]])], ious=[0.5, 0.7], thresholds=4)
         tensor([[1., 1., 1., 1., 0., 0., 1., 0.]], dtype=torch.float64)
     """
-    cuts, overlaps, hits = np.arange(thresholds) / thresholds, np.asarray(ious)[:, None], []
+    overlaps, hits = np.asarray(ious)[:, None], []
     for scores, wanted in zip(_maps(saliency), _arrays(boxes, saliency), strict=True):
         if not len(wanted):
             hits.append(np.full(overlaps.size * thresholds, np.nan))
             continue
-        if convention == "pixels":
-            best = _best_of_components(scores > cuts[:, None, None], wanted, contours)
-        else:
-            levels = (scores * 255).astype(np.uint8)
-            best = _best_of_contours(levels > (cuts * levels.max()).astype(np.uint8)[:, None, None], wanted, contours)
-        hits.append((best >= overlaps).ravel())
+        best_of = _best_of_components if convention == "pixels" else _best_of_contours
+        hits.append((best_of(scores, thresholds, wanted, contours) >= overlaps).ravel())
     return _scores(np.array(hits).reshape(len(saliency), overlaps.size * thresholds), saliency)
 
 
@@ -395,45 +389,53 @@ def _boxes(labels: Array) -> tuple[Array, Array]:
     return np.array([plane.start for plane, _, _ in slices], dtype=np.intp), box
 
 
-def _best_of_components(masks: Array, wanted: Array, contours: Contours) -> Array:
-    """Best IoU (T,) of the connected components' boxes; 0 if there are none."""
-    labels, _ = ndimage.label(masks, _in_plane(8))
+def _best_of_components(scores: Array, thresholds: int, wanted: Array, contours: Contours) -> Array:
+    """Best IoU (E,) of the connected components' boxes at each threshold of a map (H,W); 0 if there are none."""
+    scores = np.fmax(scores, 0)  # a NaN is above no threshold
+    found = Components(np.searchsorted(np.arange(thresholds) / thresholds, scores), scores, thresholds)
     if contours == "largest":
-        return _best_iou(_largest(labels, np.bincount(labels.ravel())), wanted)
-    plane, box = _boxes(labels)
-    best = np.zeros(len(masks))
-    np.maximum.at(best, plane, _best_iou(box, wanted))
+        return _best_iou(found.largest(found.count(found.basin, found.depth)), wanted)
+    best, (row, threshold) = np.zeros(thresholds), found.alive.nonzero()
+    np.maximum.at(best, threshold, _best_iou(found.boxes(row, threshold), wanted))
     return best
 
 
-def _best_of_contours(masks: Array, wanted: Array, contours: Contours) -> Array:
-    """Best IoU (T,) of the boxes that wsolevaluation makes of OpenCV's contours."""
-    ground, _ = ndimage.label(~np.pad(masks, ((0, 0), (1, 1), (1, 1))), _in_plane(4))
-    outside = ground == ground[:, :1, :1]
+def _best_of_contours(scores: Array, thresholds: int, wanted: Array, contours: Contours) -> Array:
+    """Best IoU (E,) of the boxes that wsolevaluation makes of OpenCV's contours of a map (H,W)."""
+    steps = (scores * 255).astype(np.uint8)
+    cuts = (np.arange(thresholds) / thresholds * steps.max()).astype(np.uint8)
+    depth, height = np.searchsorted(cuts, np.arange(256))[steps], steps / 255
+    framed = [np.pad(top - of, 1, constant_values=top) for of, top in ((depth, thresholds), (height, 1))]
+    ground = Components(framed[0], framed[1], thresholds, 4)  # what lies at or below the thresholds, the lowest last
     if contours == "largest":
-        return _best_iou(_grown(_outermost(outside), masks.shape), wanted)
-    holes, _ = ndimage.label((ground > 0) & ~outside, _in_plane(4))
-    best = np.where(masks.any((1, 2)), 0, _best_iou(_grown(np.array([_NO_BOX]), masks.shape), wanted))
-    # A hole's contour runs along the pixels around it. Its labels count the frame; the components' labels do not.
-    for (plane, box), shift in ((_boxes(ndimage.label(masks, _in_plane(8))[0]), 0), (_boxes(holes), (-2, -2, 0, 0))):
-        np.maximum.at(best, plane, _best_iou(_grown(box + shift, masks.shape), wanted))
+        box = _outermost(thresholds - ground.reach()[1:-1, 1:-1], height, thresholds)
+        return _best_iou(_grown(box, scores.shape), wanted)
+    first_pixel = _grown(np.array([_NO_BOX]), scores.shape)
+    best = np.where(np.arange(thresholds) < depth.max(), 0, _best_iou(first_pixel, wanted))
+    found = Components(depth, height, thresholds)
+    (row, cut), (hole, below) = found.alive.nonzero(), (ground.alive & (ground.first > 0)).nonzero()
+    # A hole's contour runs along the pixels around it. Its box counts the frame; the components' boxes do not.
+    box = np.concatenate([found.boxes(row, cut), ground.boxes(hole, below) + np.array([-2, -2, 0, 0])])
+    cut = np.concatenate([cut, thresholds - 1 - below])
+    np.maximum.at(best, cut, _best_iou(_grown(box, scores.shape), wanted))
     return best
 
 
-def _outermost(outside: Array) -> Array:
-    """Box (T,4) of the contour with the largest polygon, from the area outside of all, in images with a 1-pixel frame.
+def _outermost(depth: Array, height: Array, thresholds: int) -> Array:
+    """Box (E,4) of the contour with the largest polygon, from the depth of a map whose holes are filled.
 
     Nothing is traced: an outermost contour encloses a component with its holes filled. The polygon through its border
     pixels has area 1 in each square of four pixel centers if all four are filled, and 1/2 if three are. Among equal
     contours OpenCV lists the last in reading order first.
     """
-    labels, number = ndimage.label(~outside, _in_plane(8))
-    corners = np.stack([labels[:, y : y - 1 or None, x : x - 1 or None] for y in (0, 1) for x in (0, 1)])
-    area = np.array([0.0, 0.0, 0.0, 0.5, 1.0])[(corners > 0).sum(0)]
-    boxes = _largest(labels, np.bincount(corners.max(0).ravel(), area.ravel(), minlength=number + 1), last=True)
-    return np.where(boxes[:, 2:3] > 0, boxes - 1, _NO_BOX)
+    found = Components(depth, height, thresholds)
+    (a, b), (c, d) = ([depth[y : y - 1 or None, x : x - 1 or None] for x in (0, 1)] for y in (0, 1))
+    upper, lower, highs = np.minimum(a, b), np.minimum(c, d), np.minimum(np.maximum(a, b), np.maximum(c, d))
+    four, three = np.minimum(upper, lower), np.minimum(np.maximum(upper, lower), highs)
+    of = np.where(a >= b, found.basin[:-1, :-1], found.basin[:-1, 1:])  # one of a and b is filled if three are
+    return found.largest(found.count(of, three) + found.count(of, four), last=True)
 
 
-def _grown(boxes: Array, shape: tuple[int, ...]) -> Array:
+def _grown(boxes: Array, size: tuple[int, ...]) -> Array:
     """Boxes that are one pixel larger to the right and below, up to the image's border."""
-    return np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:] + 1, shape[:0:-1])], 1)
+    return np.concatenate([boxes[:, :2], np.minimum(boxes[:, 2:] + 1, size[::-1])], 1)
