@@ -105,14 +105,19 @@ def check_number(name: str, value: Number, *, positive: bool = False) -> Number:
     """Return the value if it is finite and not negative or, with `positive`, greater than 0.
 
     Raises:
-        ValueError: it is not.
+        TypeError: it is no number.
+        ValueError: it is not finite, or too small.
 
     Example:
         >>> check_number("lr", 0.0, positive=True)
         Traceback (most recent call last):
         ValueError: Expected `lr` to be a positive number, but got 0.0.
     """
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"Expected `{name}` to be a number, but got {value!r}.") from None
+    if not finite or value < 0 or (positive and value == 0):
         kind = "a positive number" if positive else "zero or a positive number"
         raise ValueError(f"Expected `{name}` to be {kind}, but got {value!r}.")
     return value

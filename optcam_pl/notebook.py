@@ -29,7 +29,8 @@ from optcam_pl.explainers import Explainer, Explanation, OptiCAM
 from optcam_pl.explainers.base import Target, check_classifier
 from optcam_pl.figures import COLORS, Plot, Tile, contact_sheet
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.photos import AnyPhoto, Photo, Resize, prepare
+from optcam_pl.network.errors import ended
+from optcam_pl.photos import AnyPhoto, Photo, Resize
 
 Method: TypeAlias = "str | Explainer | type[Explainer]"
 _MOST_STEPS = 100
@@ -51,7 +52,8 @@ def explain(
     Args:
         classifier: the network.
         photo: a PIL image, the path or the bytes of an image file, an array (H,W,3) of uint8 or of floats in [0,1], or
-            a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
+            a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W). For images of
+            other channels see `Classifier.preprocess`.
         method: an explainer, its class, or its name in `optcam_pl.explainers`.
         target: the class to explain: its name, its number, or one of these for each photograph; "predicted" (or None),
             "second" or "least": the most, second most or least probable class. Where each image has its own reference
@@ -81,8 +83,7 @@ def explain(
     """
     check_classifier(classifier)
     explainer = _explainer(method, settings)
-    image, photos = prepare(photo, classifier.preprocessing(resize))
-    image = image.to(classifier.mean.device)
+    image, photos = classifier.prepared(photo, resize)
     classes = _classes(classifier, explainer, image, target)
     with _watching(explainer, evolution) as weights:
         explanation = _explained(classifier, explainer, image, photos, classes)
@@ -114,8 +115,7 @@ def compare(
     """
     check_classifier(classifier)
     chosen = _explainers(methods)
-    image, photos = prepare(photo, classifier.preprocessing(resize))
-    image = image.to(classifier.mean.device)
+    image, photos = classifier.prepared(photo, resize)
     classes = _classes(classifier, next(iter(chosen.values())), image, target)
     found = {}
     for name, explainer in chosen.items():
@@ -305,7 +305,9 @@ def _explainer(method: Method, settings: Mapping[str, Any]) -> Explainer:
     try:
         return kind(**settings)
     except TypeError as error:
-        raise TypeError(f"{error}. The settings of {kind.__name__} are: {', '.join(_settings(kind))}.") from error
+        raise TypeError(
+            f"{error}{ended(error)} The settings of {kind.__name__} are: {', '.join(_settings(kind))}."
+        ) from error
 
 
 def _is_method(kind: Any) -> bool:
@@ -319,4 +321,6 @@ def _settings(kind: type[Explainer]) -> list[str]:
         if issubclass(cls, Explainer) and "__init__" in vars(cls):
             arguments = inspect.signature(vars(cls)["__init__"]).parameters.values()
             found |= dict.fromkeys(a.name for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD))
+            if not any(a.kind == a.VAR_KEYWORD for a in arguments):  # nothing is passed on
+                break
     return [name for name in found if name != "self"]

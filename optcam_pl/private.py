@@ -117,6 +117,10 @@ TOUCHED = (
         "The weights of the images of one process are no parameters of the others.",
     ),
     Touched("torch:nn.Module", "_modules", "`named_children` lists a module that stands in two places once.", True),
+    Touched(
+        "torch:nn.Module", "_parameters", "Walking through all parameters takes longer than a pass of few images.", True
+    ),
+    Touched("torch:nn.Module", "_buffers", "As `_parameters`.", of_instances=True),
     Touched("torch:Tensor", "_version", "Tells whether a weight was written to since its hash was computed."),
     Touched(
         "torch:nn.Module",
@@ -179,6 +183,11 @@ def default_store() -> Any:
 def children_of(module: nn.Module) -> dict[str, nn.Module]:
     """The children of a module by name; a child in two places is listed twice."""
     return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def tables_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """What a module holds by name: its parameters, buffers and children."""
+    return module._parameters, module._buffers, module._modules
 
 
 def written_to(tensor: Tensor) -> int:

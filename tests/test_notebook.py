@@ -277,6 +277,12 @@ def test_the_method_may_be_a_name_a_class_or_an_explainer_of_ones_own(classifier
             TypeError,
             "settings of OptiCAM are: layer, objective, .*max_iter.*selectivity",
         ),
+        (
+            "GradCAM",
+            {"baseline": "mean"},
+            TypeError,
+            "'baseline'. The settings of GradCAM are: layer, selectivity, augment.$",
+        ),
     ],
 )
 def test_unknown_methods_and_settings_are_told_in_words(method, settings, error, words, classifier, photo):
@@ -467,3 +473,43 @@ def test_a_photograph_remembers_its_name(tmp_path: Path):
         _, (by_image,) = prepare(opened, Preprocessing((4, 4)))
     assert by_path.name == by_image.name == "a.png"
     assert by_path.image.size == (8, 8)
+
+
+# Images of other channels ---------------------------------------------------------------------------------------------
+
+
+def of_channels(channels: int) -> optcam_pl.Classifier:
+    network = nn.Sequential(
+        nn.Conv2d(channels, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    return optcam_pl.Classifier(network, mean=0, std=1, channels=channels, input_size=16)
+
+
+def test_photographs_become_gray_for_a_network_of_one_channel(photo):
+    classifier, gray = of_channels(1), np.asarray(photo.convert("L"))
+    want = classifier.preprocess(photo)
+    assert want.shape == (1, 1, 16, 16)
+    assert torch.equal(want, Preprocessing((16, 16))(photo.convert("L").convert("RGB"))[None, :1])
+    floats = np.asarray(photo) / 255
+    for same in (gray, gray[..., None], torch.from_numpy(gray.copy())[None], photo.convert("L"), floats, gray / 255):
+        assert torch.allclose(classifier.preprocess(same), want, atol=4 / 255)
+    explanation = optcam_pl.explain(classifier, [photo, gray], "GradCAM")
+    assert explanation.saliency.shape == (2, 1, 16, 16)
+    assert explanation.overlay(1).size == photo.size
+    assert optcam_pl.compare(classifier, photo, ["GradCAM", "EigenCAM"]).plot() is not None
+
+
+def test_images_of_more_channels_are_arrays_and_tensors(photo):
+    classifier = of_channels(5)
+    pixels = torch.rand(2, 5, 16, 16)
+    assert torch.equal(classifier.preprocess(pixels), pixels)
+    last = (pixels[0] * 255).byte().permute(1, 2, 0).numpy()
+    assert torch.allclose(classifier.preprocess(last)[0], pixels[0], atol=1 / 255)
+    explanation = optcam_pl.explain(classifier, pixels, "GradCAM")
+    own = GradCAM()(classifier, pixels)
+    assert torch.equal(explanation.saliency, own.saliency)
+    shown = np.asarray(explanation.photos[0].image)
+    assert np.abs(shown - (pixels[0, :3] * 255).permute(1, 2, 0).numpy()).max() <= 1
+    for wrong in (photo, torch.rand(3, 16, 16), np.zeros((4, 4, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"5 channels of the network's images, as a tensor \(5,H,W\)"):
+            optcam_pl.explain(classifier, wrong, "GradCAM")

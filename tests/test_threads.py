@@ -499,3 +499,17 @@ def test_locks_belong_to_the_network_and_go_with_it() -> None:
     del classifier, again
     gc.collect()
     assert gone() is None
+
+
+def test_hooks_of_others_are_not_put_on_the_classifier_that_threads_share() -> None:
+    class Watched(nn.Sequential):
+        def forward(self, image: Tensor) -> Any:
+            seen.append(len(classifier._forward_pre_hooks))
+            return super().forward(image)
+
+    seen: list[int] = []
+    network = Watched(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    classifier = Classifier(network, mean=0, std=1, input_size=8)
+    CaptumExplainer("DeepLift")(classifier, torch.rand(1, 3, 8, 8))
+    assert len(seen) > 2
+    assert not any(seen)

@@ -26,6 +26,7 @@ from optcam_pl.figures import Picture
 from optcam_pl.figures.fonts import legible
 
 _QUALITY = 90  # of JPEG: a panel has a tenth of the bytes that it has as PNG
+_LONGEST = 200  # characters of a folder or of a file: most systems take 255, with its number and ending
 
 
 class Board:
@@ -193,10 +194,10 @@ def _board(logger: Logger) -> Board:
 
 
 def _tag(text: str) -> str:
-    """A tag that is also a path, which leads out of no folder, and a name that MLflow takes.
+    """A tag that is also a path, which leads out of no folder, and a name that MLflow and a file system take.
 
-    >>> _tag("test_panels/best of all: é"), _tag("fit_evolution/../a..b.png")
-    ('test_panels/best of all- -', 'fit_evolution/-/a..b.png')
+    >>> _tag("test_panels/best of all: é"), _tag("fit_evolution/../a..b.png"), len(_tag(250 * "a"))
+    ('test_panels/best of all- -', 'fit_evolution/-/a..b.png', 200)
     """
     parts = re.sub(r"[^a-zA-Z0-9_/. -]", "-", text).split("/")
-    return "/".join("-" if part == ".." else part for part in parts)
+    return "/".join("-" if part == ".." else part[-_LONGEST:] for part in parts)

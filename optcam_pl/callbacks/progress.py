@@ -170,7 +170,7 @@ class ImageProgress(ProgressBar):
             self._open.enter_context(listening(self._meter.step))
         elif not trainer.training:
             total = sum(_whole(batches) for batches in _listed(_batches(trainer)))
-            self._meter = Meter(str(trainer.state.stage), total, unit="batches", seconds=self.seconds)
+            self._meter = Meter(_stage(trainer), total, unit="batches", seconds=self.seconds)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the batches of an epoch in which a network is trained."""
@@ -200,6 +200,11 @@ class ImageProgress(ProgressBar):
     on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _advance
     on_train_end = on_validation_end = on_test_end = on_predict_end = on_exception = _close
+
+
+def _stage(trainer: L.Trainer) -> str:
+    """The measurement in hand: validate or test, also within a fit."""
+    return "" if trainer.state.stage is None else str(trainer.state.stage.value)
 
 
 def _batches(trainer: L.Trainer) -> Any:

@@ -72,8 +72,14 @@ def find_config(given: str, option: str = "--config") -> Path:
         raise IsADirectoryError(f"Expected `{option}` to be a file, but {given!r} is a folder.")
     raise FileNotFoundError(
         f"Expected `{option}` to be a YAML file or the name of one of the package's configs, but there is no file "
-        f"{given!r} in {Path.cwd()}. The nearest names are: {nearest(name, config_names())}."
+        f"{given!r} in {Path.cwd()}. The nearest names are: {nearest(name, [*_beside(file), *config_names()])}."
     )
+
+
+def _beside(file: Path) -> list[str]:
+    """The YAML files in the folder of a file that is not there, as it would be named."""
+    folder = file.parent
+    return sorted(str(other) for kind in ("*.yaml", "*.yml") for other in folder.glob(kind))
 
 
 def with_files(words: Sequence[str]) -> list[str]:

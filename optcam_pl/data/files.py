@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -50,9 +51,9 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
                 target = f"{chain[-1]}{os.sep}{item.name}"
                 if item.is_symlink():
                     target = check_inside(Path(item.path), Path(real), outside)
-                if item.is_dir():
+                if _is_folder(item):
                     if target in chain:
-                        raise ValueError(f"The symbolic link {item.path!r} leads round in a circle.")
+                        raise _circle(item.path)
                     stack.append((f"{below}{item.name}/", (*chain, target)))
                 elif suffix(item.name) in suffixes:
                     found.append(f"{below}{item.name}")
@@ -62,7 +63,20 @@ def list_files(root: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES, *, outside
 def subfolders(root: Path) -> list[str]:
     """Sorted names of the folders in `root`, without those for which `hidden` is true."""
     with os.scandir(root) as items:
-        return sorted(item.name for item in items if not hidden(item.name) and item.is_dir())
+        return sorted(item.name for item in items if not hidden(item.name) and _is_folder(item))
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _circle(item.path) from error
+
+
+def _circle(path: str) -> ValueError:
+    return ValueError(f"The symbolic link {path!r} leads round in a circle.")
 
 
 def hidden(name: str) -> bool:

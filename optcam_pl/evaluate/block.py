@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optcam_pl.data import Batch
+from optcam_pl.data.batch import OnError
 from optcam_pl.data.labels import check_labels
 from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
@@ -21,6 +22,7 @@ from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.localization import Region
 from optcam_pl.network.classifier import Classifier
 from optcam_pl.network.scores import References
+from optcam_pl.photos.decode import ImageReadError
 from optcam_pl.reports.summary import NO_BOX
 from optcam_pl.runs.rows import Row
 
@@ -85,6 +87,7 @@ def evaluate_block(
     chunk_size: ChunkSize = 64,
     seed: int = 0,
     explain: Explain | None = None,
+    on_error: OnError = "raise",
 ) -> BlockResult:
     """Predict, explain, measure and score one block of images.
 
@@ -100,11 +103,13 @@ def evaluate_block(
             "auto": on a GPU what a short probe finds best, on a CPU 64 (see `optcam_pl.explainers.chunk_size`).
         seed: the seed of random perturbations.
         explain: a function that supplies the maps instead of the explainer, for stored or fitted maps.
+        on_error: "record" gives an image whose scores are not finite a row that says so, as one that cannot be read.
 
     Returns:
         The scores and the row of each image, and the data that they were computed from.
 
     Raises:
+        NotFiniteError: the network's scores for an image are not finite, and `on_error` is "raise".
         ValueError: an image has no label that the network knows, and `target` is "label"; or a metric needs something
             that the batch does not contain.
 
@@ -118,9 +123,39 @@ def evaluate_block(
         (['0', '1'], torch.Size([2]), torch.Size([2, 1, 8, 8]))
     """
     block = _completed(batch)
+    measure = _Measure(classifier, explainer, metrics, region, chunk_size, seed)
+    while True:
+        try:
+            return _evaluated(measure, block, target, explain)
+        except NotFiniteError as fault:
+            if on_error == "raise":
+                raise
+            pairs = zip(block["id"], block["error"], strict=True)
+            errors = [fault.reason if name in fault.ids else error for name, error in pairs]
+            block = cast(Batch, {**block, "error": errors})
+
+
+class NotFiniteError(ImageReadError):
+    """The network's scores for some images of a block are not finite.
+
+    Attributes:
+        ids: the images.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        super().__init__(
+            f"Expected finite scores of the network, but those for the image {ids[0]!r} are not. Its weights are "
+            "damaged, or a precision of 16 bits is too small for its numbers (`--trainer.precision 32-true`).",
+            "the network's scores for it are not finite",
+        )
+        self.ids = frozenset(ids)
+
+
+def _evaluated(
+    measure: _Measure, block: Batch, target: Target | int | Tensor | Sequence[int], explain: Explain | None
+) -> BlockResult:
     chosen = [i for i, index in enumerate(block["index"].tolist()) if index >= 0 and not block["error"][i]]
     batch = _part(block, chosen)
-    measure = _Measure(classifier, explainer, metrics, region, chunk_size, seed)
     if not chosen:
         return measure.nothing(block, batch)
     if not isinstance(target, (str, int)):
@@ -149,11 +184,20 @@ def _together(
     classifier, explainer = measure.classifier, measure.explainer
     with torch.no_grad(), classifier.references(batch) as references:
         logits = classifier(batch["image"])
+        if references is None:
+            _check_finite(logits, batch["id"])
         classes = explained_classes(target, batch, logits, own=references is not None)
         start = _now(batch["image"])
         explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
         seconds = (_now(batch["image"]) - start) / len(batch["id"])
         return measure(block, batch, logits, explanation, seconds, references)
+
+
+def _check_finite(logits: Tensor, ids: Sequence[str]) -> None:
+    """Raise a NotFiniteError that names the images of these scores (B,C) whose largest one is not finite."""
+    broken = [name for name, known in zip(ids, logits.amax(1).isfinite().tolist(), strict=True) if not known]
+    if broken:
+        raise NotFiniteError(broken)
 
 
 def explained_classes(

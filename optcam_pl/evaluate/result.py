@@ -212,7 +212,8 @@ def _rows(
         classes = target[block["index"].cpu().clamp(min=0)] if isinstance(target, Tensor) else target
         for name, explainer in explainers.items():
             what = (classifier, explainer, block, classes, metrics)
-            rows[name] += evaluate_block(*what, region=region, chunk_size=chunk_size).rows
+            options: dict[str, Any] = {"region": region, "chunk_size": chunk_size}
+            rows[name] += evaluate_block(*what, **options, on_error=data.on_error).rows
     return rows
 
 

@@ -8,7 +8,6 @@ the network has learned.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,9 @@ from optcam_pl.evaluate.block import Target, explained_classes, readable
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.figures.fonts import legible
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.copies import copied
 from optcam_pl.network.speed import original_of
+from optcam_pl.private import written_to
 from optcam_pl.reports.grids import aligned, wrapped
 from optcam_pl.reports.tables import words_of
 from optcam_pl.runs.files import write_file
@@ -169,16 +170,21 @@ def _opened(name: str, module: nn.Module, *, wrapped: bool = False) -> Iterator[
 
 
 def randomize(module: nn.Module, seed: int) -> None:
-    """Reinitialize the module's weights as before training; weights without a rule of their own are normal, sd 0.02."""
+    """Reinitialize the module's weights as before training; weights without a rule of their own are normal, sd 0.02.
+
+    Those are also the weights that a layer's `reset_parameters` leaves alone: of a pruned layer, or one with the older
+    weight norm, it resets only what is computed of them at each pass.
+    """
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     with process_wide(), torch.random.fork_rng(devices=list(devices)), torch.no_grad():
         torch.manual_seed(seed)
         for part in module.modules():
+            trained = {own: written_to(own) for own in part.parameters(recurse=False)}
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
-            else:
-                for own in part.parameters(recurse=False):
+            for own in part.parameters(recurse=False):
+                if trained.get(own) == written_to(own):
                     own.normal_(std=0.02)
 
 
@@ -190,7 +196,7 @@ def cascade(
     Yields:
         (the stage that was randomized last, the copy). It is the same object each time, with one more stage randomized.
     """
-    forgetting = copy.deepcopy(original_of(classifier))
+    forgetting = copied(original_of(classifier))
     for number, (name, module) in enumerate(stages(forgetting.network, names)):
         randomize(module, seed + number)
         yield name, forgetting

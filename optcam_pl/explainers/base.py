@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,6 +105,8 @@ class Explainer(Remembers, nn.Module, ABC):
 
     @layer.setter
     def layer(self, layer: Layers | None) -> None:
+        if layer is not None and not layer_list(layer):
+            raise ValueError(f"Expected `layer` to name one layer or several, but got {layer!r}.")
         # In a tuple, because a module as an attribute would become a part of the explainer.
         self._layer = None if layer is None else (layer,)
         self._layer_names: dict[str | nn.Module, str] = {}
@@ -392,9 +395,16 @@ class Explainer(Remembers, nn.Module, ABC):
         """(B,) int64 with 0 <= target < C."""
         if isinstance(target, str):
             target = classifier.class_index(target)
-        elif isinstance(target, (list, tuple)) and any(isinstance(name, str) for name in target):
+        elif _has_names(target):
             target = [classifier.class_index(name) if isinstance(name, str) else name for name in target]
-        given = torch.as_tensor(target, device=image.device)
+        try:
+            given = torch.as_tensor(target, device=image.device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"Expected `target` to be a class's number or name, or one of these for each image, but got {target!r}."
+                " A function of the output, such as a target of pytorch-grad-cam, is given to the Classifier, as one of"
+                " its `scores`."
+            ) from error
         if given.is_floating_point() or given.dtype == torch.bool:
             raise TypeError(f"Expected `target` to hold class indices (int64), but got {given.dtype}.")
         batch, classes = image.shape[0], classifier.num_classes
@@ -406,6 +416,11 @@ class Explainer(Remembers, nn.Module, ABC):
         if wrong.numel():
             raise ValueError(f"Expected `target` to be in 0..{classes - 1}, but got {wrong.tolist()}.")
         return given.to(torch.int64).clone()
+
+
+def _has_names(target: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether it is a list of classes, some of which are names."""
+    return isinstance(target, (list, tuple, np.ndarray)) and any(isinstance(name, str) for name in target)
 
 
 def joined(each: Sequence[Explanation]) -> Explanation:

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from optcam_pl.checks import check_choice, check_number, check_positive, nearest
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.isolation import seeded, untouched
+from optcam_pl.explainers.isolation import seeded, shell_of, untouched
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.maps import Baseline, baseline_image, check_baseline
 from optcam_pl.network.capture import tensor_of
@@ -176,7 +176,7 @@ class CaptumExplainer(Explainer):
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 to 4: (B,1,h,w) before upsampling and normalization."""
-        step = image.shape[0] if self._sees_batch() else 1
+        classifier, step = shell_of(classifier), image.shape[0] if self._sees_batch() else 1
         layers = self._layers(classifier)
         _ignore_hooks_warning()
         with nullcontext() if self._sees_batch() else process_wide(), untouched(classifier):

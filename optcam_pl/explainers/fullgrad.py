@@ -66,10 +66,15 @@ class FullGrad(Explainer):
         outputs = [output for output, _ in seen.found]
         # A layer that does not lead to the logit (an auxiliary head's) has no gradient.
         with backward_errors(classifier):
-            first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True, materialize_grads=True)
+            first, *rest = torch.autograd.grad(y_c, [pixels, *outputs], allow_unused=True)
+            if first is None:
+                raise RuntimeError("the image appears to not have been used in the graph")  # as torch says it
         # (x - mean)/std . d y/d((x - mean)/std): the standard deviation cancels.
         of_input = first * (pixels.detach() - classifier.mean.to(image).view(-1, 1, 1))
-        of_biases = [G * bias for G, (_, bias) in zip(rest, seen.found, strict=True)]
+        of_biases = [
+            torch.zeros_like(output) if G is None else G * bias
+            for G, (output, bias) in zip(rest, seen.found, strict=True)
+        ]
         if seen.piecewise_linear:
             _check_complete([of_input, *of_biases], logits.detach(), classifier)
         return of_input, of_biases

@@ -271,7 +271,8 @@ class MeaningfulPerturbation(MaskOptimizer):
             move = torch.randint(self.jitter + 1, (2,), generator=generator, device="cpu").tolist()
             moved, under = (torch.roll(pixels, move, (2, 3)) for pixels in (image, blurred))
             p = of_class(classifier.probabilities(mask_image(moved, upsample(m, size), under)), target)
-            check_differentiable(p, classifier)
+            if t == 0:
+                check_differentiable(p, m, classifier)
             loss = p.to(m.dtype) + self._regularizer(m)
             trace.append(-loss.detach())
             tell("iteration", t, self.max_iter, trace[-1])
@@ -385,7 +386,8 @@ class ExtremalPerturbation(MaskOptimizer):
             trace.append((reward.detach(), penalty.detach()))
             tell("iteration", t, self.max_iter, trace[-1][0] - trace[-1][1])
             if t < self.max_iter:
-                check_differentiable(reward, classifier)
+                if t == 0:
+                    check_differentiable(reward, full, classifier)
                 with backward_errors(classifier):
                     (m.grad,) = torch.autograd.grad((penalty - reward).sum(), [m])
                 optimizer.step()

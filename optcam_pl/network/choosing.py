@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from optcam_pl.checks import nearest
 from optcam_pl.network.capture import capture, own_grad_mode
+from optcam_pl.network.errors import NetworkError, backward_error
 from optcam_pl.network.layers import Layout, family_candidates, fixed_noise, to_grid, zeros_for
 from optcam_pl.threads import hook_output
 
@@ -125,7 +126,12 @@ class Probe:
             found = [name for name in names if name in record]
             if not scores.requires_grad or not found:
                 return dict.fromkeys(names, False)
-            gradients = torch.autograd.grad((scores @ weights).sum(), [record[n] for n in found], allow_unused=True)
+            try:
+                gradients = torch.autograd.grad((scores @ weights).sum(), [record[n] for n in found], allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # such as gradient checkpointing
+                raise backward_error(error, type(self.network).__name__, self.network) from error
         reached = dict(zip(found, map(self._reaches, gradients, found), strict=True))
         return {name: reached.get(name, False) for name in names}
 
@@ -181,7 +187,10 @@ def choose(probe: Probe) -> str | None:
     order += [name for name in reversed(good) if name not in order]
     for start in range(0, len(order), _ROUND):
         names = order[start : start + _ROUND]
-        reached = probe.reached(list(dict.fromkeys([*names, good[0]])))
+        try:
+            reached = probe.reached(list(dict.fromkeys([*names, good[0]])))
+        except NetworkError:  # methods without a gradient may work; the others will say why they do not
+            break
         for name in names:
             if reached[name]:
                 return _before_projection(probe, name)

@@ -29,7 +29,7 @@ from optcam_pl.network.arguments import (
 from optcam_pl.network.bound import Bound
 from optcam_pl.network.carried import NormalizationWarning, normalization_advice
 from optcam_pl.network.errors import NetworkError, forward_error, is_own, size_error
-from optcam_pl.network.frozen import Frozen, flags_of
+from optcam_pl.network.frozen import Frozen, flags_before, flags_of, restore
 from optcam_pl.network.inputs import InputsAs, SideInputs
 from optcam_pl.network.layers import Layers, Layout
 from optcam_pl.network.link import Link, check_link, probabilities_of
@@ -188,7 +188,7 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
         self.weights = "random" if weights is None else str(weights)
         self.network = loaded.network
         self.new_head = loaded.new_head
-        self._found = flags_of(self.network)
+        entered, self._found = flags_of(self.network), flags_before(self.network)
         try:
             self._set_normalization(mean, std, channels, {**loaded._asdict(), **stored})
             self.rgb_channels = check_rgb(rgb_channels, self.channels)
@@ -208,8 +208,9 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
                 made_of = (self.network, speed, weights_dtype, self.input_size, self._find_layers(), self.scores.run)
                 self.fast = FasterNetwork(*made_of)
                 self.network = self.fast.network
+                self._copied = self.weight_hash()
         except BaseException:
-            self.release()
+            restore(entered)
             raise
 
     def _set_normalization(
@@ -555,8 +556,8 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
         It is the same on every device and is only computed again after a tensor has been replaced or written to.
         """
         network = self.network if self.fast is None else self.fast.original
-        state = {name: value.detach() for name, value in network.state_dict().items()}
-        versions = [(v.data_ptr(), v.dtype, written_to(v)) for v in state.values()]
+        state = network.state_dict()
+        versions = [(v.data_ptr(), v.dtype, written_to(v)) if isinstance(v, Tensor) else id(v) for v in state.values()]
         known = self._hash
         if known is None or known[0] != versions:
             self._hash = known = (versions, state_digest(state))
@@ -594,5 +595,5 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's tensors have other addresses, and the stored hash is valid only for the original's addresses.
-        return {**self.__dict__, "_hash": None}
+        # A copy's tensors have other addresses, and what is stored is valid only for the original's addresses.
+        return {**self.__dict__, "_hash": None, "_untouched": None}

@@ -23,6 +23,9 @@ _HINTS = {
     "doesn't match model": "If it wants images of another size, give `input_size`, and images of that size.",
     "use_reentrant": "Switch its gradient checkpointing off (gradient_checkpointing_disable() of transformers, "
     "set_grad_checkpointing(False) of timm): maps need gradients of inner layers, which it does not keep.",
+    "cannot register a hook on a tensor": "No gradient flows there. A forward hook of your own that calls "
+    "`register_hook` has to leave tensors alone that require none. If the network cuts its graph (torch.no_grad, "
+    "detach), use a method that needs no gradient (ScoreCAM, EigenCAM, RISE).",
     "same dtype": "Its parts have different dtypes: convert it as a whole, with network.float().",
     "same type": "Its parts have different dtypes or devices: convert it as a whole, with network.float() or .to().",
 }
@@ -53,7 +56,7 @@ def forward_error(error: Exception, name: str, network: nn.Module, image: Tensor
     count, height, width = image.shape[0], image.shape[2], image.shape[3]
     what = f"{count} image{'s' * (count != 1)} of {height} x {width}"
     return NetworkError(
-        f"{name} raised {type(error).__name__} while it computed scores of {what}: {error}{_ended(error)}"
+        f"{name} raised {type(error).__name__} while it computed scores of {what}: {error}{ended(error)}"
         f"{hint(error, network)}"
     )
 
@@ -109,19 +112,32 @@ def backward_errors(classifier: Classifier, names: Sequence[str] = ()) -> Iterat
     except RuntimeError as error:
         if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
             raise ValueError(_without_gradient(classifier.name, names)) from error
-        raise NetworkError(
-            f"{classifier.name} raised {type(error).__name__} in its backward pass: {error}{_ended(error)}"
-            f"{hint(error, classifier.network)}"
-        ) from error
+        raise backward_error(error, classifier.name, classifier.network) from error
 
 
-def check_differentiable(scores: Tensor, classifier: Classifier) -> None:
+def backward_error(error: Exception, name: str, network: nn.Module) -> NetworkError:
+    """The exception that replaces an error of the network's backward pass."""
+    return NetworkError(
+        f"{name} raised {type(error).__name__} in its backward pass: {error}{ended(error)}{hint(error, network)}"
+    )
+
+
+def check_differentiable(scores: Tensor, of: Tensor, classifier: Classifier) -> None:
     """Check that the scores have a gradient, which other terms with a gradient in a sum would hide.
 
+    Args:
+        scores: (n,).
+        of: what they are to have a gradient at.
+        classifier: the network.
+
     Raises:
-        ValueError: the scores do not depend on the image in a way that autograd knows.
+        ValueError: the scores do not depend on it in a way that autograd knows.
     """
-    if not scores.requires_grad:
+    found: Tensor | None = None
+    if scores.requires_grad:
+        with backward_errors(classifier):
+            (found,) = torch.autograd.grad(scores.sum(), [of], retain_graph=True, allow_unused=True)
+    if found is None:
         raise ValueError(_without_gradient(classifier.name, ()))
 
 
@@ -129,12 +145,12 @@ def _without_gradient(name: str, layers: Sequence[str]) -> str:
     where = f"the layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "the image"
     return (
         f"Expected the scores of {name} to have a gradient at {where}, but there is none. Its forward runs under "
-        "torch.no_grad or inference_mode, detaches a tensor, has quantized layers, which have no gradient, or makes "
-        "its scores of something else. Remove this, choose another `layer`, or use a method that needs no gradient "
-        "(ScoreCAM, EigenCAM, RISE)."
+        "torch.no_grad, inference_mode or gradient checkpointing, detaches a tensor, has quantized layers, which have "
+        "no gradient, or makes its scores of something else. Remove this, choose another `layer`, or use a method that "
+        "needs no gradient (ScoreCAM, EigenCAM, RISE)."
     )
 
 
-def _ended(error: Exception) -> str:
+def ended(error: Exception) -> str:
     """A period if the message has none."""
     return "" if str(error).rstrip().endswith((".", "!", "?")) else "."

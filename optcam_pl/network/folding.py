@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
+from optcam_pl.network.copies import copied
 from optcam_pl.network.errors import input_channels
 from optcam_pl.network.layers import fixed_noise, zeros_for
 from optcam_pl.network.precision import exact_products
@@ -62,14 +65,17 @@ class Folded:
     def __init__(
         self, network: nn.Module, size: tuple[int, int], keep: Iterable[str] = (), run: Run = nn.Module.__call__
     ) -> None:
-        self.network, self._run = copy.deepcopy(network), run
+        self.network, self._run = copied(network), run
         self._parts: dict[Pair, tuple[nn.Module, nn.Module]] = {}
         like = zeros_for(network, (1, 1))
         noise = fixed_noise(2, input_channels(network) or 3, *size).to(like)
         kept = set(keep)
         with torch.inference_mode(False), torch.no_grad(), exact_products():
-            found = [pair for pair in _pairs(self.network, noise[:1], run) if pair.convolution not in kept]
-            self._try(found, noise, _tensors(run(network, noise)))
+            pairs, called = _pairs(self.network, noise, run)
+            with _calls(network) as own:
+                right = _tensors(run(network, noise))
+            _check_copy(network, own, called)
+            self._try([pair for pair in pairs if pair.convolution not in kept], noise, right)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -134,19 +140,48 @@ class Folded:
         setattr(self.network.get_submodule(parent), own, module)
 
 
-def _pairs(network: nn.Module, image: Tensor, run: Run) -> list[Pair]:
-    """Step 1 of `Folded`."""
+def _pairs(network: nn.Module, image: Tensor, run: Run) -> tuple[list[Pair], set[str]]:
+    """Step 1 of `Folded`, and the names of the modules that are called."""
     outputs: dict[int, tuple[str, Tensor]] = {}
     inputs: list[tuple[str, Any]] = []
     calls: dict[str, int] = {}
-    with _watching(network, outputs, inputs, calls):
+    with _watching(network, outputs, inputs, calls), _calls(network) as called:  # hooked layers are not folded
         run(network, image)
     pairs = []
     for norm, given in inputs:
         convolution, output = outputs.get(id(given), ("", None))
         if output is given and calls[norm] == calls[convolution] == 1:
             pairs.append(Pair(convolution, norm))
-    return pairs
+    return pairs, called
+
+
+@contextmanager
+def _calls(network: nn.Module) -> Iterator[set[str]]:
+    """The names of the modules that are called meanwhile."""
+    called: set[str] = set()
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            stack.callback(hook_output(module, partial(_note, called, name)))
+        yield called
+
+
+def _note(called: set[str], name: str, *_given: Any) -> None:
+    called.add(name)
+
+
+def _check_copy(network: nn.Module, own: set[str], of_copy: set[str]) -> None:
+    """Check that a copy runs its own modules.
+
+    Raises:
+        ValueError: it runs those that it was copied from, which somebody has bound into a function.
+    """
+    if missing := [name for name, _ in network.named_modules() if name in own - of_copy]:
+        raise ValueError(
+            f"Expected {type(network).__name__} to be a network that can be copied, as every `speed` but plain needs, "
+            f"but the copy does not run its own {missing[0]!r}: the forward of a part around it is a function that "
+            "holds the original, as after `network.forward = function`. Give `speed` plain, or put the function into a "
+            "torch.nn.Module around the network."
+        )
 
 
 class _watching:  # noqa: N801 (used like a function, as contextlib's own)

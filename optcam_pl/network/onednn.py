@@ -185,9 +185,12 @@ class _Convolve(torch.autograd.Function):
         image, _, _, turned, how = inputs
         ctx.save_for_backward(turned)
         ctx.how, ctx.size = how, tuple(image.shape[2:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradients[0] is None:  # no gradient, which is not a gradient of zeros
+            return (None,) * 5
         (turned,), how = ctx.saved_tensors, ctx.how
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         to_input = _by_phases if how.kind == "stem" else _by_turned
@@ -257,10 +260,13 @@ class _ClampInPlace(torch.autograd.Function):
         ctx.mark_dirty(image)
         ctx.save_for_backward(clamped)
         ctx.limits = low, high
+        ctx.set_materialize_grads(False)
         return clamped
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradients[0] is None:
+            return None, None, None
         # Where the output lies at a limit, the input lay there or beyond, and the derivative is 0.
         (clamped,), (low, high) = ctx.saved_tensors, ctx.limits
         return torch.ops.aten.hardtanh_backward(gradients[0], clamped, low, high), None, None

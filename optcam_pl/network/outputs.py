@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ def _parts(output: Any) -> dict[str | int, Any]:
     if isinstance(output, (tuple, list)):
         named = zip(getattr(output, "_fields", ()), output, strict=False)
         return {**dict(named), **dict(enumerate(output))}
+    if is_dataclass(output):  # which may have slots
+        return {field.name: getattr(output, field.name) for field in fields(output)}
     return {key: value for key, value in getattr(output, "__dict__", {}).items() if not key.startswith("_")}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optcam_pl.photos import AnyPhoto, Interpolation, Preprocessing, Resize, prepare
+from optcam_pl.photos import AnyPhoto, Interpolation, Photo, Preprocessing, Resize, prepare
 
 
 class TakesPhotos:
@@ -14,6 +14,8 @@ class TakesPhotos:
     input_size: tuple[int, int]
     interpolation: Interpolation
     crop_fraction: float
+    channels: int
+    rgb_channels: tuple[int, ...] | None
 
     def preprocessing(self, resize: Resize = "stretch") -> Preprocessing:
         """How photographs of any size become images of `input_size`, by the classifier's own settings.
@@ -30,13 +32,20 @@ class TakesPhotos:
         Args:
             photo: a PIL image, the path or the bytes of an image file, an array (H,W,3) of uint8 or of floats in
                 [0,1], or a tensor (3,H,W) of either; or several, as a list, an array (B,H,W,3) or a tensor (B,3,H,W).
+                For a network whose images have other `channels`, arrays and tensors of that many; for one channel, all
+                photographs, which become gray.
             resize: see `preprocessing`.
 
         Returns:
-            (B,3,H,W) float32 in [0,1] of `input_size`, not normalized, on the classifier's device.
+            (B,channels,H,W) float32 in [0,1] of `input_size`, not normalized, on the classifier's device.
 
         Raises:
             TypeError: it is nothing that a photograph can be read from.
             ValueError: shape or pixels are not those of a photograph, or a file cannot be read.
         """
-        return prepare(photo, self.preprocessing(resize))[0].to(self.mean.device)
+        return self.prepared(photo, resize)[0]
+
+    def prepared(self, photo: AnyPhoto, resize: Resize = "stretch") -> tuple[Tensor, list[Photo]]:
+        """The images of `preprocess`, and the photographs to draw on."""
+        images, photos = prepare(photo, self.preprocessing(resize), self.channels, self.rgb_channels)
+        return images.to(self.mean.device), photos

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -134,10 +134,25 @@ def _held(value: object) -> object:
         return type(value).__qualname__
 
 
-def state_digest(state: Mapping[str, Tensor]) -> str:
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors in containers, and other values, by names; of quantized layers' packed weights the numbers."""
+    if isinstance(value, Tensor) and value.is_quantized:
+        yield f"{name} quantized", value.dequantize()
+    elif isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in items:
+            yield from _flat(f"{name}.{key}" if name else str(key), part)
+    else:
+        yield name, value
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
     """SHA-256 over name, type, shape and bytes of the tensors of a state dict, as 64 hex digits."""
     digest = hashlib.sha256()
-    for name, value in state.items():
+    for name, value in _flat("", state):
+        if not isinstance(value, Tensor):
+            digest.update(f"{name} {value}\n".encode())
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

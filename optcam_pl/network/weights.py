@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optcam_pl.checks import expanded_path, nearest
 from optcam_pl.network.carried import carried_settings, normalizes_itself, timm_settings
@@ -303,9 +304,25 @@ def _load_module(network: nn.Module, weights: str | Path, name: str, num_classes
     new = False
     if weights != "default":
         _, new = _load_file(lambda *_: network, weights, name, num_classes)
+    _check_made(network, name)
     carried = carried_settings(network)
     says = "mean" in carried or normalizes_itself(network)
     return Loaded(network, **{**_PLAIN, **carried}, new_head=new, says_normalization=says)
+
+
+def _check_made(network: nn.Module, name: str) -> None:
+    """Refuse a network whose weights have no values yet."""
+    for key, value in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(value):
+            raise ValueError(
+                f"Expected {name} with weights, but {key} is of a lazy layer, which makes its weights from the first "
+                "image: call the network once before, network(torch.zeros(1, 3, H, W)), and load its weights."
+            )
+        if value.is_meta:
+            raise ValueError(
+                f"Expected {name} with weights, but {key} is on the meta device, which holds no values. Make the "
+                'network on a real device, or give it memory, network.to_empty(device="cpu"), and load its weights.'
+            )
 
 
 def _check_known(name: str, known: Sequence[str], source: str) -> None:

@@ -24,6 +24,7 @@ AnyPhoto: TypeAlias = "OnePhoto | Sequence[OnePhoto]"
 """One photograph or several; the first dimension of a tensor (B,3,H,W) or an array (B,H,W,3) counts photographs."""
 
 _SLACK = 1e-4  # resampling in float32 may leave [0,1] by rounding
+_LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in Pillow's gray
 _KINDS = (
     "a PIL image, a path, the bytes of an image file, an array (H,W,3) of uint8 or of floats in [0, 1], a tensor "
     "(3,H,W), or a list of these"
@@ -82,15 +83,20 @@ class Photo:
         return boxes * scale + boxes.new_tensor([left, top] * 2)
 
 
-def prepare(photo: AnyPhoto, preprocessing: Preprocessing) -> tuple[Tensor, list[Photo]]:
+def prepare(
+    photo: AnyPhoto, preprocessing: Preprocessing, channels: int = 3, rgb: Sequence[int] | None = None
+) -> tuple[Tensor, list[Photo]]:
     """Read photographs and resize them.
 
     Args:
-        photo: one or several; see `AnyPhoto`.
+        photo: one or several; see `AnyPhoto`. For `channels` other than 3, tensors have that many, (channels,H,W), and
+            so have arrays, (H,W,channels); for one channel, photographs become gray.
         preprocessing: how they are resized.
+        channels: of the network's images.
+        rgb: the three channels that are shown as red, green and blue; None: the first three.
 
     Returns:
-        (B,3,H,W) float32 in [0,1], on the CPU, and the B photographs.
+        (B,channels,H,W) float32 in [0,1], on the CPU, and the B photographs.
 
     Raises:
         TypeError: it is nothing that a photograph can be read from.
@@ -99,10 +105,10 @@ def prepare(photo: AnyPhoto, preprocessing: Preprocessing) -> tuple[Tensor, list
     """
     images, photos = [], []
     for one in _each(photo):
-        image = _read(one)
-        pixels, size = preprocessing(image), _size(image)
+        image = _read(one) if channels == 3 else _read_other(one, channels)
+        pixels, size = preprocessing(image)[:channels], _size(image)
         images.append(pixels)
-        photos.append(Photo(_shown(image), preprocessing.region(size), _name(one)))
+        photos.append(Photo(_shown(image, rgb), preprocessing.region(size), _name(one)))
     if not images:
         raise ValueError("Expected `photo` to be one photograph or several, but got an empty list.")
     return torch.stack(images), photos
@@ -132,6 +138,33 @@ def _read(photo: Any) -> Image.Image | Tensor:
     if isinstance(photo, (str, os.PathLike, bytes)):
         return read_image(photo if isinstance(photo, bytes) else os.path.expanduser(photo))  # noqa: PTH111
     raise TypeError(f"Expected `photo` to be {_KINDS}, but got {type(photo).__name__}.")
+
+
+def _read_other(photo: Any, channels: int) -> Image.Image | Tensor:
+    """Pixels (channels,h,w) in [0,1], or for one channel a gray image, which is RGB."""
+    if isinstance(photo, np.ndarray) and photo.ndim == 3 and photo.shape[2] == channels and photo.dtype.kind in "iuf":
+        photo = torch.from_numpy(np.moveaxis(photo, 2, 0).copy())
+    if isinstance(photo, Tensor) and photo.ndim == 3 and len(photo) == channels and photo.numel():
+        return _pixels(photo.detach().cpu())
+    if channels != 1:
+        what = tuple(photo.shape) if isinstance(photo, (Tensor, np.ndarray)) else type(photo).__name__
+        raise ValueError(
+            f"Expected `photo` to have the {channels} channels of the network's images, as a tensor ({channels},H,W) "
+            f"or an array (H,W,{channels}), but got {what}."
+        )
+    image = _read(photo)
+    if isinstance(image, Image.Image):
+        return image.convert("L").convert("RGB")
+    return (image * image.new_tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+
+
+def _pixels(tensor: Tensor) -> Tensor:
+    """A tensor of any number of channels as floats in [0,1]."""
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if not tensor.is_floating_point():
+        _refuse_integers("tensor", tensor.dtype)
+    return _checked(tensor.float())
 
 
 def _of_array(array: NDArray[Any]) -> Image.Image | Tensor:
@@ -195,11 +228,12 @@ def _size(image: Image.Image | Tensor) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
-def _shown(image: Image.Image | Tensor) -> Image.Image:
-    """An image to look at: floats are rounded to 8 bits."""
+def _shown(image: Image.Image | Tensor, rgb: Sequence[int] | None = None) -> Image.Image:
+    """An image to look at: floats are rounded to 8 bits; one channel or two are gray, of more three are shown."""
     if isinstance(image, Image.Image):
         return image
-    return Image.fromarray(image.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    picture = image[list(rgb)] if rgb else image[:3] if len(image) >= 3 else image.mean(0, keepdim=True)
+    return Image.fromarray(picture.expand(3, -1, -1).mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
 def _name(photo: Any) -> str:

@@ -120,22 +120,27 @@ def agreement(runs: Sequence[Run], *, resamples: int = 2000, seed: int = 0) -> A
     keys = [key for key in keys if runs[0].metrics[key].higher_is_better is not None]
     rows = [{row.id: row for row in run.usable} for run in runs]
     ids = [image_id for image_id in rows[0] if all(image_id in of for of in rows)]
-    if len(keys) < 2 or len(ids) < 2:
-        raise RunFolderError(
-            "Expected runs with two metrics or more that have a better direction, and two images or more, but they "
-            f"have {len(keys)} metrics and {len(ids)} images in common."
-        )
+    _check_enough(keys, ids)
     counts = [np.ones((1, len(ids))), *resampled_counts(np.random.default_rng(seed), len(ids), resamples)]
-    values = []
+    values: dict[str, _Array] = {}
     for key in keys:
         of_means = runs[0].of_means(key)
         assert of_means is not None  # see comparable
         scores = [[of[image_id].scores.get(key) for image_id in ids] for of in rows]
         sign = 1 if runs[0].metrics[key].higher_is_better else -1
-        values.append(sign * np.stack([_values(of_run, of_means, counts) for of_run in scores], axis=1))
-    found = [key for key, value in zip(keys, values, strict=True) if np.isfinite(value[0]).all()]
-    kept = [value for value in values if np.isfinite(value[0]).all()]
-    return _agreement(runs, found, kept, len(ids))
+        of_key = sign * np.stack([_values(of_run, of_means, counts) for of_run in scores], axis=1)
+        if np.isfinite(of_key[0]).all():
+            values[key] = of_key
+    _check_enough([*values], ids)
+    return _agreement(runs, [*values], [*values.values()], len(ids))
+
+
+def _check_enough(keys: Sequence[str], ids: Sequence[str]) -> None:
+    if len(keys) < 2 or len(ids) < 2:
+        raise RunFolderError(
+            "Expected runs with two metrics or more that have a better direction and a value for each run, and two "
+            f"images or more, but they have {len(keys)} metrics and {len(ids)} images in common."
+        )
 
 
 def _agreement(runs: Sequence[Run], keys: Sequence[str], values: Sequence[_Array], images: int) -> Agreement:

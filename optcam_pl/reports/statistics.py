@@ -69,8 +69,8 @@ def bootstrap_interval(
         seed: the seed of the draws.
 
     Returns:
-        The value and the low and high ends. With a single image the interval is NaN; with no image the value is NaN,
-        too.
+        The value and the low and high ends. With a single image the interval is NaN, as it is where the images that are
+        drawn may have no value together; with no image the value is NaN, too.
 
     Example:
         >>> bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0, None], method="percentile")
@@ -136,7 +136,10 @@ def _drawn(rows: Sequence[Array], functions: Sequence[OfMeans], resamples: int, 
 
 def _interval(ends: Array, drawn: Array, value: float, rows: Array, of_means: OfMeans, method: Method) -> Interval:
     if method == "bca":
-        ends = _bca(ends, drawn, value, of_means((rows.sum(0) - rows) / (len(rows) - 1)))
+        left_out = of_means((rows.sum(0) - rows) / (len(rows) - 1))
+        if np.isnan(left_out).any():  # without one of the images there is no value
+            return Interval(value, math.nan, math.nan)
+        ends = _bca(ends, drawn, value, left_out)
     low, high = np.quantile(drawn, ends)
     return Interval(value, float(low), float(high))
 
@@ -276,11 +279,16 @@ def _bca(ends: Array, drawn: Array, value: float, left_out: Array) -> Array:
 
 
 def _swap_test(both: Array, difference: OfMeans, permutations: int, seed: int) -> float:
-    """The share of swaps between `ours` and `theirs` (the halves of `both`) with a difference at least as large."""
+    """The share of swaps between `ours` and `theirs` (the halves of `both`) with a difference at least as large.
+
+    NaN if there is no difference, as one of the values is not defined.
+    """
     n, k = len(both), both.shape[1] // 2
     means = both.mean(0, keepdims=True)
     gain = np.hstack([both[:, k:] - both[:, :k], both[:, :k] - both[:, k:]]) / n  # what a swap adds to the means
     observed = abs(difference(means)[0])
+    if math.isnan(observed):
+        return math.nan
     least = observed - 1e-9 * abs(both).max()  # swaps that give the same number may differ by rounding
     every = n < 63 and 2**n <= permutations
     rng = np.random.default_rng(seed)

@@ -100,12 +100,13 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any], what: str = "The run in this folder") -> None:
     """Refuse to continue a run that was started with other settings.
 
     Args:
         old: The fingerprint in the manifest of the folder.
         new: The fingerprint of this run. Both are compared as JSON, so a tuple equals a list.
+        what: What has the first one, for the message.
 
     Raises:
         FingerprintMismatch: If a key differs; the message lists each such key (dotted if nested) with its two values.
@@ -120,4 +121,4 @@ def check_fingerprint(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differ:
         lines = [f"  {key}: {before.get(key, 'nothing')} there, {now.get(key, 'nothing')} now" for key in differ]
-        raise FingerprintMismatch("\n".join(["The run in this folder was made with other settings:", *lines]), differ)
+        raise FingerprintMismatch("\n".join([f"{what} was made with other settings:", *lines]), differ)

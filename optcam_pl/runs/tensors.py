@@ -132,7 +132,8 @@ class StoredWeights:
         Raises:
             FingerprintMismatch: a key differs; the message names each.
         """
-        check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint))
+        what = f"The fit in {self.run_dir}"
+        check_fingerprint(_of_weights(self.manifest["fingerprint"]), _of_weights(fingerprint), what)
 
     def block(self, block: int, ids: Sequence[str], target: Tensor) -> Tensor:
         """The weights (B,K) of the images of a block, on the CPU.

@@ -141,7 +141,8 @@ class ClassificationTask(RunTask):
         self._fingerprint: dict[str, Any] = {}
         self._shown: dict[str, str] = {}
         self.metrics = _metrics(classifier.num_classes)
-        self.loss, self.seen = MeanMetric(), SumMetric()
+        # By default it leaves NaN out, and the loss of a network that has diverged looks well.
+        self.loss, self.seen = MeanMetric(nan_strategy=math.nan), SumMetric()
         self._images = 0
 
     # Fit -----------------------------------------------------------------------------------------------------------
@@ -363,7 +364,8 @@ class ClassificationTask(RunTask):
     def _measure(self, batch: Batch) -> None:
         real, target = self._labels(batch)
         logits = self.classifier(batch["image"]).float()
-        self.loss.update(F.cross_entropy(logits, target.clamp(min=0), reduction="none"), weight=real)
+        loss = F.cross_entropy(logits, target.clamp(min=0), reduction="none")
+        self.loss.update(loss.where(real, 0), weight=real)
         self.metrics.update(logits.softmax(1), target)
         self.seen.update((batch["index"] >= 0).sum())
 
@@ -396,6 +398,12 @@ class ClassificationTask(RunTask):
             "loss": f"{float(values[f'{stage}/loss']):.4f}",
             "images": str(int(counts.sum())),
         }
+        if int(counts.sum()) and math.isnan(float(values[f"{stage}/loss"])) and self.trainer.is_global_zero:
+            warnings.warn(
+                "The network's scores are not finite for some images, so that its accuracy says nothing. Either its "
+                "training has diverged (try a smaller `lr` or `head_lr`), or its weights are damaged.",
+                stacklevel=2,
+            )
         self._images = int(self.seen.compute())
         for measured in (self.metrics, self.loss, self.seen):
             measured.reset()

@@ -337,7 +337,8 @@ class SaliencyTask(RunTask):
         metrics = self.measured if measure else []
         what = (self.classifier, self.explainer, block, self.target, metrics)
         with decided(self.images_in_pass):
-            result = evaluate_block(*what, region=self.region, chunk_size=self.chunk_size, explain=explain)
+            options: dict[str, Any] = {"region": self.region, "chunk_size": self.chunk_size}
+            result = evaluate_block(*what, **options, explain=explain, on_error=self.data.on_error)
         for metric in metrics:
             if metric.key in result.scores:
                 metric.accumulate(result.scores[metric.key])

@@ -97,7 +97,7 @@ def test_fit_then_test_gives_the_numbers_of_test_alone(photos: Path) -> None:
 def test_weights_of_other_settings_are_refused_by_name(photos: Path) -> None:
     common = ["--config", TINY, f"--data.root={photos}"]
     main(["fit", *common, "--run_dir=fit"])
-    with pytest.raises(RuntimeError, match="explainer.normalizer"):
+    with pytest.raises(RuntimeError, match=r"The fit in fit was made with other settings:\s+explainer.normalizer"):
         main(["test", *common, "--model.weights_from=fit", "--model.explainer.normalizer=max"])
     main(["test", *common, "--run_dir=alone"])
     with pytest.raises(ValueError, match="the run folder of an `optcam fit`, but alone is one of an `optcam test`"):

@@ -214,6 +214,8 @@ def test_2_a_config_that_is_no_yaml_is_told_alike_by_every_command(words: list[s
 def test_6_a_config_or_a_command_that_does_not_exist(tell: Tell) -> None:
     assert "no file 'dmo' in" in (told := tell("test", "--config", "dmo", tiny=False))
     assert "The nearest names are: 'demo'" in told
+    Path("demos.yaml").touch()
+    assert "The nearest names are: 'demos.yaml', 'demo'" in tell("test", "--config", "demos.yml", tiny=False)
     assert "to be a file, but 'photos' is a folder" in tell("test", "--config=photos", tiny=False)
     told = tell("test", "--config", "explainer/rise", tiny=False)
     assert (

@@ -1,5 +1,6 @@
 """What was found is stored beside the data, or in the user's cache, or not at all; never half of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,10 @@ def test_a_user_without_a_home_folder_has_no_cache(tmp_path: Path, monkeypatch: 
     (tmp_path / ".optcam_pl").write_text("no folder")
     files.store_json(tmp_path, "a.json", 1)
     assert files.load_json(tmp_path, "a.json") is None
+
+
+@pytest.mark.parametrize("look", [files.list_files, files.subfolders])
+def test_a_link_to_itself_is_told(tmp_path: Path, look: Callable[[Path], list[str]]) -> None:
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(ValueError, match="The symbolic link '.*a' leads round in a circle"):
+        look(tmp_path)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import optcam_pl
 from optcam_pl import Classifier, FakeCAM, GradCAM, OptiCAM, SaliencyTask, evaluate
-from optcam_pl.data import ImageFolder, Shapes
+from optcam_pl.data import ImageFolder, ImageReadError, Shapes, TorchData
 from optcam_pl.evaluate.block import evaluate_block
 from optcam_pl.evaluate.result import Result
 from optcam_pl.evaluate.sanity import check
@@ -143,6 +143,35 @@ def test_padding_and_broken_images_never_reach_the_network() -> None:
     nothing = evaluate_block(tiny(), GradCAM(), {**batch, "error": ["x", "x", "x", ""]}, "label", [AverageDrop()])
     assert [row.status for row in nothing.rows] == ["error"] * 3
     assert nothing.logits.shape == (0, 6)
+
+
+class Overflows(nn.Sequential):
+    """A network whose scores of bright images are not finite, as of numbers that 16 bits do not hold."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        scores: Tensor = super().forward(input)
+        return torch.where(input.mean((1, 2, 3)).view(-1, 1) > 0.9, torch.inf, scores)
+
+
+@pytest.mark.parametrize("explainer", [GradCAM(), OptiCAM(max_iter=2)], ids=lambda explainer: explainer.title)
+def test_an_image_without_finite_scores_is_named_or_has_a_row_that_says_so(explainer: Explainer) -> None:
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    classifier = Classifier(Overflows(*layers), input_size=8, mean=0, std=1, target_layer="1")
+    image = torch.rand(3, 3, 8, 8)
+    image[1] = 1.0
+    batch: Any = {"image": image, "id": ["a", "b", "c"]}
+    with pytest.raises(ImageReadError, match="those for the image 'b' are not.*`--trainer.precision 32-true`"):
+        evaluate_block(classifier, explainer, batch, 1, [AverageDrop()])
+    block = evaluate_block(classifier, explainer, batch, [0, 1, 2], [AverageDrop()], on_error="record")
+    assert [(row.id, row.status, row.target) for row in block.rows] == [
+        ("a", "ok", 0),
+        ("b", "error", -1),
+        ("c", "ok", 2),
+    ]
+    assert block.rows[1].reason == "the network's scores for it are not finite"
+    assert len(block.scores["average_drop"]) == 2
+    found = evaluate(classifier, explainer, TorchData([*image], size=8, on_error="record"), target=1)
+    assert [row.status for row in found.rows[explainer.title]] == ["ok", "error", "ok"]
 
 
 def test_maps_may_come_from_elsewhere() -> None:

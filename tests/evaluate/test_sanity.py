@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
+from torch.nn.utils import prune
 
 from optcam_pl import Classifier, GradCAM
 from optcam_pl.cli import main
@@ -184,3 +185,11 @@ def test_a_layer_that_is_a_module_is_explained_in_the_copies_too() -> None:
     for _, forgetting in cascade(classifier):
         assert torch.equal(explainer(forgetting, image, 1).saliency, named(forgetting, image, 1).saliency)
     assert torch.equal(explainer(classifier, image, 1).saliency, named(classifier, image, 1).saliency)
+
+
+def test_weights_of_which_a_layers_own_are_computed_are_forgotten_too() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    classifier = Classifier(network, mean=0, std=1, input_size=8)
+    *_, (_, forgotten) = cascade(classifier)
+    assert not torch.equal(forgotten.network[0].weight_orig, network[0].weight_orig)

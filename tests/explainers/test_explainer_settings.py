@@ -22,6 +22,13 @@ METHODS = [
 ]
 
 
+def test_settings_of_another_kind_are_told() -> None:
+    with pytest.raises(TypeError, match="Expected `lr` to be a number, but got 'fast'"):
+        OptiCAM(lr="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Expected `layer` to name one layer or several, but got \[\]"):
+        GradCAM(layer=[])
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_selectivity_and_augment_can_be_given_at_construction(method: Any) -> None:
     pytest.importorskip("captum")

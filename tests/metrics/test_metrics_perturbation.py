@@ -20,9 +20,11 @@ from optcam_pl.metrics.functional import (
     patch_rank,
     perturbed_images,
     pixel_rank,
+    replaced,
     road_counts,
     step_counts,
 )
+from optcam_pl.metrics.functional.perturbation import _conjugate_gradients, _solve
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 ZERO = torch.zeros(())
@@ -226,6 +228,15 @@ def test_imputation_solves_its_linear_system_and_no_image_depends_on_another():
             np.testing.assert_allclose(got[b, s].numpy(), want, rtol=0, atol=1e-5)
     alone = torch.cat([imputed_images(image[b : b + 1], rank[b : b + 1], steps, noise=0) for b in range(2)])
     torch.testing.assert_close(got, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_systems_solved_one_after_the_other_are_those_solved_at_once(dtype):
+    image, rank = torch.rand(2, 3, 17, 12, dtype=dtype), pixel_rank(torch.rand(2, 1, 17, 12))
+    unknown = replaced(rank, [0, 1, 100, 203, 204])
+    known = torch.where(unknown, 0, image.unsqueeze(1))
+    assert torch.equal(_solve(unknown.to(dtype), known), _conjugate_gradients(unknown.to(dtype), known))
+    assert imputed_images(image, rank, []).shape == (2, 0, 3, 17, 12)
 
 
 def test_imputation_noise_is_seeded_and_only_where_pixels_were_replaced():

@@ -230,3 +230,10 @@ def test_settings_name_the_conventions():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sparseness_is_the_same_where_a_gradient_is_wanted():
+    maps = torch.rand(3, 1, 5, 7)
+    wanted = maps.clone().requires_grad_()
+    assert torch.equal(sparseness(wanted), sparseness(maps))
+    assert torch.autograd.grad(sparseness(wanted).sum(), wanted)[0].any()

@@ -146,6 +146,25 @@ def test_a_module_gets_its_flags_back() -> None:
     assert flags(network) == before
 
 
+def test_a_network_of_several_classifiers_gets_the_flags_back_that_it_had_before_the_first() -> None:
+    network = small().train()
+    network[0].requires_grad_(False)
+    before = flags(network)
+    first = Classifier(network, input_size=8)
+    again = Classifier(nn.Sequential(nn.Identity(), network), input_size=8)  # a cell that is run again
+    with pytest.raises(ValueError, match="Unknown layer"):
+        Classifier(network, input_size=8, target_layer="7")
+    first.check_frozen()  # one that fails does not thaw it
+    again.release()
+    assert flags(network) == before
+    first.release()
+    assert flags(network) == before
+    network.eval()  # what its owner does between two classifiers counts
+    before = flags(network)
+    Classifier(network, input_size=8).release()
+    assert flags(network) == before
+
+
 NETS = """
 from torch import nn
 

@@ -116,11 +116,52 @@ def test_a_backbone_that_is_cut_off_has_no_gradient_at_the_image(explainer: Any)
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of quantization
 def test_quantized_layers_have_no_gradient() -> None:
-    quantized = torch.ao.quantization.quantize_dynamic(Staged(), {nn.Linear}, dtype=torch.qint8)
-    for explainer in (GradCAM(), OptiCAM(max_iter=2)):
-        with pytest.raises(ValueError, match="quantized layers, which have no gradient"):
-            explainer(of(quantized), IMAGE, 1)
-    assert ScoreCAM()(of(quantized), IMAGE, 1).saliency.shape == (2, 1, 16, 16)
+    def quantized(seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        network: nn.Module = torch.ao.quantization.quantize_dynamic(Staged(), {nn.Linear}, dtype=torch.qint8)
+        return network
+
+    fast = Classifier(quantized(), mean=0, std=1, input_size=16, speed="onednn")  # with backward passes of our own
+    perturbations = (MeaningfulPerturbation(max_iter=2), ExtremalPerturbation(max_iter=2))
+    for explainer in (GradCAM(), OptiCAM(max_iter=2), FullGrad(), *perturbations):
+        for classifier in (of(quantized()), fast):
+            with pytest.raises(ValueError, match="quantized layers, which have no gradient"):
+                explainer(classifier, IMAGE, 1)
+    assert ScoreCAM()(of(quantized()), IMAGE, 1).saliency.shape == (2, 1, 16, 16)
+    before = fast.weight_hash()
+    assert Classifier(quantized(seed=1), mean=0, std=1, input_size=16).weight_hash() != before
+
+
+def test_a_forward_hook_that_asks_for_a_gradient_is_told() -> None:
+    network = Staged()
+    network.features.register_forward_hook(lambda module, args, output: output.register_hook(print))
+    with pytest.raises(NetworkError, match="forward hook of your own that calls `register_hook`"):
+        GradCAM()(of(network), IMAGE, 1)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's, at each pass
+def test_checkpoints_of_the_older_kind_leave_methods_without_a_gradient() -> None:
+    class Checkpointed(Staged):
+        def forward(self, image: Tensor) -> Tensor:
+            logits: Tensor = self.head(checkpoint(self.features[1], self.features[0](image), use_reentrant=True))
+            return logits
+
+    classifier = Classifier(Checkpointed(), mean=0, std=1, input_size=16)
+    assert ScoreCAM()(classifier, IMAGE, 1).saliency.shape == (2, 1, 16, 16)
+    for refused in (GradCAM("features.0").check, lambda c: GradCAM("features.0")(c, IMAGE)):
+        with pytest.raises(NetworkError, match="Switch its gradient checkpointing off"):
+            refused(classifier)
+
+
+@pytest.mark.parametrize("target", [[None, 1], {"a": 1}, [len, len], np.array([["a"], ["b"]])])
+def test_what_is_no_class_is_told(target: Any) -> None:
+    with pytest.raises(TypeError, match="(?s)`target` to be a class's number or name.*is given to the Classifier"):
+        GradCAM()(of(Staged()), IMAGE, target)
+
+
+def test_names_of_classes_may_be_an_array() -> None:
+    classifier = Classifier(Staged(), mean=0, std=1, input_size=16, class_names=["a", "b", "c"])
+    assert GradCAM()(classifier, IMAGE, np.array(["c", "a"])).target.tolist() == [2, 0]
 
 
 @pytest.mark.filterwarnings("ignore:Raising takes one image at a time")  # what it looks like from outside

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,6 +51,12 @@ def images(count: int = 3, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(slots=True)
+class Slots:
+    shape: Tensor
+    color: Tensor
+
+
 class Heads(NamedTuple):
     shape: Tensor
     color: Tensor
@@ -61,9 +68,10 @@ class Heads(NamedTuple):
         (lambda z: {"shape": z[:, :2], "color": z}, "color"),
         (lambda z: Heads(z[:, :2], z), "color"),
         (lambda z: (z[:, :2], z), 1),
+        (lambda z: Slots(z[:, :2], z), "color"),
         (lambda z: type("Output", (), {})() if z is None else _object(z), "color"),
     ],
-    ids=["mapping", "named tuple", "tuple", "object"],
+    ids=["mapping", "named tuple", "tuple", "slots", "object"],
 )
 def test_a_head_of_several_is_named(end: Callable[[Tensor], Any], output: str | int) -> None:
     plain = network(3)

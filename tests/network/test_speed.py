@@ -6,12 +6,14 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 import torchvision
 from explainer_cases import tiny_cnn
 from torch import Tensor, nn
@@ -346,3 +348,58 @@ def test_captured_work_is_forgotten_where_the_weights_are_moved(monkeypatch: pyt
     assert not forgotten
     nn.ModuleList([classifier]).double()
     assert forgotten
+
+
+def _save(network: nn.Module) -> None:
+    network.register_forward_hook(lambda module, args, output: setattr(module, "seen", [{"scores": output}]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: nn.utils.prune.l1_unstructured(network[3], "weight", 0.5),
+        lambda network: nn.utils.spectral_norm(network[3]),
+        _save,
+    ],
+)
+def test_a_network_that_keeps_computed_tensors_is_copied(change: Callable[[nn.Module], object]) -> None:
+    network = small()
+    change(network)
+    images = torch.rand(2, 3, 16, 16)
+    network(images).sum().backward()  # what is kept has a graph now
+    network.zero_grad()
+    classifier = Classifier(network, mean=0, std=1, input_size=16, target_layer="5", speed="folded")
+    assert torch.allclose(classifier(images), network(images), atol=1e-5)
+
+
+def test_a_wrapper_of_several_processes_is_left_out_of_the_copy(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        network = nn.Sequential(nn.Identity(), nn.parallel.DistributedDataParallel(small()))
+        images = torch.rand(2, 3, 16, 16)
+        plain = Classifier(network, mean=0, std=1, input_size=16)
+        fast = Classifier(network, mean=0, std=1, input_size=16, speed="folded")
+        assert plain.target_layers == fast.target_layers == ("1.module.5",)
+        assert torch.allclose(GradCAM()(fast, images).saliency, GradCAM()(plain, images).saliency, atol=1e-5)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_forward_that_holds_the_original_is_told() -> None:
+    network = small()
+    original = network.forward
+    network.forward = lambda image: 2 * original(image)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="the copy does not run its own '0'.*`speed` plain"):
+        Classifier(network, mean=0, std=1, input_size=16, speed="folded")
+
+
+def test_a_copy_of_weights_that_have_changed_is_told() -> None:
+    network, images = small(), torch.rand(1, 3, 16, 16)
+    classifier = Classifier(network, mean=0, std=1, input_size=16, speed="folded")
+    before = GradCAM()(classifier, images).saliency
+    network.load_state_dict(copy.deepcopy(network.state_dict()), assign=True)  # other tensors of the same values
+    classifier.release()
+    assert torch.equal(GradCAM()(copy.deepcopy(classifier).eval(), images).saliency, before)
+    network.load_state_dict(small().state_dict())
+    with pytest.raises(ValueError, match="weights of Sequential to stay.*`speed` folded"):
+        GradCAM()(classifier.eval(), images)

@@ -32,6 +32,19 @@ def small(width: int = 4, classes: int = 3) -> nn.Sequential:
     )
 
 
+def test_weights_that_have_no_values_yet_are_told() -> None:
+    with torch.device("meta"):
+        network = small()
+    with pytest.raises(ValueError, match="0.weight is on the meta device"):
+        Classifier(network)
+    network = small()
+    network[0] = nn.LazyConv2d(4, 3, padding=1)
+    with pytest.raises(ValueError, match="0.weight is of a lazy layer.* call the network once before"):
+        Classifier(network)
+    network(torch.zeros(1, 3, 8, 8))
+    assert Classifier(network, input_size=8).num_classes == 3
+
+
 def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
     return lambda state: {prefix + name: value for name, value in state.items()}
 

@@ -107,6 +107,10 @@ def test_runs_that_have_no_order_are_refused(runs: list[Run], tmp_path: Path) ->
     single = a_run(tmp_path / "single", {"average_drop": np.arange(40.0)})
     with pytest.raises(RunFolderError, match="1 metrics and 40 images in common"):
         agreement([*runs, single])
+    nowhere = {"average_drop": np.arange(40.0), "average_gain": np.full(40, np.nan)}
+    without = a_run(tmp_path / "without", nowhere)
+    with pytest.raises(RunFolderError, match="a value for each run, .* 1 metrics and 40 images in common"):
+        agreement([*runs, without])
 
 
 def test_the_command_prints_and_draws_it(runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optcam_pl.metrics import ADCC, AverageGain, BoxAccuracy
+from optcam_pl.metrics import ADCC, AverageGain, BoxAccuracy, PixelAveragePrecision
 from optcam_pl.reports.statistics import Sample, bootstrap_interval, bootstrap_intervals, holm, paired_difference
 
 
@@ -203,3 +203,23 @@ def test_holm_never_falls_below_the_value_keeps_the_order_and_bounds_bonferroni(
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_a_value_that_hangs_on_one_image_has_no_interval(method):
+    """PxAP where a single image has an object: without it there is no precision and no recall."""
+    metric, maps = PixelAveragePrecision(thresholds=4), torch.rand(3, 1, 4, 4)
+    mask = torch.zeros(3, 4, 4, dtype=torch.long)
+    mask[0, :2] = 1
+
+    def of_means(means):
+        return metric.of_means(torch.from_numpy(means)).numpy()
+
+    scores = metric.score(maps, mask).tolist()
+    found = bootstrap_interval(scores, of_means, method=method)
+    assert found.value == pytest.approx(metric.reduce(scores))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    without = paired_difference(scores[1:], scores[1:], of_means, method=method)
+    assert all(map(math.isnan, without[:4]))
+    assert without.images == 2

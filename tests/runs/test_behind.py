@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import subprocess
@@ -10,16 +11,20 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from optcam_pl.callbacks import MapWriter
 from optcam_pl.cli import main
-from optcam_pl.explainers import GradCAM
+from optcam_pl.explainers import Explanation, GradCAM
 from optcam_pl.runs import rows as rows_module
 from optcam_pl.runs.behind import WriteBehind, helpers
 from optcam_pl.runs.files import RunFolderError
-from optcam_pl.runs.rows import read_rows
+from optcam_pl.runs.rows import Row, read_rows
 from optcam_pl.runs.run_folder import RunFolder
 
 TINY = str(Path(__file__).parents[1] / "conf" / "tiny.yaml")
@@ -146,6 +151,16 @@ print(found[0] - before)
     environment = {**os.environ, "OMP_NUM_THREADS": "8"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"  # itself
+
+
+def test_a_map_without_a_probability_is_read_again_without_pickle() -> None:
+    row = Row(index=0, id="a.png", status="ok", target=1, predicted=1, p=None, o=None, seconds=0.0)
+    explanation = Explanation(torch.rand(1, 1, 2, 2), torch.tensor([1]), torch.tensor([False]))
+    data = MapWriter._map(None, SimpleNamespace(explanation=explanation), 0, row)()  # type: ignore[arg-type]
+    with np.load(io.BytesIO(data)) as stored:
+        assert np.isnan(stored["p"])
+        assert np.isnan(stored["o"])
+        assert (str(stored["id"]), int(stored["target"])) == ("a.png", 1)
 
 
 def run(*words: str, stage: str = "test") -> int:

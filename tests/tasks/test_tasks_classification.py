@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from optcam_pl import Classifier
+from optcam_pl.callbacks import ImageProgress
 from optcam_pl.data import Entry, ImageFolder
 from optcam_pl.explainers import OptiCAM
 from optcam_pl.network.weights import read_settings
@@ -356,6 +357,26 @@ def test_a_damaged_checkpoint_is_told_before_the_fit_goes_on(tree: Path, tmp_pat
     file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flipped": data}[damage])
     with pytest.raises(RunFolderError, match=r"Cannot continue from .*last.ckpt: it is damaged .*`--ckpt_path`"):
         last_checkpoint(tmp_path / "run")
+
+
+class Breaks(nn.Sequential):
+    """A network whose scores of the first image of each batch are not finite."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        scores: Tensor = super().forward(input)
+        return torch.cat([scores[:1] * torch.nan, scores[1:]])
+
+
+def test_a_network_that_has_diverged_is_told_and_has_no_loss(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ClassificationTask(Classifier(Breaks(*network()), input_size=8, mean=0, std=1))
+    options: dict[str, Any] = {"callbacks": [ImageProgress()], "enable_progress_bar": True}
+    data = ImageFolder(str(tree), split="test", batch_size=4)
+    with pytest.warns(UserWarning, match="scores are not finite for some images"):
+        trainer(task, tmp_path / "run", **options).test(task, datamodule=data, verbose=False)
+    assert "loss nan" in task.summary()
+    assert "\ntest: 3 of 3 batches" in capsys.readouterr().err
 
 
 def test_a_file_of_another_kind_is_no_checkpoint_to_continue_from(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def perturbed_images(image: Tensor, reference: Tensor, rank: Tensor, steps: Tens
     return torch.where(replaced(rank, steps), reference.unsqueeze(1), image.unsqueeze(1))
 
 
+@torch.no_grad()
 def imputed_images(
     image: Tensor, rank: Tensor, steps: Tensor | Sequence[int], noise: float = 0.01, seed: int = 0
 ) -> Tensor:
@@ -150,7 +151,7 @@ def imputed_images(
         seed: of the noise.
 
     Returns:
-        (B,S,3,H,W).
+        (B,S,3,H,W), without a gradient.
 
     Example:
         >>> image = torch.tensor([0.0, 7.0, 0.5]).expand(1, 3, 1, 3)
@@ -235,36 +236,52 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(places).scatter_(1, order, places)
 
 
-def _neighbors(maps: Tensor) -> Tensor:
-    """Weighted sum of the eight neighbors, with zeros beyond the border.
+def _neighbors(framed: Tensor) -> Tensor:
+    """Weighted sum of the eight neighbors of maps in a frame of zeros, (...,H+2,W+2) -> (...,H,W).
 
     It is written with shifts because a convolution may compute in TF32, which is too coarse for the solver.
     """
-    padded = F.pad(maps, (1, 1, 1, 1))
-    rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
-    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:] - 4 * maps) / 12
+    rows = torch.add(framed[..., :-2, :], framed[..., 1:-1, :], alpha=2).add_(framed[..., 2:, :])
+    sums = torch.add(rows[..., :-2], rows[..., 1:-1], alpha=2).add_(rows[..., 2:])
+    return sums.sub_(framed[..., 1:-1, 1:-1], alpha=4).div_(12)
 
 
 def _solve(unknown: Tensor, known: Tensor) -> Tensor:
-    """Conjugate gradients for (D - W) v = W known on the unknown pixels; D are the sums of each pixel's weights W.
+    """(D - W) v = W known on the unknown pixels (B,S,1,H,W), for known ones (B,S,3,H,W); D are the sums of weights W.
+
+    On a CPU one image and step comes after the other, so that what is worked on stays in the cache.
+    """
+    if known.device.type != "cpu":
+        return _conjugate_gradients(unknown, known)
+    solved = torch.empty_like(known)
+    for found, *system in zip(solved.flatten(0, 1), unknown.flatten(0, 1), known.flatten(0, 1), strict=True):
+        found.copy_(_conjugate_gradients(*system))
+    return solved
+
+
+def _conjugate_gradients(unknown: Tensor, known: Tensor) -> Tensor:
+    """Solve systems (...,3,H,W), all at the same time; see `_solve`.
 
     With D the matrix is symmetric and, as long as a single pixel is known, positive definite. A system that has
     converged stays unchanged, so that no system depends on the others.
     """
-    degree = _neighbors(torch.ones_like(unknown))
-    v = torch.zeros_like(known)
-    residual = unknown * _neighbors(known)
-    direction = residual
+    frame = (1, 1, 1, 1)
+    degree = _neighbors(F.pad(torch.ones_like(unknown), frame))
+    v, spare = torch.zeros_like(known), torch.empty_like(known)
+    residual = unknown * _neighbors(F.pad(known, frame))
+    framed = F.pad(residual, frame)
+    direction = framed[..., 1:-1, 1:-1]
     square = residual.square().sum((-2, -1), keepdim=True)
     enough = _TOLERANCE**2 * square
     for iteration in range(10 * sum(known.shape[-2:])):
-        if iteration % _CHECK_EVERY == 0 and not (square > enough).any():
-            break
-        image = unknown * (degree * direction - _neighbors(direction))
         running = square > enough
-        length = torch.where(running, square / (direction * image).sum((-2, -1), keepdim=True), 0)
-        v = v + length * direction
-        residual = residual - length * image
+        if iteration % _CHECK_EVERY == 0 and not running.any():
+            break
+        image = (degree * direction).sub_(_neighbors(framed)).mul_(unknown)
+        curvature = torch.mul(direction, image, out=spare).sum((-2, -1), keepdim=True)
+        length = torch.where(running, square / curvature, 0)
+        v += torch.mul(length, direction, out=spare)
+        residual -= torch.mul(length, image, out=spare)
         before, square = square, torch.where(running, residual.square().sum((-2, -1), keepdim=True), square)
-        direction = torch.where(running, residual + square / before * direction, direction)
+        direction.mul_(torch.where(running, square / before, 0)).add_(residual)
     return v

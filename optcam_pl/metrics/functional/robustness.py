@@ -5,6 +5,7 @@ Maps are (B,1,H,W); all scores are (B,), in float32, or in float64 if an input i
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -103,7 +104,7 @@ def sparseness(saliency: Tensor) -> Tensor:
         >>> sparseness(torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]], [[[0.5, 0.5, 0.5, 0.5]]]]))
         tensor([0.7500, 0.0000])
     """
-    values = wide(saliency).abs().flatten(1).sort(dim=1).values
+    values = _sorted(wide(saliency).abs().flatten(1))
     n = values.shape[1]
     weights = torch.arange(1 - n, n, 2, device=values.device).to(values) / n
     total = values.sum(1)
@@ -134,3 +135,10 @@ def infidelity(dot_products: Tensor, score_differences: Tensor, normalize: bool 
         power = products.square().mean(1, keepdim=True)
         products = products * (products * differences).mean(1, keepdim=True) / power.where(power > 0, 1)
     return (products - differences).square().mean(1)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """(B,n) in ascending order; on a CPU by numpy, which finds no indices and takes a third of the time."""
+    if values.device.type != "cpu" or values.requires_grad:
+        return values.sort(dim=1).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=1))
