@@ -124,8 +124,9 @@ class Components:
 def _basins(depth: Array, height: Array, connectivity: Connectivity) -> tuple[Array, int]:
     """(H,W) the number of each pixel's basin, in the order of the summits, and how many there are."""
     fine = (np.clip(height, 0, 1) * (_FINE - 1)).astype(np.int64)
-    key = (depth * np.int64(_FINE) + fine) * depth.size + np.arange(depth.size).reshape(depth.shape)
-    up = (_highest(key, connectivity) % depth.size).ravel()
+    bits = depth.size.bit_length()  # those of a pixel's index: equal neighbors are in reading order
+    key = ((depth * np.int64(_FINE) + fine) << bits) + np.arange(depth.size).reshape(depth.shape)
+    up = (_highest(key, connectivity) & ((1 << bits) - 1)).ravel()
     while not np.array_equal(up, further := up[up]):
         up = further
     summits = np.flatnonzero(up == np.arange(depth.size))
@@ -151,14 +152,15 @@ def _joins(basin: Array, depth: Array, levels: int, connectivity: Connectivity) 
         found.append([of[side][between] for of in (basin, depth) for side in (one, other)])
     a, b, depth_a, depth_b = (np.concatenate(parts) for parts in zip(*found, strict=True))
     # Of each pair of basins the highest ridge: numbers that sort like (lower basin, higher basin, E - ridge).
-    ends = np.minimum(a, b) * np.int64(basin.size) + np.maximum(a, b)
+    number = int(basin.max()) + 1
+    ends = np.minimum(a, b) * np.int64(number) + np.maximum(a, b)
     ends, below = np.divmod(np.unique(ends * (levels + 1) + levels - np.minimum(depth_a, depth_b)), levels + 1)
     highest = (np.diff(ends, prepend=-1) > 0) & (below < levels)
     order = np.flatnonzero(highest)[np.argsort(below[highest], kind="stable")]
-    part_of = list(range(int(basin.max()) + 1))
+    part_of = list(range(number))
     joins: list[tuple[int, int, int]] = []
     for pair, ridge in zip(ends[order].tolist(), (levels - below[order]).tolist(), strict=True):
-        gone, kept = sorted((_top(part_of, pair // basin.size), _top(part_of, pair % basin.size)))
+        gone, kept = sorted((_top(part_of, pair // number), _top(part_of, pair % number)))
         if gone != kept:
             part_of[gone] = kept
             joins.append((gone, kept, ridge))

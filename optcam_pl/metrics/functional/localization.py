@@ -361,18 +361,17 @@ def _in_plane(connectivity: Connectivity) -> Array:
     return structure
 
 
-def _largest(labels: Array, size: Array, *, last: bool = False) -> Array:
-    """Box (T,4) of the largest region of each plane; of equal regions the first (or `last`) in reading order.
+def _largest(labels: Array, size: Array) -> Array:
+    """Box (T,4) of the largest region of each plane; of equal regions the first in reading order.
 
     Args:
         labels: (T,H,W) int, 0 for none; regions are numbered in reading order, plane after plane.
         size: of each region, by label.
-        last: take the last of equal regions, not the first.
     """
     ends = np.maximum.accumulate(labels.max((1, 2)))
     number = np.arange(1, len(size))
     plane = np.searchsorted(ends, number)
-    order = np.lexsort((-number if last else number, -size[1:], plane))
+    order = np.lexsort((number, -size[1:], plane))
     filled, first = np.unique(plane[order], return_index=True)
     boxes = np.tile(np.array(_NO_BOX, dtype=np.float64), (len(labels), 1))
     inside = labels[filled] == number[order[first]][:, None, None]
