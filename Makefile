@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install docs demo test test-faults lint bench
+.PHONY: help install docs demo test test-faults test-lowest lint bench
 
 help:
 	@echo "make install  a virtual environment with the package and the demo; then: source .venv/bin/activate"
 	@echo "make demo   explain real photographs with real weights: a table, pictures, TensorBoard logs"
 	@echo "make test   run every test but those of faults"
 	@echo "make test-faults  kill, starve and signal real runs, for minutes"
+	@echo "make test-lowest  every test with the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint   ruff, mypy --strict, the imports' floors and the documentation"
 	@echo "make docs   the documentation as a site, in site/"
 	@echo "make bench  measure beside the limit and other packages, and make docs/performance.md"
@@ -42,6 +43,17 @@ test: $(VENV)/.dev
 
 test-faults: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto
+
+# pip only takes the newest versions. What was right then may warn now, so warnings are no errors there.
+$(VENV)-lowest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+		-e ".[demo,captum,transformers,peers,test]"
+	@touch $@
+
+test-lowest: $(VENV)-lowest/.installed
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto -o filterwarnings=default
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ import optcam_pl
 from optcam_pl import explainers
 from optcam_pl.data import ImageDataModule, ImageFolder, SamplePhotos
 from optcam_pl.explainers import Explainer
+from optcam_pl.network.allocator import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "choosing.md"
@@ -106,6 +107,7 @@ def seconds(call: Any) -> float:
 
 def measure(root: str | None, limit: int, most: float) -> dict[str, Any]:
     """Costs and numbers of each method; also written to a file after each of them."""
+    keep_freed_memory()  # as the console command does
     torch.set_num_threads(1)
     classifier = optcam_pl.Classifier("demo/efficientnet_lite0")
     data: ImageDataModule = SamplePhotos(batch_size=4)

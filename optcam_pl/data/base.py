@@ -47,9 +47,10 @@ class ImageDataModule(LightningDataModule, ABC):
         interpolation: "bilinear" or "bicubic"; None for the network's own, "bilinear" if that is unknown.
         limit: use only this many images, spread evenly over the dataset: index i * n // limit.
         seed: with `limit`, choose the images at random instead; the same seed gives the same choice on every machine.
-        on_error: "raise" ends the run at an image that cannot be read; "record" continues with a black image and puts
-            the reason into the batch's `error`.
-        max_errors: with "record", end the run when more images than this could not be read; None sets no limit.
+        on_error: "raise" ends the run at an image that cannot be read, or whose scores by the network are not finite;
+            "record" continues: of the former the batch has a black image, with the reason in its `error`, and the rows
+            of both give the reason.
+        max_errors: with "record", end the run when there are more of these images; None sets no limit.
         timeout: seconds to wait for a loader process before the run ends with an error; 0 waits forever.
         transform: torchvision v2 transform of every image with its boxes and mask, before the resize; a random
             transform gives the same result in every run.

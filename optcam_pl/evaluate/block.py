@@ -17,6 +17,7 @@ from optcam_pl.evaluate.probes import Probes
 from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.explainers.base import joined
 from optcam_pl.explainers.chunk_size import ChunkSize
+from optcam_pl.maps import finite_range
 from optcam_pl.metrics import CurveMetric, ImageMetric
 from optcam_pl.metrics.functional import region_map
 from optcam_pl.metrics.functional.localization import Region
@@ -25,6 +26,8 @@ from optcam_pl.network.scores import References
 from optcam_pl.photos.decode import ImageReadError
 from optcam_pl.reports.summary import NO_BOX
 from optcam_pl.runs.rows import Row
+
+_SLACK = 1e-4  # rounding may leave [0,1]
 
 Target: TypeAlias = Literal["label", "predicted", "second", "least"]
 """Which class is explained: the image's label, or the most, second most or least probable class."""
@@ -190,7 +193,22 @@ def _together(
         start = _now(batch["image"])
         explanation = explain(batch, classes) if explain else explainer(classifier, batch["image"], classes)
         seconds = (_now(batch["image"]) - start) / len(batch["id"])
+        _check_maps(explanation, explainer.title)
         return measure(block, batch, logits, explanation, seconds, references)
+
+
+def _check_maps(explanation: Explanation, title: str) -> None:
+    """Refuse maps that would not mask an image.
+
+    Raises:
+        ValueError: a value is not in [0,1].
+    """
+    low, high = finite_range(explanation.saliency)
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise ValueError(
+            f"Expected the maps of {title} to lie in [0, 1], but got values from {low:.4g} to {high:.4g}. "
+            "`self.finish(raw, image, target)` normalizes raw maps."
+        )
 
 
 def _check_finite(logits: Tensor, ids: Sequence[str]) -> None:

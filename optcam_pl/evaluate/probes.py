@@ -71,6 +71,11 @@ def _check_hashable(metric: str, name: str, probe: Probe, options: Mapping[str, 
 
 def _check_names(metric: ImageMetric, needs: Mapping[str, Need]) -> None:
     """Check that `needs` gives what `score` takes."""
+    if not isinstance(needs, Mapping):
+        raise TypeError(
+            f"Expected `needs` of metric {metric.key!r} to return a dict, evidence -> options, such as "
+            f'{{"original": {{}}}}, but got {needs!r}.'
+        )
     takes = inspect.signature(type(metric).score).parameters
     required = [name for name in metric.evidence() if takes[name].default is inspect.Parameter.empty]
     if absent := [name for name in required if name not in needs]:

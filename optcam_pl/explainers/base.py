@@ -183,16 +183,33 @@ class Explainer(Remembers, nn.Module, ABC):
     def _of_views(self, classifier: Classifier, image: Tensor, target: Tensor) -> Explanation:
         """Step 4."""
         if not self.augment:
-            return self.explain(classifier, image, target)
+            return self._checked(self.explain(classifier, image, target), image)
         explanations = []
         for mirrored, brightness in _VIEWS:
             view = (image.flip(3) if mirrored else image) * brightness
-            explanations.append(self.explain(classifier, view.clamp(0, 1), target))
+            explanations.append(self._checked(self.explain(classifier, view.clamp(0, 1), target), image))
         maps = [e.saliency.flip(3) if m else e.saliency for e, (m, _) in zip(explanations, _VIEWS, strict=True)]
         mean = torch.stack(maps).mean(0)
         silent = degenerate(mean)
         reasons = why(silent, [(_CANCELED, lambda: _any_speaks(explanations)), *_known(explanations)])
         return replace(explanations[0], saliency=normalize(mean), degenerate=silent, reasons=reasons)
+
+    def _checked(self, explanation: Explanation, image: Tensor) -> Explanation:
+        """What `explain` has returned.
+
+        Raises:
+            TypeError: it is no explanation.
+            ValueError: its maps are not one for each image, in the image's size.
+        """
+        if not isinstance(explanation, Explanation):
+            raise TypeError(
+                f"Expected `explain` of {self.title} to return an Explanation, as `self.finish(raw, image, target)` "
+                f"makes it of raw maps (B,1,h,w), but got {type(explanation).__name__}."
+            )
+        wanted, shape = (len(image), 1, *image.shape[2:]), tuple(explanation.saliency.shape)
+        if shape != wanted or len(explanation.target) != len(image) or len(explanation.degenerate) != len(image):
+            raise ValueError(f"Expected maps {wanted} of {self.title}, one for each image, but got {shape}.")
+        return explanation
 
     def select(self, explanation: Explanation) -> Explanation:
         """Step 5."""
@@ -360,7 +377,8 @@ class Explainer(Remembers, nn.Module, ABC):
                 degenerate, so is the map.
             causes: known reasons why a map carries no information, besides those seen in the map itself; see `why`.
         """
-        raw = raw.detach()
+        _check_raw(raw, image)
+        raw = raw.detach() if raw.is_floating_point() else raw.to(image.dtype)
         full = upsample(raw, (image.shape[2], image.shape[3]))
         sources = [raw] if parts is None else parts
         silent = degenerate(full, how) | torch.stack([degenerate(part) for part in sources]).all(0)
@@ -421,6 +439,19 @@ class Explainer(Remembers, nn.Module, ABC):
 def _has_names(target: Any) -> TypeGuard[Sequence[Any]]:
     """Whether it is a list of classes, some of which are names."""
     return isinstance(target, (list, tuple, np.ndarray)) and any(isinstance(name, str) for name in target)
+
+
+def _check_raw(raw: Any, image: Tensor) -> None:
+    """Check that an own method's maps are (B,1,h,w)."""
+    if not isinstance(raw, Tensor):
+        raise TypeError(f"Expected the raw maps to be a tensor (B,1,h,w), but got {type(raw).__name__}.")
+    if raw.ndim != 4 or raw.shape[:2] != (len(image), 1) or not raw.numel():
+        channels = raw.ndim == 4 and len(raw) == len(image)
+        advice = " Sum over the channels, raw.sum(1, keepdim=True), or choose one." if channels else ""
+        raise ValueError(
+            f"Expected the raw maps to be (B,1,h,w), one for each of {len(image)} images, but got {tuple(raw.shape)}."
+            f"{advice}"
+        )
 
 
 def joined(each: Sequence[Explanation]) -> Explanation:

@@ -392,10 +392,12 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
         if image.ndim != 4 or image.shape[1] != self.channels:
             shape, advice = tuple(image.shape), reshaping(tuple(image.shape), self.channels)
             raise ValueError(f"Expected images of shape (B, {self.channels}, H, W), but got {shape}.{advice}")
+        pixels = image
         if self._normalizes:
             mean, std = (value.to(image.dtype).view(-1, 1, 1) for value in (self.mean, self.std))
             image = (image - mean) / std
-        return self._from_network(image.to(self.network_dtype or image.dtype))
+        image = image.to(self.network_dtype or image.dtype)
+        return self._from_network(image.clone() if image is pixels else image)  # the network may write into it
 
     def _from_network(self, image: Tensor) -> Any:
         """What the network returns for normalized images of its dtype."""
@@ -537,10 +539,6 @@ class Classifier(TakesPhotos, TakesMasks, Frozen):
             ValueError: the index is not in 0 ... C-1.
         """
         return self.scores.words(self.class_name(index))
-
-    def shown(self, image: Tensor) -> Tensor:
-        """The channels (C,H,W) of an image that a picture shows: the `rgb_channels`, if they are given."""
-        return image if self.rgb_channels is None else image[list(self.rgb_channels)]
 
     def class_index(self, name: str) -> int:
         """The number of a class by its name.

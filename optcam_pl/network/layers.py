@@ -74,6 +74,8 @@ DEFAULT_LAYERS: dict[tuple[str, str], str] = {
     ("timm", "VisionTransformer"): "blocks.-1.norm1",
     ("timm", "VisionTransformerRelPos"): "blocks.-1.norm1",
 }
+# The same layer's name in earlier versions of the source.
+_EARLIER_NAMES = {("transformers", "SegformerForSemanticSegmentation"): "segformer.encoder.layer_norm.-1"}  # before 5
 # Families whose 4-D activations are (B,h,w,K); used only if the shape fits both layouts.
 _CHANNELS_LAST = {("torchvision", "SwinTransformer"), ("timm", "SwinTransformer"), ("timm", "SwinTransformerV2")}
 _MAX_PREFIX = 8  # class, distillation and register tokens together: DINOv2 with registers has 5
@@ -218,7 +220,12 @@ def _join(prefix: str, name: str) -> str:
 
 def family_layer(network: nn.Module) -> str | None:
     """The default layer of a network whose family is in the table; None for all others and for wrapped networks."""
-    return next(iter(_named_layers(network, [DEFAULT_LAYERS.get(family, "") for family in families(network)])), None)
+    return next(iter(_named_layers(network, _names_of_family(network))), None)
+
+
+def _names_of_family(network: nn.Module) -> list[str]:
+    tables = (DEFAULT_LAYERS, _EARLIER_NAMES)
+    return [table[family] for family in families(network) for table in tables if family in table]
 
 
 def family_candidates(network: nn.Module) -> list[str]:
@@ -226,7 +233,7 @@ def family_candidates(network: nn.Module) -> list[str]:
     candidates: list[str] = []
     for prefix, member in members(network):
         sources = {source for source, _ in families(member)}
-        named = [DEFAULT_LAYERS.get(family, "") for family in families(member)]
+        named = _names_of_family(member)
         info: Any = getattr(member, "feature_info", None) if "timm" in sources else None
         named += [info[-1]["module"]] if info else []
         if "transformers" in sources:
@@ -239,7 +246,7 @@ def family_candidates(network: nn.Module) -> list[str]:
 def _named_layers(network: nn.Module, names: Iterable[str]) -> list[str]:
     """The full names of those that the network has; variants of a family may differ, and lists are never called."""
     found: list[str] = []
-    for candidate in filter(None, names):
+    for candidate in names:
         try:
             name = canonical_name(network, candidate)
         except ValueError:

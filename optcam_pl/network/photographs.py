@@ -49,3 +49,7 @@ class TakesPhotos:
         """The images of `preprocess`, and the photographs to draw on."""
         images, photos = prepare(photo, self.preprocessing(resize), self.channels, self.rgb_channels)
         return images.to(self.mean.device), photos
+
+    def shown(self, image: Tensor) -> Tensor:
+        """The channels (C,H,W) of an image that a picture shows: the `rgb_channels`, if they are given."""
+        return image if self.rgb_channels is None else image[list(self.rgb_channels)]

@@ -68,7 +68,11 @@ def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
-    Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / f"a.{suffix}")
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    if suffix == "pgm":
+        (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     image = read_image(tmp_path / f"a.{suffix}")
     assert [image.getpixel((x, 0)) for x in range(4)] == [(0,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]
 

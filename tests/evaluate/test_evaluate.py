@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from optcam_pl.data import ImageFolder, ImageReadError, Shapes, TorchData
 from optcam_pl.evaluate.block import evaluate_block
 from optcam_pl.evaluate.result import Result
 from optcam_pl.evaluate.sanity import check
-from optcam_pl.explainers import Explainer
+from optcam_pl.explainers import Explainer, Explanation
 from optcam_pl.metrics import AverageDrop, AverageGain, ImageMetric, Insertion
 from optcam_pl.reports.report import load_run, report, summarize
 from optcam_pl.reports.tables import table
@@ -186,6 +187,47 @@ def test_maps_may_come_from_elsewhere() -> None:
     block = evaluate_block(classifier, GradCAM(), {"image": image}, 1, [AverageDrop()], explain=recall)
     assert asked == [[1, 1]]
     assert block.explanation is stored
+
+
+class Own(Explainer):
+    """A method of one's own that returns what a function makes of its arguments."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def explain(self, classifier: Classifier, image: Tensor, target: Tensor) -> Any:
+        return self.function(self, image, target)
+
+
+def test_an_own_method_may_return_a_mask() -> None:
+    own = Own(lambda self, image, target: self.finish(image[:, :1] > 0.5, image, target))
+    image = torch.rand(2, 3, 4, 4)
+    assert torch.equal(own(tiny(), image).saliency, (image[:, :1] > 0.5).float())
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (
+            lambda self, image, target: image.mean(1, keepdim=True),
+            TypeError,
+            "`explain` of Own to return an Explanation",
+        ),
+        (lambda self, image, target: self.finish(image.numpy(), image, target), TypeError, "tensor .* but got ndarray"),
+        (lambda self, image, target: self.finish(image, image, target), ValueError, r"got \(2, 3, 4, 4\).*raw.sum\(1"),
+        (lambda self, image, target: self.finish(image[:1, :1], image, target), ValueError, "one for each of 2 images"),
+        (
+            lambda self, image, target: Explanation(image, target, target < 0),
+            ValueError,
+            r"Expected maps \(2, 1, 4, 4\)",
+        ),
+        (lambda self, image, target: Explanation(3 * image[:, :1], target, target < 0), ValueError, r"lie in \[0, 1\]"),
+    ],
+)
+def test_what_an_own_method_returns_is_checked(function: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        optcam_pl.evaluate(tiny(), Own(function), torch.rand(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize(

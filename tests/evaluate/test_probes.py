@@ -286,6 +286,7 @@ def test_a_probe_of_ones_own_may_ask_for_the_others() -> None:
             ValueError,
             "Metric 'own' needs 'brightness', which no probe measures. The nearest are: '",
         ),
+        (["brightness"], TypeError, "to return a dict, evidence -> options"),
         ({"brightness": 3}, TypeError, r"a dict of options or \(function, options\) for 'brightness', but got 3"),
         ({"brightness": (brightness, {}), "saliency": {}}, ValueError, "to take 'saliency', which its `needs` gives"),
         ({"brightness": (brightness, {"of": {1, 2}})}, TypeError, "options of 'brightness' that are numbers, text"),

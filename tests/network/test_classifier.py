@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from optcam_pl.explainers import RISE, GradCAM
+from optcam_pl.explainers import RISE, GradCAM, OptiCAM
 from optcam_pl.network.capture import capture
 from optcam_pl.network.classifier import Classifier
 
@@ -53,6 +53,35 @@ def test_a_module_without_mean_and_std_sees_the_pixels_as_they_are() -> None:
     assert torch.equal(classifier(image), classifier.network(image))
     assert classifier.mean.tolist() == [0, 0, 0]
     assert classifier.std.tolist() == [1, 1, 1]
+
+
+class _Writes(nn.Module):
+    """Normalizes its images in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        image -= 0.5
+        logits: Tensor = self.layers(image.div_(0.25))
+        return logits
+
+
+@pytest.mark.parametrize("speed", ["plain", "folded"])
+def test_a_network_may_write_into_its_images(speed: Any) -> None:
+    network, image = _Writes(), torch.rand(2, 3, 8, 8)
+    before = image.clone()
+    classifier = Classifier(network, mean=0, std=1, input_size=8, speed=speed)
+    clean = Classifier(network.layers, mean=0.5, std=0.25, input_size=8, target_layer="1")
+    for explainer in (GradCAM(), OptiCAM(max_iter=2), RISE(num_masks=4)):
+        assert torch.allclose(explainer(classifier, image).saliency, explainer(clean, image).saliency, atol=1e-4)
+    pixels = image.clone().requires_grad_()
+    assert torch.autograd.grad(classifier(pixels).sum(), pixels)[0].any()
+    assert torch.equal(image, before)
+    assert torch.equal(pixels, before)
 
 
 def test_only_the_image_gets_a_gradient() -> None:

