@@ -1,6 +1,6 @@
 """What the host does for each image beside the network: metrics, probes, rows and files, for images of 224 x 224.
 
-    python benchmarks/metrics_host.py --threads 1 [--images 16]
+    python benchmarks/metrics_host.py --threads 1 [--images 4]
 
 The evidence of the metrics is made up, and the probes and files belong to a network that costs nothing (the mean of
 each color), so that what is measured is our own. The maps are smooth, 7 x 7 cells upsampled, as most methods make them;
@@ -166,7 +166,7 @@ def of_files(classifier: Classifier, image: Tensor, saliency: Tensor, folder: Pa
 
 
 def main() -> None:
-    options = arguments(__doc__, network="demo/efficientnet_lite0", images=16, rounds=5)
+    options = arguments(__doc__, network="demo/efficientnet_lite0", images=4, rounds=3)
     warnings.simplefilter("ignore")
     n = options.images
     large = classifier_of(options.network, options)
