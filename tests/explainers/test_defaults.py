@@ -51,6 +51,8 @@ def change(name: str) -> None:
 
 @pytest.mark.parametrize("explainer", METHODS, ids=lambda explainer: explainer.title)
 def test_maps_do_not_depend_on_torchs_defaults(explainer: Explainer, defaults: str) -> None:
+    if defaults == "meta" and isinstance(explainer, (OptiCAM, MeaningfulPerturbation)) and torch.__version__ < (2, 7):
+        pytest.skip("Adam of torch 2.6 counts its steps on the default device")
     classifier, image = tiny_cnn(), torch.rand(2, 3, 16, 16)
     classifier.check_function()
     wanted = explainer(classifier, image, 1).saliency

