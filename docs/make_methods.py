@@ -45,8 +45,8 @@ METHODS = {
     "eigen_cam": ("Eigen-CAM", "a layer", "no", "what the layer sees at all; no gradient"),
     "eigen_grad_cam": ("Eigen-Grad-CAM", "a layer, gradients", "yes", "Eigen-CAM of the weighted grid"),
     "score_cam": ("Score-CAM", "a layer", "yes", "no gradients: quantized or black-box heads"),
-    "ss_cam": ("SS-CAM", "a layer", "yes", "Score-CAM over noisy masks; hours"),
-    "is_cam": ("IS-CAM", "a layer", "yes", "Score-CAM integrated along the mask; hours"),
+    "ss_cam": ("SS-CAM", "a layer", "yes", "Score-CAM over noisy masks; 35 times its passes"),
+    "is_cam": ("IS-CAM", "a layer", "yes", "Score-CAM integrated along the mask; 10 times its passes"),
     "ablation_cam": ("Ablation-CAM", "a layer", "yes", "no gradients, cheaper where few layers follow"),
     "full_grad": ("FullGrad", "gradients, biases", "yes", "no layer to choose; complete in theory"),
     "saliency": ("Gradient", "gradients; extra captum", "yes", "what a pixel's change does; noisy"),
@@ -86,7 +86,7 @@ SLOW = [
     ),
     *("meaningful_perturbation", "extremal_perturbation", "rise", "is_cam", "ss_cam"),
 ]
-# Hours for one photograph: the cost of one of its samples, times their number.
+# Minutes for one photograph: the cost of one of its samples, times their number.
 ONE_SAMPLE = ("is_cam", "ss_cam")
 
 
