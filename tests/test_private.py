@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 
 import optcam_pl
@@ -28,6 +29,8 @@ def owner_of(touched: Touched) -> Any:
 @pytest.mark.parametrize("touched", TOUCHED, ids=lambda touched: f"{touched.owner}.{touched.name}")
 def test_it_has_not_vanished(touched: Touched) -> None:
     owner = owner_of(touched)
+    if touched.name == "_broadcast_sigterm_tensor" and lightning.__version__.startswith("2.5.0"):
+        pytest.skip("this version does not ask the other processes about signals")
     if not touched.of_instances:
         assert hasattr(owner, touched.name)
         return
