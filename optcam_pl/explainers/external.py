@@ -21,11 +21,12 @@ from torchvision.transforms.functional import gaussian_blur
 
 from optcam_pl.checks import check_choice, check_number, check_positive, nearest
 from optcam_pl.explainers.base import Explainer, Explanation
-from optcam_pl.explainers.isolation import seeded, shell_of, untouched
+from optcam_pl.explainers.isolation import seeded, untouched
 from optcam_pl.explainers.rules import FAMILIES, Watch, check_modules
 from optcam_pl.maps import Baseline, baseline_image, check_baseline
 from optcam_pl.network.capture import tensor_of
 from optcam_pl.network.classifier import Classifier
+from optcam_pl.network.copies import shell_of
 from optcam_pl.network.errors import backward_errors
 from optcam_pl.network.layers import Layers
 from optcam_pl.threads import process_wide
@@ -176,6 +177,8 @@ class CaptumExplainer(Explainer):
 
     def raw_map(self, classifier: Classifier, image: Tensor, target: Tensor) -> Tensor:
         """Steps 1 to 4: (B,1,h,w) before upsampling and normalization."""
+        # DeepLift puts hooks on the very object that it calls, where passes of other threads would run them: those wait
+        # only inside of it.
         classifier, step = shell_of(classifier), image.shape[0] if self._sees_batch() else 1
         layers = self._layers(classifier)
         _ignore_hooks_warning()

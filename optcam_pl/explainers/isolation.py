@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,17 +34,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(others)
             np.random.set_state(legacy)  # noqa: NPY002
-
-
-def shell_of(classifier: Classifier) -> Classifier:
-    """A classifier that shares everything with another one but the hooks on itself.
-
-    Captum's DeepLift puts hooks on the very object that it calls, where passes of other threads would run them: those
-    wait only inside of it.
-    """
-    shell = copy.copy(classifier)
-    vars(shell).update({name: v.copy() if isinstance(v, dict) else v for name, v in vars(classifier).items()})
-    return shell
 
 
 @contextmanager

@@ -291,16 +291,12 @@ def _near(ours: Tensor, right: Tensor, eps: float) -> bool:
 
 def _copied(problem: Problem, image: Tensor, target: Tensor) -> Problem:
     """The problem in memory of its own, but for its images and classes."""
-    return replace(_map_tensors(problem, Tensor.clone), image=image, target=target)
-
-
-def _map_tensors(problem: Problem, function: Callable[[Tensor], Tensor]) -> Problem:
     values: dict[str, Any] = {}
     for field in fields(problem):
         value = getattr(problem, field.name)
         several = isinstance(value, list)
-        values[field.name] = [function(A) for A in value] if several else None if value is None else function(value)
-    return type(problem)(**values)
+        values[field.name] = [A.clone() for A in value] if several else None if value is None else value.clone()
+    return type(problem)(**{**values, "image": image, "target": target})
 
 
 def _tensors(problem: Problem) -> list[Tensor]:

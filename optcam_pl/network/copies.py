@@ -48,6 +48,13 @@ def copied(network: Module) -> Module:
     return copy.deepcopy(network, memo)
 
 
+def shell_of(module: Module) -> Module:
+    """A second object with everything that a module has, but with tables of its own: of hooks, parameters, modules."""
+    shell = copy.copy(module)
+    vars(shell).update({name: v.copy() if isinstance(v, dict) else v for name, v in vars(module).items()})
+    return shell
+
+
 def _note_computed(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
     """Note copies of the tensors with a graph in a value and in the containers that it holds."""
     if isinstance(value, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from optcam_pl import kernels
 from optcam_pl.checks import check_choice
+from optcam_pl.network.copies import shell_of
 from optcam_pl.network.folding import Folded, Run
 from optcam_pl.network.onednn import use_onednn
 from optcam_pl.private import forward_hooks, forward_pre_hooks
@@ -404,9 +404,7 @@ def original_of(classifier: Classifier) -> Classifier:
     """
     if classifier.fast is None:
         return classifier
-    twin = copy.copy(classifier)
-    # The tables of buffers and modules are shared by a shallow copy, and the twin gets another module.
-    vars(twin).update({name: value.copy() for name, value in vars(classifier).items() if isinstance(value, dict)})
+    twin = shell_of(classifier)
     twin.network, twin.fast = classifier.fast.original.to(classifier.mean.device), None
     return twin
 
